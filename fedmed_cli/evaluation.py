@@ -1,0 +1,118 @@
+"""Scores of adapters on examples: losses per example, measured once and remembered by digest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedmed_cli.adapters import Adapter
+from fedmed_cli.batches import nll_per_example
+from fedmed_cli.digests import sha256_json
+from fedmed_cli.errors import InputError
+from fedmed_cli.examples import Encoded, Example, encode, set_digest
+from fedmed_cli.intervals import Losses
+from fedmed_cli.models import LanguageModel
+from fedmed_cli.records import Plan
+from fedmed_cli.workspace import Workspace, write_file
+
+BATCH_TOKENS = 2048
+BATCH_EXAMPLES = 16
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Examples ready to be measured. `groups` are what intervals resample."""
+
+    examples: list[Example]
+    encoded: list[Encoded]
+    groups: list[str]
+    digest: str
+    num_skipped: int
+    num_truncated: int
+
+
+def choose(examples: Sequence[Example], limit: int, key: Callable[[Example], str] | None = None) -> list[Example]:
+    """At most `limit` examples, a fixed choice spread over the values of `key` in proportion.
+
+    Within a value the choice goes by digest, which is as good as random and the same every time.
+    """
+    if len(examples) <= limit:
+        return list(examples)
+    strata: dict[str, list[Example]] = {}
+    for example in sorted(examples, key=lambda example: sha256_json([example.text_key, "choose"])):
+        strata.setdefault(key(example) if key else "", []).append(example)
+    exact = {name: limit * len(members) / len(examples) for name, members in strata.items()}
+    counts = {name: int(share) for name, share in exact.items()}
+    for name in sorted(exact, key=lambda name: (counts[name] - exact[name], name))[: limit - sum(counts.values())]:
+        counts[name] += 1
+    chosen = [example for name in sorted(strata) for example in strata[name][: counts[name]]]
+    return chosen
+
+
+def prepare(lm: LanguageModel, plan: Plan, examples: Sequence[Example], group_by: str | None) -> EvaluationSet:
+    """Encode examples for measuring. InputError where none has room for an answer token."""
+    kept, encoded, groups = [], [], []
+    for example in examples:
+        tokens = encode(example, plan.prompt, lm.tokenizer, plan.training.max_length)
+        if tokens is not None:
+            kept.append(example)
+            encoded.append(tokens)
+            groups.append(example.group(group_by))
+    if not kept:
+        raise InputError(f"none of {len(examples)} examples fits into max_length {plan.training.max_length}")
+    truncated = sum(tokens.truncated for tokens in encoded)
+    return EvaluationSet(kept, encoded, groups, set_digest(kept), len(examples) - len(kept), truncated)
+
+
+def measure(
+    lm: LanguageModel, adapter: Adapter | None, encoded: Sequence[Encoded], progress: Progress | None = None
+) -> Losses:
+    """Losses per example of the base with `adapter` (None: the plain base), batched by length."""
+    lm.use(adapter)
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
+    nll = np.zeros(len(encoded))
+    done = 0
+    with torch.inference_mode():
+        while done < len(order):
+            batch = order[done : done + BATCH_EXAMPLES]
+            while len(batch) > 1 and len(batch) * len(encoded[batch[-1]].ids) > BATCH_TOKENS:
+                batch.pop()
+            nll[batch] = nll_per_example(lm, [encoded[index] for index in batch]).double().cpu().numpy()
+            done += len(batch)
+            if progress:
+                progress(done, len(order))
+    return Losses(nll, np.array([tokens.num_supervised for tokens in encoded]))
+
+
+def measure_cached(
+    workspace: Workspace,
+    plan: Plan,
+    lm: LanguageModel,
+    adapter: Adapter | None,
+    items: EvaluationSet,
+    progress: Progress | None = None,
+) -> Losses:
+    """`measure`, remembered in `.fedmed/measurements/` by adapter, base, prompt, set and arithmetic."""
+    if adapter is not None and not any(b.any() for _, b in adapter.factors.values()):
+        adapter = None  # B = 0 adds nothing: it is the base
+    key = {
+        "adapter": adapter.digest if adapter else "base",
+        "base": plan.base.fingerprint,
+        "prompt": [plan.prompt.system, plan.prompt.user, plan.training.max_length],
+        "set": items.digest,
+        "arithmetic": [lm.device.type, str(lm.dtype)],
+    }
+    path = workspace.private / "measurements" / f"{sha256_json(key)}.json"
+    if path.exists():
+        value = json.loads(path.read_bytes())
+        return Losses(np.array(value["nll"]), np.array(value["num_tokens"]))
+    losses = measure(lm, adapter, items.encoded, progress)
+    value = {"key": key, "nll": losses.nll.tolist(), "num_tokens": losses.num_tokens.tolist()}
+    write_file(path, json.dumps(value).encode())
+    return losses

@@ -1,0 +1,183 @@
+"""Language models in memory: load a base once, put adapters on it, say which kernels it runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import peft
+import torch
+import transformers
+
+from fedmed_cli.adapters import PREFIX, Adapter
+from fedmed_cli.bases import LocalBase
+from fedmed_cli.errors import CombineError, InputError, MachineError
+from fedmed_cli.records import Run
+
+Say = Callable[[str], None]
+
+
+def choose_device(device: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "mps"; MachineError where it is not there."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda: torch finds no CUDA device", hint="use --device auto or cpu")
+    elif device == "mps" and not torch.backends.mps.is_available():
+        raise MachineError("--device mps: torch finds no Apple GPU", hint="use --device auto or cpu")
+    return torch.device(device)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively: by CPU flags or the GPU's own word, never by timing."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and platform.system() == "Linux":
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
+@dataclass
+class LanguageModel:
+    """A base model with at most one adapter on it at a time. `load` makes one; adapters come as factors."""
+
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    base: LocalBase
+    _slots: dict[tuple[int, float, tuple[str, ...]], str] = field(default_factory=dict)
+    _active: str | None = None
+
+    def use(self, adapter: Adapter | None) -> None:
+        """Put `adapter` on the base (None: the plain base). CombineError where it does not fit."""
+        if adapter is None:
+            if self._slots:
+                self.model.base_model.disable_adapter_layers()
+            self._active = None
+            return
+        key = (adapter.r, adapter.scaling, adapter.targets)
+        if key not in self._slots:
+            self._slots[key] = self._add_slot(adapter)
+        name = self._slots[key]
+        self.model.base_model.enable_adapter_layers()
+        self.model.set_adapter(name)
+        parameters = self._parameters(name)
+        wanted = {f"{module}.lora_{factor}" for module in adapter.factors for factor in "AB"}
+        if set(parameters) != wanted:
+            odd = sorted(set(parameters) ^ wanted)[0]
+            raise CombineError(f"the adapter does not fit base model {self.base.base.name}: module {odd!r}")
+        with torch.no_grad():
+            for module, (a, b) in adapter.factors.items():
+                for factor, values in (("A", a), ("B", b)):
+                    parameter = parameters[f"{module}.lora_{factor}"]
+                    if tuple(parameter.shape) != values.shape:
+                        raise CombineError(
+                            f"the adapter does not fit base model {self.base.base.name}: {module} wants "
+                            f"{tuple(parameter.shape)}, found {values.shape}"
+                        )
+                    parameter.copy_(torch.from_numpy(np.array(values, dtype=np.float32)))
+        self._active = name
+
+    def _add_slot(self, adapter: Adapter) -> str:
+        name = f"slot{len(self._slots)}"
+        config = peft.LoraConfig(
+            r=adapter.r,
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT divides by r, fractions are fine
+            use_rslora=adapter.use_rslora,
+            target_modules=list(adapter.targets),
+            task_type="CAUSAL_LM",
+        )
+        try:
+            if self._slots:
+                self.model.add_adapter(name, config)
+            else:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", category=FutureWarning)
+                    self.model = peft.get_peft_model(self.model, config, adapter_name=name)
+        except ValueError as error:
+            raise CombineError(f"the adapter does not fit base model {self.base.base.name} ({error})") from None
+        self.model.eval()
+        return name
+
+    def _parameters(self, name: str) -> dict[str, torch.nn.Parameter]:
+        end = f".{name}.weight"
+        return {
+            key.removeprefix(PREFIX).removesuffix(end): parameter
+            for key, parameter in self.model.named_parameters()
+            if key.endswith(end)
+        }
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        """The active adapter's factors, float32, sorted by name."""
+        assert self._active is not None
+        return [parameter for _, parameter in sorted(self._parameters(self._active).items())]
+
+    def read_factors(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The active adapter's factors as numpy: (A: (r, in), B: (out, r)) for each module."""
+        assert self._active is not None
+        values = {
+            key: parameter.detach().to("cpu", torch.float32).numpy().copy()
+            for key, parameter in self._parameters(self._active).items()
+        }
+        modules = sorted({key.rpartition(".lora_")[0] for key in values})
+        return {module: (values[f"{module}.lora_A"], values[f"{module}.lora_B"]) for module in modules}
+
+    def environment(self) -> Run:
+        """Versions, device and kernels, for a record's `run` object."""
+        return {
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "peft": peft.__version__,
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+
+def load(base: LocalBase, device: str = "auto", say: Say = lambda message: None) -> LanguageModel:
+    """Load a base model and its tokenizer from its folder: safetensors only, no code from the folder runs.
+
+    Weights are bfloat16 where the device has the instructions, float32 elsewhere; `say` is told which.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    target = choose_device(device)
+    dtype = torch.bfloat16 if has_bfloat16(target) else torch.float32
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            base.folder, local_files_only=True, trust_remote_code=False
+        )
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{base.folder}: transformers cannot load this base model ({type(error).__name__})",
+            hint="fedmed needs a causal language model of an architecture that transformers has built in",
+        ) from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise MachineError(f"not enough memory to load {base.base.name}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{base.folder}: the tokenizer has no end token")
+    why = "" if dtype == torch.bfloat16 or target.type != "cpu" else " (this CPU has no bfloat16 instructions)"
+    say(f"{base.base.name} runs on {target.type} in {str(dtype).removeprefix('torch.')}{why}")
+    model.to(target)
+    model.eval()
+    model.requires_grad_(False)
+    return LanguageModel(model, tokenizer, target, dtype, base)

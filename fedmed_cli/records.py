@@ -1,0 +1,748 @@
+"""Every format that fedmed writes, as frozen dataclasses with strict reading and writing.
+
+docs/formats.md describes the fields. JSON records start with `format`, `version` and `fedmed_version`;
+what differs from run to run is in the one object `run`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from fedmed_cli import __version__
+from fedmed_cli.digests import sha256_json
+from fedmed_cli.errors import InputError
+
+MAX_RECORD_BYTES = 1_000_000
+MAX_DEPTH = 12
+MAX_LAYERS = 1024
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+RESERVED_NAMES = frozenset({"base", "global", "best", "train", "test", "coordinator"})
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.([A-Za-z0-9_]+|\*))*")
+_TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+
+T = TypeVar("T", bound="Record")
+Run = dict[str, str | int | float | None]
+
+
+def check_site_name(name: str) -> str:
+    """Return `name`, or raise ValueError where it may not become part of a path."""
+    if not SITE_NAME.fullmatch(name):
+        raise ValueError(f"site name {name!r} must match {SITE_NAME.pattern}")
+    if name.lower() in RESERVED_NAMES:
+        raise ValueError(f"site name {name!r} is reserved")
+    return name
+
+
+def check_site_names(names: tuple[str, ...]) -> None:
+    """Raise ValueError unless every name is allowed and unique without regard to case."""
+    for name in names:
+        check_site_name(name)
+    folded = [name.lower() for name in names]
+    for name in names:
+        if folded.count(name.lower()) > 1:
+            raise ValueError(f"site name {name!r} appears twice (upper and lower case count as one)")
+
+
+def _check_digest(name: str, value: str) -> None:
+    if not _DIGEST.fullmatch(value):
+        raise ValueError(f"{name} must be 64 hexadecimal digits, found {value[:80]!r}")
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, found {value!r}")
+
+
+# --- the codec --------------------------------------------------------------------------------------
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Turn a JSON or TOML value into `kind`; ValueError names the place, what it wants and what it found."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        for option in options:
+            if option is not type(None):
+                try:
+                    return _decode(option, value, where)
+                except ValueError:
+                    if len([o for o in options if o is not type(None)]) == 1:
+                        raise
+        raise ValueError(f"{where} has an unexpected type ({type(value).__name__})")
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            known = ", ".join(map(str, typing.get_args(kind)))
+            raise ValueError(f"{where} must be one of {known}, found {str(value)[:80]!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, found {type(value).__name__}")
+        item = typing.get_args(kind)[0]
+        return tuple(_decode(item, part, f"{where}[{i}]") for i, part in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object, found {type(value).__name__}")
+        item = typing.get_args(kind)[1]
+        return {key: _decode(item, part, f"{where}.{key[:80]}") for key, part in value.items()}
+    if dataclasses.is_dataclass(kind):
+        return _decode_fields(typing.cast(type, kind), value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise ValueError(f"{where} must be {kind.__name__}, found {type(value).__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError(f"{where} must be finite, found {value}")
+    return value
+
+
+def _decode_fields(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'the file'} must be an object, found {type(value).__name__}")
+    hints = typing.get_type_hints(kind)
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    prefix = f"{where}." if where else ""
+    for name in value:
+        if name not in known:
+            raise ValueError(f"unknown field {prefix + name[:80]!r}")
+    arguments = {}
+    for name, f in known.items():
+        if name in value:
+            arguments[name] = _decode(hints[name], value[name], prefix + name)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"missing field {prefix + name!r}")
+    return kind(**arguments)
+
+
+def _encode(value: Any) -> Any:
+    """Turn a dataclass into plain JSON values, keys sorted."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: _encode(getattr(value, name)) for name in sorted(f.name for f in dataclasses.fields(value))}
+    if isinstance(value, dict):
+        return {key: _encode(part) for key, part in sorted(value.items())}
+    if isinstance(value, tuple | list):
+        return [_encode(part) for part in value]
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:80]!r} appears twice")
+    return result
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a number")
+
+
+def _depth(value: Any) -> int:
+    deepest, level = 0, [value]
+    while level:
+        deepest += 1
+        if deepest > MAX_DEPTH:
+            return deepest
+        level = [
+            part
+            for node in level
+            if isinstance(node, dict | list)
+            for part in (node.values() if isinstance(node, dict) else node)
+        ]
+    return deepest
+
+
+def parse_json(data: bytes, name: str, max_bytes: int = MAX_RECORD_BYTES) -> Any:
+    """Parse foreign JSON strictly; `name` is how errors call the file.
+
+    Refuses more than `max_bytes`, nesting deeper than `MAX_DEPTH`, duplicate keys, NaN and Infinity, and
+    bytes that are not UTF-8 (InputError, exit code 3).
+    """
+    if len(data) > max_bytes:
+        raise InputError(f"{name}: expected at most {max_bytes:,} bytes, found {len(data):,}")
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}: is not JSON at line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{name}: {reason}") from None
+    if _depth(value) > MAX_DEPTH:
+        raise InputError(f"{name}: nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def read_file(path: Path, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+    """Read a small file whole, once; InputError where it is missing, unreadable or too large."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > max_bytes:
+        raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found more")
+    return data
+
+
+@dataclass(frozen=True)
+class Record:
+    """What all JSON records share. `format` is "fedmed/" plus the class's `FORMAT`."""
+
+    FORMAT: ClassVar[str] = ""
+    VERSION: ClassVar[int] = 1
+
+    def header(self) -> dict[str, Any]:
+        return {"format": f"fedmed/{self.FORMAT}", "version": self.VERSION, "fedmed_version": __version__}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON values, header first."""
+        return self.header() | _encode(self)
+
+    def to_bytes(self) -> bytes:
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        return (text + "\n").encode("utf-8")
+
+    @classmethod
+    def from_bytes(cls: type[T], data: bytes, name: str) -> T:
+        """Parse and check a record; InputError names the file, the expected and the found value."""
+        return cls.from_dict(parse_json(data, name), name)
+
+    @classmethod
+    def from_dict(cls: type[T], value: Any, name: str) -> T:
+        if not isinstance(value, dict):
+            raise InputError(f"{name}: expected an object, found {type(value).__name__}")
+        rest = _check_header(value, cls.FORMAT, cls.VERSION, name)
+        try:
+            return typing.cast(T, _decode_fields(cls, rest, ""))
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from None
+
+    @classmethod
+    def read(cls: type[T], path: Path) -> T:
+        return cls.from_bytes(read_file(path), str(path))
+
+
+def _check_header(value: dict[str, Any], kind: str, version: int, name: str) -> dict[str, Any]:
+    rest = dict(value)
+    found = rest.pop("format", None)
+    if found != f"fedmed/{kind}":
+        raise InputError(f"{name}: expected format 'fedmed/{kind}', found {str(found)[:80]!r}")
+    found = rest.pop("version", None)
+    if type(found) is not int or found != version:
+        raise InputError(
+            f"{name}: expected version {version}, found {str(found)[:80]}",
+            hint="a newer fedmed wrote this file; install that version to read it",
+        )
+    writer = rest.pop("fedmed_version", None)
+    if not isinstance(writer, str):
+        raise InputError(f"{name}: missing field 'fedmed_version'")
+    return rest
+
+
+# --- the plan ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model all sites agree on.
+
+    `linear` gives every linear module's shape: a name maps to (out, in); a name in which `*` stands for
+    the layer maps to (out, in, layers).
+    """
+
+    name: str
+    revision: str
+    fingerprint: str
+    num_bytes: int
+    linear: dict[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable() or len(self.name) > 200:
+            raise ValueError("base.name must be 1 to 200 printable characters")
+        if len(self.revision) > 100 or not self.revision.isprintable():
+            raise ValueError("base.revision must be at most 100 printable characters")
+        _check_digest("base.fingerprint", self.fingerprint)
+        _check_not_negative(**{"base.num_bytes": self.num_bytes})
+        if not self.linear:
+            raise ValueError("base.linear names no module")
+        for name, shape in self.linear.items():
+            if not _MODULE.fullmatch(name) or name.count("*") > 1:
+                raise ValueError(f"base.linear: {name[:80]!r} is not a module name")
+            if len(shape) != (3 if "*" in name else 2) or any(not 1 <= size <= 2**24 for size in shape):
+                raise ValueError(f"base.linear: {name[:80]!r} has an unusable shape {list(shape)[:5]}")
+            if "*" in name and shape[2] > MAX_LAYERS:
+                raise ValueError(f"base.linear: {name[:80]!r} has more than {MAX_LAYERS} layers")
+
+    @cached_property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Every linear module by its full name: (out, in)."""
+        result = {}
+        for name, shape in self.linear.items():
+            for layer in range(shape[2]) if "*" in name else [0]:
+                result[name.replace("*", str(layer))] = (shape[0], shape[1])
+        return dict(sorted(result.items()))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The LoRA configuration: every adapter of the federation has this rank, alpha and these targets."""
+
+    r: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.r <= 1024:
+            raise ValueError(f"lora.r must be from 1 to 1024, found {self.r}")
+        if not 0 < self.alpha <= 65536:
+            raise ValueError(f"lora.alpha must be above 0 and at most 65536, found {self.alpha}")
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("lora.targets must name at least one module, each once")
+        for target in self.targets:
+            if not _TARGET.fullmatch(target):
+                raise ValueError(f"lora.targets: {target[:80]!r} is not a module name")
+
+    @property
+    def scaling(self) -> float:
+        """s = alpha / r: the adapter adds s·B·A to the weight."""
+        return self.alpha / self.r
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The texts around a question; the base model's own chat template wraps them."""
+
+    system: str = "You answer health questions clearly and briefly for patients."
+    user: str = "{question}"
+
+    def __post_init__(self) -> None:
+        if self.user.count("{question}") != 1:
+            raise ValueError("prompt.user must contain {question} once")
+        if len(self.system) > 4000 or len(self.user) > 4000:
+            raise ValueError("prompt texts may have at most 4000 characters")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training options all sites agree on. `max_steps` is the default of a round; a site may change it."""
+
+    learning_rate: float = 2e-4
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float = 1.0
+    max_length: int = 1024
+    max_steps: int = 100
+    seed: int = 0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"training.learning_rate must be above 0 and at most 1, found {self.learning_rate}")
+        if not 16 <= self.max_length <= 1_000_000:
+            raise ValueError(f"training.max_length must be from 16 to 1000000, found {self.max_length}")
+        if not 1 <= self.max_steps <= 10_000_000:
+            raise ValueError(f"training.max_steps must be from 1 to 10000000, found {self.max_steps}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"training.seed must be from 0 to 2^63 - 1, found {self.seed}")
+        if not 0 < self.max_grad_norm:
+            raise ValueError(f"training.max_grad_norm must be above 0, found {self.max_grad_norm}")
+        _check_not_negative(
+            **{"training.warmup_steps": self.warmup_steps, "training.weight_decay": self.weight_decay}
+        )
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Who takes part, and how many contributions a round needs at least."""
+
+    names: tuple[str, ...]
+    min_sites: int
+
+    def __post_init__(self) -> None:
+        check_site_names(self.names)
+        if not self.names:
+            raise ValueError("sites.names names no site")
+        if not 1 <= self.min_sites <= len(self.names):
+            raise ValueError(f"sites.min_sites must be from 1 to {len(self.names)}, found {self.min_sites}")
+
+    @property
+    def digest(self) -> str:
+        return sha256_json(_encode(self))
+
+
+_PLAN_COMMENTS = {
+    "base": "The base model. Its fingerprint (weights, config, tokenizer, template) must match at every site;\n"
+    "# `linear` gives the shape of each linear module: (out, in), and the number of layers where the name has a *.",
+    "lora": "What every site trains: LoRA of rank r with scaling alpha / r on the target modules.",
+    "prompt": "Plain texts; the base model's own chat template wraps them.",
+    "training": "Agreed by all sites. Device and batch size are free; max_steps is the default of a round.",
+    "sites": "Who takes part, and the fewest contributions a round may be made of. Not part of the plan digest.",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`federation.toml`: what all sites agree on."""
+
+    base: Base
+    lora: Lora
+    prompt: Prompt
+    training: Training
+    sites: Sites
+
+    FORMAT: ClassVar[str] = "plan"
+    VERSION: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for target in self.lora.targets:
+            if not any(_is_target(name, target) for name in self.base.modules):
+                leaves = sorted({name.rsplit(".", 1)[-1] for name in self.base.modules})
+                raise ValueError(f"lora.targets: the base has no linear module {target!r} (it has {', '.join(leaves)})")
+        smallest = min(min(shape) for shape in self.modules.values())
+        if self.lora.r > smallest:
+            raise ValueError(f"lora.r is {self.lora.r}, but a target module has a side of {smallest}")
+
+    @cached_property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """The target modules, sorted by name: (out, in)."""
+        return {
+            name: shape
+            for name, shape in self.base.modules.items()
+            if any(_is_target(name, target) for target in self.lora.targets)
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of what the sites agree on: base, lora, prompt and training (not sites)."""
+        return sha256_json({name: _encode(getattr(self, name)) for name in ("base", "lora", "prompt", "training")})
+
+    def to_bytes(self) -> bytes:
+        lines = [
+            "# The plan of a fedmed federation. Send this file to every site; nobody edits it afterwards.",
+            f'format = "fedmed/{self.FORMAT}"',
+            f"version = {self.VERSION}",
+            f"fedmed_version = {_toml(__version__)}",
+        ]
+        for name, comment in _PLAN_COMMENTS.items():
+            lines += ["", f"# {comment}", f"[{name}]"]
+            values = _encode(getattr(self, name))
+            tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+            lines += [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+            for key, table in tables.items():
+                lines += [f"[{name}.{key}]"] + [f"{_toml(k)} = {_toml(v)}" for k, v in table.items()]
+        return ("\n".join(lines) + "\n").encode("utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        return cls.from_bytes(read_file(path), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Plan:
+        try:
+            value = tomllib.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{name}: is not TOML ({error})") from None
+        except RecursionError:
+            raise InputError(f"{name}: nested too deep") from None
+        rest = _check_header(value, cls.FORMAT, cls.VERSION, name)
+        try:
+            return typing.cast(Plan, _decode_fields(cls, rest, ""))
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from None
+
+
+def _is_target(module: str, target: str) -> bool:
+    """PEFT's rule for a list of target modules: the whole name, or its end after a dot."""
+    return module == target or module.endswith("." + target)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value)
+    # A JSON string, integer or list of those is a valid TOML value, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+# --- records ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean loss in nats per supervised token, with its standard error over groups of examples."""
+
+    mean: float
+    standard_error: float
+    num_examples: int
+    num_groups: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class SiteCounts:
+    """How many examples a site has in each set, what they are made of, and how far that is from the pool."""
+
+    train: int
+    validation: int
+    coordinator: int
+    test: int
+    labels: dict[str, int]
+    jensen_shannon: float
+
+    @property
+    def total(self) -> int:
+        return self.train + self.validation + self.coordinator + self.test
+
+
+@dataclass(frozen=True)
+class SplitRecord(Record):
+    """`data/split.json`: what `split` did."""
+
+    FORMAT: ClassVar[str] = "split"
+
+    source: Literal["corpus", "file", "hub"]
+    source_digest: str
+    method: Literal["iid", "dirichlet", "column"]
+    column: str | None
+    label_column: str | None
+    group_by: str | None
+    alpha: float | None
+    seed: int
+    limit: int | None
+    requested_sizes: tuple[int, ...] | None
+    shares: dict[str, float]
+    num_examples: int
+    num_groups: int
+    num_moved: int
+    checks: dict[str, int]
+    sites: dict[str, SiteCounts]
+    run: Run = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DivisionRecord(Record):
+    """`data/SITE/division.json`: how a hospital's own file was divided into train, validation and test."""
+
+    FORMAT: ClassVar[str] = "division"
+
+    site: str
+    source_digest: str
+    group_by: str | None
+    seed: int
+    train: int
+    validation: int
+    test: int
+    num_groups: int
+    run: Run = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contribution(Record):
+    """`contribution.json`: what a site says about its adapter. Numbers, enums and digests only."""
+
+    FORMAT: ClassVar[str] = "contribution"
+
+    site: str
+    round: int
+    plan: str
+    sites: str
+    base_fingerprint: str
+    parent: str
+    adapter: str
+    adapter_bytes: int
+    base_bytes: int
+    num_examples: int
+    num_tokens: int
+    num_truncated: int
+    num_skipped: int
+    max_steps: int
+    num_trained_examples: int
+    num_trained_tokens: int
+    per_device_train_batch_size: int
+    losses: tuple[float, ...]
+    validation_before: Loss | None
+    validation_after: Loss | None
+    update_norm: float
+    files: dict[str, str]
+    run: Run = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_site_name(self.site)
+        if self.round < 1:
+            raise ValueError(f"round must be at least 1, found {self.round}")
+        for name in ("plan", "sites", "base_fingerprint", "parent", "adapter"):
+            _check_digest(name, getattr(self, name))
+        for name, value in self.files.items():
+            _check_digest(f"files.{name[:80]}", value)
+        counts = ("adapter_bytes", "base_bytes", "num_examples", "num_tokens", "num_truncated", "num_skipped")
+        _check_not_negative(**{name: getattr(self, name) for name in (*counts, "max_steps", "update_norm")})
+
+    @property
+    def reduction(self) -> float:
+        """The share of the base model's bytes that need not travel, from 0 to 1."""
+        return 1 - self.adapter_bytes / self.base_bytes if self.base_bytes else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        body = _encode(self) | {"reduction": round(self.reduction, 6)}
+        return self.header() | dict(sorted(body.items()))
+
+    @classmethod
+    def from_dict(cls, value: Any, name: str) -> Contribution:
+        if isinstance(value, dict):
+            stated = value.get("reduction")
+            value = {key: part for key, part in value.items() if key != "reduction"}
+            record = super().from_dict(value, name)
+            if stated != round(record.reduction, 6):
+                raise InputError(f"{name}: reduction must be {record.reduction:.6f}, found {str(stated)[:80]}")
+            return record
+        return super().from_dict(value, name)
+
+
+Verdict = Literal["accepted", "clipped", "rejected"]
+
+
+@dataclass(frozen=True)
+class SiteDecision:
+    """What the coordinator decided about one contribution, from which evidence, and why."""
+
+    adapter: str
+    contribution: str
+    weight: float
+    verdict: Verdict
+    clip_factor: float
+    update_norm: float
+    num_examples: int
+    num_tokens: int
+    cosines: dict[str, float]
+    reasons: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_digest("adapter", self.adapter)
+        _check_digest("contribution", self.contribution)
+        _check_not_negative(weight=self.weight, clip_factor=self.clip_factor, update_norm=self.update_norm)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Relative Frobenius error of the result against the exact weighted mean, over all modules and for each."""
+
+    overall: float
+    modules: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Aggregate(Record):
+    """`aggregate.json`: what a global adapter was made of."""
+
+    FORMAT: ClassVar[str] = "aggregate"
+
+    round: int
+    plan: str
+    sites_digest: str
+    base_fingerprint: str
+    parent: str
+    adapter: str
+    method: Literal["svd", "stack", "factor-mean"]
+    weights: Literal["tokens", "examples", "uniform"]
+    clip: float | None
+    server_lr: float
+    sites: dict[str, SiteDecision]
+    missing: tuple[str, ...]
+    excluded: tuple[str, ...]
+    truncation: Truncation
+    files: dict[str, str]
+    run: Run = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.round < 1:
+            raise ValueError(f"round must be at least 1, found {self.round}")
+        for name in ("plan", "sites_digest", "base_fingerprint", "parent", "adapter"):
+            _check_digest(name, getattr(self, name))
+        for name in (*self.sites, *self.missing, *self.excluded):
+            check_site_name(name)
+        for name, value in self.files.items():
+            _check_digest(f"files.{name[:80]}", value)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One adapter's loss on one part of the test examples; differences are paired, negative is better."""
+
+    loss: float
+    perplexity: float
+    standard_error: float
+    num_examples: int
+    num_groups: int
+    num_tokens: int
+    against_base: Interval | None
+    against_global: Interval | None
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """`reports/compare.json`: adapters measured on examples that nobody trained on or chose weights with."""
+
+    FORMAT: ClassVar[str] = "comparison"
+
+    plan: str
+    base_fingerprint: str
+    examples: str
+    examples_digest: str
+    num_resamples: int
+    seed: int
+    adapters: dict[str, str | None]
+    scores: dict[str, dict[str, Score]]
+    run: Run = field(default_factory=dict)
+
+
+def metric_line(event: str, **values: str | int | float | None) -> bytes:
+    """One line of `metrics.jsonl`: numbers, enums and digests of one event."""
+    body = {"format": "fedmed/metric", "version": 1, "event": event} | dict(sorted(values.items()))
+    return (json.dumps(body, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The events of `metrics.jsonl`, and whether a torn last line was dropped.
+
+    A damaged line anywhere else is an InputError.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    events: list[dict[str, Any]] = []
+    for number, line in enumerate(lines[:-1], 1):
+        event = parse_json(line, f"{path}:{number}")
+        if not isinstance(event, dict) or event.get("format") != "fedmed/metric" or event.get("version") != 1:
+            raise InputError(f"{path}:{number}: expected a fedmed/metric of version 1")
+        events.append(event)
+    return events, bool(lines[-1])
+
+

@@ -1,0 +1,229 @@
+"""Where things lie in a federation's folder, and how they are written so that a crash loses nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.records import Plan, metric_line
+
+PLAN_NAME = "federation.toml"
+_ROUND = re.compile(r"[0-9]{3,6}")
+
+
+def utc_now() -> str:
+    """The time for a record's `run` object, to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder; its renames are journalled.
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_synced(path: Path, data: bytes | memoryview) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Write a file atomically and durably: readers see the old bytes or the new ones, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        _write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_folder(target: Path, files: dict[str, bytes | memoryview]) -> None:
+    """Write a folder of files (names may hold `/`) beside `target` and rename it whole.
+
+    ConflictError where `target` exists already.
+    """
+    if target.exists():
+        raise ConflictError(f"{target} exists already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        staged.chmod(0o777 & ~_umask())
+        folders = {staged}
+        for name, data in files.items():
+            path = staged / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folders.add(path.parent)
+            _write_synced(path, data)
+        for folder in folders:
+            _sync_folder(folder)
+        os.rename(staged, target)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A federation's folder. Nothing is read or created before a method is called."""
+
+    root: Path
+
+    @property
+    def plan_path(self) -> Path:
+        return self.root / PLAN_NAME
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def rounds(self) -> Path:
+        return self.root / "rounds"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def private(self) -> Path:
+        """Lock, caches and replaced files: safe to delete when idle."""
+        return self.root / ".fedmed"
+
+    def site_data(self, site: str) -> Path:
+        return self.data / site
+
+    def contribution(self, site: str) -> Path:
+        return self.adapters / site
+
+    def round(self, number: int) -> Path:
+        return self.rounds / f"{number:03d}"
+
+    def global_adapter(self, number: int) -> Path:
+        return self.round(number) / "global"
+
+    def newest_round(self) -> int:
+        """The newest round with a global adapter, 0 where there is none."""
+        if not self.rounds.is_dir():
+            return 0
+        numbers = [
+            int(folder.name)
+            for folder in self.rounds.iterdir()
+            if _ROUND.fullmatch(folder.name) and (folder / "global").is_dir()
+        ]
+        return max(numbers, default=0)
+
+    def read_plan(self) -> Plan:
+        if not self.plan_path.exists():
+            raise InputError(
+                f"{self.root} is no fedmed workspace: it has no {PLAN_NAME}",
+                hint="make one with 'fedmed split' or 'fedmed init', copy the coordinator's federation.toml here, "
+                "or name the workspace with --workspace",
+            )
+        return Plan.read(self.plan_path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other fedmed processes from writing here. The lock of a dead process is free.
+
+        ConflictError where another process holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        self.private.mkdir(parents=True, exist_ok=True)
+        lock, holder = FileLock(self.private / "lock"), self.private / "lock.pid"
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            pid = holder.read_text().strip() if holder.exists() else "unknown"
+            raise ConflictError(
+                f"another fedmed (process {pid}) works in {self.root}", hint="wait until it is done"
+            ) from None
+        try:
+            holder.write_text(f"{os.getpid()}\n")
+            self._sweep()
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+    def _sweep(self) -> None:
+        """Remove the temporaries of a process that died while writing."""
+        for folder in (self.root, self.data, self.adapters, self.rounds, *self.rounds.glob("*"), self.reports):
+            for orphan in folder.glob(".*.tmp") if folder.is_dir() else ():
+                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+
+    def set_aside(self, path: Path) -> Path | None:
+        """Move what lies at `path` to `.fedmed/replaced/`; None where nothing lies there."""
+        if not path.exists():
+            return None
+        replaced = self.private / "replaced"
+        replaced.mkdir(parents=True, exist_ok=True)
+        stamp = utc_now().replace(":", "").replace("-", "")
+        for attempt in range(10_000):
+            target = replaced / f"{path.name}-{stamp}-{attempt}"
+            if not target.exists():
+                os.rename(path, target)
+                return target
+        raise ConflictError(f"{replaced} is full", hint=f"delete old folders in {replaced}")
+
+    def replace_folder(self, target: Path, files: dict[str, bytes | memoryview]) -> Path | None:
+        """Write `target` new; what lay there is kept. Returns where the old folder is now, or None.
+
+        The new folder is complete on disk before the old one moves.
+        """
+        staged = target.with_name(f".{target.name}.{os.getpid()}.new.tmp")
+        shutil.rmtree(staged, ignore_errors=True)
+        write_folder(staged, files)
+        kept = self.set_aside(target)
+        os.rename(staged, target)
+        _sync_folder(target.parent)
+        return kept
+
+    def log(self, event: str, **values: str | int | float | None) -> None:
+        """Append one line to `metrics.jsonl`; a torn last line of a crash is cut off first."""
+        path = self.root / "metrics.jsonl"
+        with path.open("ab+") as file:
+            file.seek(0)
+            data = file.read()
+            whole = data.rfind(b"\n") + 1
+            if whole != len(data):
+                file.truncate(whole)
+            file.write(metric_line(event, **values))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def relative(self, path: Path) -> str:
+        """`path` as people see it: relative to the workspace where it lies inside."""
+        try:
+            return path.relative_to(self.root).as_posix()
+        except ValueError:
+            return str(path)
