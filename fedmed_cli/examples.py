@@ -18,7 +18,7 @@ from fedmed_cli.digests import canonical_json, sha256_bytes, sha256_json
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.records import Prompt
 
-IGNORED_LABEL = -100
+SITE_COLUMN = "fedmed_site"
 CORPUS = "corpus"
 # Pairs of column names that hold a question and its answer, the first that fits is taken.
 LAYOUTS = (
@@ -273,6 +273,11 @@ def to_jsonl(examples: Iterable[Example], extra: Callable[[Example], Mapping[str
 def read_jsonl(path: Path) -> list[Example]:
     """Read examples that fedmed wrote (`data/…`)."""
     return _to_examples(_rows(_read(path), path), {"question": "question", "answer": "answer"}, None, str(path))
+
+
+def home_site(example: Example) -> str:
+    """The site that a coordinator or test example was taken from; empty where nobody said."""
+    return example.columns.get(SITE_COLUMN, "")
 
 
 def set_digest(examples: Iterable[Example]) -> str:

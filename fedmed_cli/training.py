@@ -13,7 +13,7 @@ import transformers
 from fedmed_cli.adapters import Adapter, plan_adapter
 from fedmed_cli.batches import nll_per_example
 from fedmed_cli.digests import sha256_json
-from fedmed_cli.errors import FedmedError, MachineError
+from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.examples import Encoded
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Plan
@@ -80,7 +80,7 @@ def train(
 ) -> Trained:
     """Train the plan's adapter from `start` for `max_steps` steps of AdamW with a fresh optimiser.
 
-    Nothing of earlier trainings in this process matters. FedmedError where the loss stops being finite,
+    Nothing of earlier trainings in this process matters. InputError where the loss stops being finite,
     MachineError where memory runs out.
     """
     options = plan.training
@@ -106,7 +106,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             losses.append(float(loss.detach()))
             if not np.isfinite(losses[-1]):
-                raise FedmedError(
+                raise InputError(
                     f"the loss became {losses[-1]} in step {len(losses)}", hint="plan a lower learning rate"
                 )
             num_examples += len(batch)

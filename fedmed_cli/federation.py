@@ -1,0 +1,123 @@
+"""Whole rounds on one machine: train each site, aggregate, measure the global adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fedmed_cli import adapters, evaluation, examples, rounds, site
+from fedmed_cli.errors import InputError
+from fedmed_cli.intervals import paired_interval, summarize
+from fedmed_cli.models import LanguageModel
+from fedmed_cli.records import Aggregate, Contribution, Interval, Loss, Plan
+from fedmed_cli.workspace import Workspace
+
+DEFAULT_COORDINATOR_SAMPLES = 200
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """One round: each site's contribution, the aggregate, and the coordinator's own measurement of it."""
+
+    contributions: dict[str, Contribution]
+    aggregate: Aggregate
+    before: Loss | None
+    after: Loss | None
+    change: Interval | None
+
+
+def run_rounds(
+    workspace: Workspace,
+    plan: Plan,
+    lm: LanguageModel,
+    until: int,
+    *,
+    max_steps: int | None = None,
+    batch_size: int = site.DEFAULT_BATCH_SIZE,
+    max_eval_samples: int | None = None,
+    method: str = "svd",
+    weights: str = "tokens",
+    events_for: Callable[[str, int], site.Events] = lambda name, round_number: site.Events(),
+) -> Iterator[RoundSummary]:
+    """Run rounds until round `until` exists, yielding a summary of each.
+
+    It resumes: a site's contribution that already lies in `adapters/` for the round is taken as it is.
+    `events_for(site or "coordinator", round)` gives where each step reports to. The caller holds the lock.
+    """
+    data = {name: site.workspace_data(workspace, name) for name in plan.sites.names}
+    validation_samples = max_eval_samples or site.DEFAULT_EVAL_SAMPLES
+    coordinator = _coordinator_set(workspace, plan, lm, max_eval_samples, events_for("coordinator", 0))
+    for round_number in range(workspace.newest_round() + 1, until + 1):
+        start = rounds.starting_adapter(workspace, plan, round_number)
+        contributions = {}
+        for name in plan.sites.names:
+            events = events_for(name, round_number)
+            existing = _existing(workspace, plan, name, round_number, start.digest)
+            if existing is not None:
+                events.say(f"site {name}: its contribution to round {round_number} is already there")
+                contributions[name] = existing
+                continue
+            result = site.train_local(
+                workspace,
+                plan,
+                lm,
+                name,
+                data[name],
+                start,
+                round_number,
+                max_steps=max_steps,
+                batch_size=batch_size,
+                max_eval_samples=validation_samples,
+                events=events,
+            )
+            contributions[name] = result.record
+        events = events_for("coordinator", round_number)
+        paths = [workspace.contribution(name) for name in plan.sites.names]
+        aggregated = rounds.aggregate(workspace, paths, method=method, weights=weights, say=events.say)
+        before = after = change = None
+        if coordinator is not None:
+            result_adapter = adapters.read_global(aggregated.path, plan).adapter
+            first, second = (
+                evaluation.measure_cached(workspace, plan, lm, adapter, coordinator, events.measured)
+                for adapter in (start, result_adapter)
+            )
+            before, after = (summarize(losses, coordinator.groups) for losses in (first, second))
+            change = paired_interval(second, first, coordinator.groups)
+            workspace.log(
+                "round",
+                round=round_number,
+                coordinator_before=before.mean,
+                coordinator_after=after.mean,
+                num_examples=after.num_examples,
+            )
+        yield RoundSummary(contributions, aggregated.record, before, after, change)
+
+
+def _existing(
+    workspace: Workspace, plan: Plan, name: str, round_number: int, parent: str
+) -> Contribution | None:
+    """The contribution of a site to this very round, if it already lies in the mailbox."""
+    path = workspace.contribution(name)
+    if not path.exists():
+        return None
+    record = adapters.read_folder(path, plan).contribution
+    if record is None or record.round < round_number:
+        return None
+    if record.site != name:
+        raise InputError(f"{workspace.relative(path)}: expected a contribution of site {name}, found {record.site}")
+    adapters.read_contribution(path, plan, round_number, parent)
+    return record
+
+
+def _coordinator_set(
+    workspace: Workspace, plan: Plan, lm: LanguageModel, limit: int | None, events: site.Events
+) -> evaluation.EvaluationSet | None:
+    path = workspace.data / "coordinator.jsonl"
+    if not path.exists():
+        events.say("the coordinator has no examples, so the global adapter is not measured")
+        return None
+    rows = examples.read_jsonl(path)
+    chosen = evaluation.choose(rows, limit or DEFAULT_COORDINATOR_SAMPLES, examples.home_site)
+    if len(chosen) < len(rows):
+        events.say(f"measuring the global adapter on {len(chosen)} of {len(rows)} coordinator examples")
+    return evaluation.prepare(lm, plan, chosen, site.group_column(workspace))

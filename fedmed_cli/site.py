@@ -1,0 +1,243 @@
+"""A hospital's step in a round: its examples, its training, its contribution."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedmed_cli import adapters, evaluation, examples, partition
+from fedmed_cli.adapters import Adapter, AdapterFolder
+from fedmed_cli.aggregation.factors import update_norm
+from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.examples import Encoded, Example
+from fedmed_cli.intervals import summarize
+from fedmed_cli.models import LanguageModel
+from fedmed_cli.records import Contribution, DivisionRecord, Loss, Plan, SplitRecord
+from fedmed_cli.training import Step, order_seed, train
+from fedmed_cli.workspace import Workspace, utc_now, write_file
+
+DEFAULT_BATCH_SIZE = 2
+DEFAULT_EVAL_SAMPLES = 100
+DIVISION_NAME = "division.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Where a long step reports to: `say` gets sentences, the others get numbers."""
+
+    say: Say = lambda message: None
+    step: Callable[[Step], None] | None = None
+    measured: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A site's training and validation examples; `pending` are files to write once the step succeeded."""
+
+    train: list[Example]
+    validation: list[Example]
+    group_by: str | None
+    pending: dict[Path, bytes]
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """A contribution that was written, and where an older one was kept."""
+
+    record: Contribution
+    path: Path
+    replaced: Path | None
+
+
+def group_column(workspace: Workspace, site: str | None = None) -> str | None:
+    """The column whose groups were kept together, from the record of the split or of the site's own division."""
+    division = workspace.site_data(site) / DIVISION_NAME if site else None
+    if division is not None and division.exists():
+        return DivisionRecord.read(division).group_by
+    split = workspace.data / "split.json"
+    return SplitRecord.read(split).group_by if split.exists() else None
+
+
+def workspace_data(workspace: Workspace, site: str) -> SiteData:
+    """The examples that `split`, or an earlier `train-local --data`, put into the workspace."""
+    folder = workspace.site_data(site)
+    if not (folder / "train.jsonl").exists():
+        raise InputError(
+            f"{workspace.relative(folder)}: holds no train.jsonl for site {site}",
+            hint=f"give the hospital's own file with --data FILE, or copy the folder data/{site} here",
+        )
+    validation = folder / "validation.jsonl"
+    return SiteData(
+        examples.read_jsonl(folder / "train.jsonl"),
+        examples.read_jsonl(validation) if validation.exists() else [],
+        group_column(workspace, site),
+        {},
+    )
+
+
+def file_data(
+    workspace: Workspace, plan: Plan, site: str, dataset: examples.Dataset, group_by: str | None
+) -> SiteData:
+    """Divide a hospital's own file into train, validation and test; nothing is written yet.
+
+    ConflictError where the workspace holds data of this site that came from `split`.
+    """
+    folder = workspace.site_data(site)
+    if folder.exists() and not (folder / DIVISION_NAME).exists():
+        raise ConflictError(
+            f"{workspace.relative(folder)} holds the examples that 'fedmed split' made",
+            hint="leave --data away, or use another workspace",
+        )
+    sets, num_groups = partition.divide_file(dataset.examples, group_by, plan.training.seed)
+    for name in ("train", "validation"):
+        if not sets[name]:
+            raise InputError(f"--data: {num_groups} groups are too few: the {name} set would be empty")
+    record = DivisionRecord(
+        site=site,
+        source_digest=dataset.digest,
+        group_by=group_by,
+        seed=plan.training.seed,
+        train=len(sets["train"]),
+        validation=len(sets["validation"]),
+        test=len(sets["test"]),
+        num_groups=num_groups,
+        run={"created": utc_now()},
+    )
+    pending = {folder / f"{name}.jsonl": examples.to_jsonl(members) for name, members in sets.items()}
+    pending[folder / DIVISION_NAME] = record.to_bytes()
+    return SiteData(sets["train"], sets["validation"], group_by, pending)
+
+
+def train_local(
+    workspace: Workspace,
+    plan: Plan,
+    lm: LanguageModel,
+    site: str,
+    data: SiteData,
+    start: Adapter,
+    round_number: int,
+    *,
+    max_steps: int | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    max_eval_samples: int = DEFAULT_EVAL_SAMPLES,
+    accepted: AdapterFolder | None = None,
+    events: Events = Events(),  # noqa: B008  # frozen
+) -> SiteResult:
+    """Train a site's adapter from `start` and write its contribution to `adapters/SITE/`.
+
+    Until the training is done nothing outside `.fedmed/` is written. `accepted` is a global adapter from the
+    coordinator that is then filed as the round before. The caller holds the workspace's lock.
+    """
+    began = time.perf_counter()
+    steps = max_steps or plan.training.max_steps
+    encoded, skipped = _encode(lm, plan, data.train)
+    truncated = sum(tokens.truncated for tokens in encoded)
+    if skipped:
+        events.say(f"site {site}: {skipped} of {len(data.train)} examples skipped: the question alone fills max_length")
+    if truncated:
+        events.say(
+            f"site {site}: {truncated} of {len(data.train)} answers cut at max_length {plan.training.max_length}"
+        )
+
+    validation = None
+    if data.validation:
+        chosen = evaluation.choose(data.validation, max_eval_samples)
+        if len(chosen) < len(data.validation):
+            events.say(f"site {site}: measuring on {len(chosen)} of {len(data.validation)} validation examples")
+        validation = evaluation.prepare(lm, plan, chosen, data.group_by)
+    else:
+        events.say(f"site {site}: no validation examples, so no loss is measured")
+
+    def measured(adapter: Adapter) -> Loss | None:
+        if validation is None:
+            return None
+        losses = evaluation.measure_cached(workspace, plan, lm, adapter, validation, events.measured)
+        return summarize(losses, validation.groups)
+
+    before = measured(start)
+    trained = train(
+        lm,
+        plan,
+        start,
+        encoded,
+        max_steps=steps,
+        batch_size=batch_size,
+        seed=order_seed(plan, site, round_number),
+        progress=events.step,
+    )
+    after = measured(trained.adapter)
+
+    title = f"Contribution of site {site} to round {round_number}"
+    origin = f"Trained by fedmed on this site's own examples for {steps} steps. No example is in this folder."
+    files = adapters.adapter_files(trained.adapter, adapters.readme(plan.base, trained.adapter, title, origin))
+    record = Contribution(
+        site=site,
+        round=round_number,
+        plan=plan.digest,
+        sites=plan.sites.digest,
+        base_fingerprint=plan.base.fingerprint,
+        parent=start.digest,
+        adapter=trained.adapter.digest,
+        adapter_bytes=sum(map(len, files.values())),
+        base_bytes=plan.base.num_bytes,
+        num_examples=len(encoded),
+        num_tokens=sum(tokens.num_supervised for tokens in encoded),
+        num_truncated=truncated,
+        num_skipped=skipped,
+        max_steps=steps,
+        num_trained_examples=trained.num_examples,
+        num_trained_tokens=trained.num_tokens,
+        per_device_train_batch_size=batch_size,
+        losses=tuple(round(loss, 6) for loss in trained.losses),
+        validation_before=before,
+        validation_after=after,
+        update_norm=update_norm(start, trained.adapter),
+        files={name: sha256_bytes(content) for name, content in files.items()},
+        run=lm.environment()
+        | {
+            "created": utc_now(),
+            "peak_memory_bytes": _peak_memory(),
+            "seconds": round(time.perf_counter() - began, 3),
+            "tokens_per_second": round(trained.tokens_per_second, 1),
+        },
+    )
+    files[adapters.CONTRIBUTION_NAME] = record.to_bytes()
+
+    if accepted is not None:
+        round_before = {f"global/{name}": content for name, content in accepted.files.items()}
+        workspace.replace_folder(workspace.round(round_number - 1), dict(round_before))
+    for path, content in data.pending.items():
+        write_file(path, content)
+    target = workspace.contribution(site)
+    replaced = workspace.replace_folder(target, dict(files))
+    workspace.log(
+        "train-local",
+        round=round_number,
+        site=site,
+        steps=steps,
+        adapter=record.adapter,
+        validation_before=before.mean if before else None,
+        validation_after=after.mean if after else None,
+    )
+    return SiteResult(record, target, replaced)
+
+
+def _encode(lm: LanguageModel, plan: Plan, rows: Sequence[Example]) -> tuple[list[Encoded], int]:
+    encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
+    kept = [tokens for tokens in encoded if tokens is not None]
+    if not kept:
+        raise InputError(f"none of {len(rows)} training examples fits into max_length {plan.training.max_length}")
+    return kept, len(encoded) - len(kept)
+
+
+def _peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
