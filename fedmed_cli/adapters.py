@@ -35,9 +35,7 @@ README_NAME = "README.md"
 CONTRIBUTION_NAME = "contribution.json"
 AGGREGATE_NAME = "aggregate.json"
 SIGNATURES = (f"{CONTRIBUTION_NAME}.sig", f"{AGGREGATE_NAME}.sig")
-ALLOWED_NAMES = frozenset(
-    {CONFIG_NAME, WEIGHTS_NAME, README_NAME, CONTRIBUTION_NAME, AGGREGATE_NAME, *SIGNATURES}
-)
+ALLOWED_NAMES = frozenset({CONFIG_NAME, WEIGHTS_NAME, README_NAME, CONTRIBUTION_NAME, AGGREGATE_NAME, *SIGNATURES})
 PREFIX = "base_model.model."
 MAX_WEIGHTS_BYTES = 8_000_000_000
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -429,4 +427,3 @@ model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
 
 For research evaluation only, not for clinical use. Its answers can be wrong.
 """
-

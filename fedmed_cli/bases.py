@@ -143,9 +143,7 @@ def _describe_folder(folder: Path, name: str, revision: str, say: Say) -> Base:
         {
             "config": {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG},
             "weights": digests,
-            "tokenizer": {
-                file: _file_digest(folder / file) for file in _TOKENIZER_FILES if (folder / file).exists()
-            },
+            "tokenizer": {file: _file_digest(folder / file) for file in _TOKENIZER_FILES if (folder / file).exists()},
             "settings": {key: tokenizer_config.get(key) for key in _TOKENIZER_SETTINGS},
             "template": template,
         }

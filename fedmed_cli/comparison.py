@@ -9,17 +9,17 @@ from pathlib import Path
 
 from fedmed_cli import adapters, evaluation, examples, intervals
 from fedmed_cli.adapters import Adapter
-from fedmed_cli.errors import InputError
+from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.examples import Example
 from fedmed_cli.generation import answer_batch
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Comparison, Interval, Plan, Score
+from fedmed_cli.records import OVERALL, Comparison, Interval, Plan, Score
 from fedmed_cli.site import group_column
 from fedmed_cli.workspace import Workspace, utc_now
 
 DEFAULT_TEST_SAMPLES = 600
-OVERALL = "overall"
+
 QUESTIONS = (
     "What are the warning signs of a stroke?",
     "How do doctors treat high blood pressure?",
@@ -37,7 +37,6 @@ class TestSet:
     examples: list[Example]
     name: str
     group_by: str | None
-    parts: dict[str, list[int]]
 
 
 def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> TestSet:
@@ -54,7 +53,7 @@ def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> Te
     chosen = evaluation.choose(rows, limit, examples.home_site)
     if len(chosen) < len(rows):
         say(f"measuring on {len(chosen)} of {len(rows)} examples of {name} (--max-eval-samples)")
-    return TestSet(chosen, name, group_column(workspace, site), {})
+    return TestSet(chosen, name, group_column(workspace, site))
 
 
 def parts_of(items: evaluation.EvaluationSet) -> dict[str, list[int]]:
@@ -67,18 +66,31 @@ def parts_of(items: evaluation.EvaluationSet) -> dict[str, list[int]]:
 
 
 def workspace_adapters(workspace: Workspace, plan: Plan, all_rounds: bool = False) -> dict[str, Adapter]:
-    """The adapters to compare by name: each site's of the newest round, and the newest global one (or all)."""
+    """The adapters to compare by name: each site's of the newest round, and the newest global one (or all).
+
+    Before the first round it is what lies in the mailbox.
+    """
     newest = workspace.newest_round()
-    found: dict[str, Adapter] = {}
-    for site in plan.sites.names:
-        for path in (workspace.round(newest) / site, workspace.contribution(site)):
-            if newest and path.is_dir() or (not newest and path == workspace.contribution(site) and path.is_dir()):
-                found[site] = adapters.read_folder(path, plan).adapter
-                break
-    for number in range(1, newest + 1) if all_rounds else [newest] if newest else []:
-        path = workspace.global_adapter(number)
+    home = workspace.round(newest) if newest else workspace.adapters
+    found = {
+        site: adapters.read_folder(home / site, plan).adapter for site in plan.sites.names if (home / site).is_dir()
+    }
+    for number in range(1 if all_rounds else max(newest, 1), newest + 1):
         name = "global" if number == newest else f"global-{number}"
-        found[name] = adapters.read_global(path, plan).adapter
+        found[name] = adapters.read_global(workspace.global_adapter(number), plan).adapter
+    return found
+
+
+def named_adapters(plan: Plan, given: Sequence[str], taken: set[str]) -> dict[str, Adapter]:
+    """Adapters given as PATH or NAME=PATH; UsageError where a name is taken."""
+    found: dict[str, Adapter] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).name, text
+        if name == "base" or name in taken or name in found:
+            raise UsageError(f"--adapter {text}: the name {name!r} is taken", hint="give another: --adapter NAME=PATH")
+        found[name] = adapters.read_folder(Path(path), plan).adapter
     return found
 
 

@@ -327,9 +327,7 @@ def render(messages: list[dict[str, str]], tokenizer: Any) -> str:
         if messages[0]["role"] != "system":
             raise
         first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        return str(
-            tokenizer.apply_chat_template([first, *messages[2:]], tokenize=False, add_generation_prompt=True)
-        )
+        return str(tokenizer.apply_chat_template([first, *messages[2:]], tokenize=False, add_generation_prompt=True))
 
 
 def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:

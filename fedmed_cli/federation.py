@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fedmed_cli import adapters, evaluation, examples, rounds, site
 from fedmed_cli.errors import InputError
@@ -24,6 +25,18 @@ class RoundSummary:
     before: Loss | None
     after: Loss | None
     change: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain JSON values."""
+        return {
+            "aggregate": self.aggregate.to_dict(),
+            "contributions": {name: record.to_dict() for name, record in self.contributions.items()},
+            "coordinator": {
+                "before": asdict(self.before) if self.before else None,
+                "after": asdict(self.after) if self.after else None,
+                "change": asdict(self.change) if self.change else None,
+            },
+        }
 
 
 def run_rounds(
@@ -93,9 +106,7 @@ def run_rounds(
         yield RoundSummary(contributions, aggregated.record, before, after, change)
 
 
-def _existing(
-    workspace: Workspace, plan: Plan, name: str, round_number: int, parent: str
-) -> Contribution | None:
+def _existing(workspace: Workspace, plan: Plan, name: str, round_number: int, parent: str) -> Contribution | None:
     """The contribution of a site to this very round, if it already lies in the mailbox."""
     path = workspace.contribution(name)
     if not path.exists():

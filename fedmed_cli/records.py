@@ -24,6 +24,7 @@ from fedmed_cli.errors import InputError
 
 MAX_RECORD_BYTES = 1_000_000
 MAX_DEPTH = 12
+OVERALL = "overall"
 MAX_LAYERS = 1024
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 RESERVED_NAMES = frozenset({"base", "global", "best", "train", "test", "coordinator"})
@@ -364,9 +365,7 @@ class Training:
             raise ValueError(f"training.seed must be from 0 to 2^63 - 1, found {self.seed}")
         if not 0 < self.max_grad_norm:
             raise ValueError(f"training.max_grad_norm must be above 0, found {self.max_grad_norm}")
-        _check_not_negative(
-            **{"training.warmup_steps": self.warmup_steps, "training.weight_decay": self.weight_decay}
-        )
+        _check_not_negative(**{"training.warmup_steps": self.warmup_steps, "training.weight_decay": self.weight_decay})
 
 
 @dataclass(frozen=True)
@@ -744,5 +743,3 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
             raise InputError(f"{path}:{number}: expected a fedmed/metric of version 1")
         events.append(event)
     return events, bool(lines[-1])
-
-

@@ -82,9 +82,7 @@ def workspace_data(workspace: Workspace, site: str) -> SiteData:
     )
 
 
-def file_data(
-    workspace: Workspace, plan: Plan, site: str, dataset: examples.Dataset, group_by: str | None
-) -> SiteData:
+def file_data(workspace: Workspace, plan: Plan, site: str, dataset: examples.Dataset, group_by: str | None) -> SiteData:
     """Divide a hospital's own file into train, validation and test; nothing is written yet.
 
     ConflictError where the workspace holds data of this site that came from `split`.

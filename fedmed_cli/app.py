@@ -1,0 +1,135 @@
+"""The Typer app, and main(): the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from fedmed_cli import __version__
+from fedmed_cli.commands import (
+    aggregate,
+    chat,
+    compare,
+    init,
+    inspect_adapter,
+    round,
+    split,
+    train_local,
+)
+from fedmed_cli.errors import FedmedError, InputError, Interrupted, MachineError
+
+app = typer.Typer(
+    name="fedmed",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "split": split.split,
+    "init": init.init,
+    "train-local": train_local.train_local,
+    "aggregate": aggregate.aggregate,
+    "round": round.run_round,
+    "compare": compare.compare,
+    "chat": chat.chat,
+    "inspect-adapter": inspect_adapter.inspect_adapter,
+}
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"fedmed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def fedmed(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Fine-tune one medical language model across hospitals by exchanging LoRA adapters as files.
+
+    Records never leave a hospital. For research evaluation, not for clinical use.
+
+    Example: fedmed split && fedmed round && fedmed compare
+    """
+
+
+def _guard(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn Ctrl-C inside a command into our own error, before Typer makes an abort of it."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+
+    return guarded
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_guard(_command))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run fedmed with `argv` (default: the process's arguments) and return its exit code."""
+    from fedmed_cli.screen import show_error
+
+    try:
+        app(args=None if argv is None else list(argv), prog_name="fedmed")
+        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except FedmedError as error:
+        show_error(error)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # so that the interpreter can flush at exit
+        return 0
+    except OSError as error:
+        known = _known_os_error(error)
+        if known is None:
+            return _bug(error)
+        show_error(known)
+        return known.exit_code
+    except MemoryError:
+        show_error(MachineError("out of memory", hint="close other programs, or take a smaller batch or base model"))
+        return MachineError.exit_code
+    except Exception as error:
+        return _bug(error)
+
+
+def _known_os_error(error: OSError) -> FedmedError | None:
+    where = f"{error.filename}: " if isinstance(error.filename, str) else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return MachineError(f"{where}no space left on the disk", hint="free some space; nothing was lost")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return InputError(f"{where}permission denied")
+    if error.errno in (errno.ENOTDIR, errno.EISDIR):
+        return InputError(f"{where}{(error.strerror or '').lower()}")
+    return None
+
+
+def _bug(error: BaseException) -> int:
+    """Show where a bug of ours happened: frames and the exception's type, without its message or any value."""
+    if os.environ.get("FEDMED_DEBUG") == "1":
+        traceback.print_exception(error)
+        return 1
+    lines = [f"fedmed: error: this is a bug in fedmed {__version__}: {type(error).__name__}"]
+    for frame in traceback.extract_tb(error.__traceback__)[-6:]:
+        lines.append(f"  at {os.path.basename(frame.filename)}:{frame.lineno} in {frame.name}")
+    lines.append("fedmed: hint: report these lines; FEDMED_DEBUG=1 shows all (it may quote your data)")
+    sys.stderr.write("\n".join(lines) + "\n")
+    return 1

@@ -1,0 +1,60 @@
+"""`fedmed aggregate`: the coordinator combines contributions into the next global adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmed_cli import options as o
+
+
+def aggregate(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Contributions [all of adapters/].", show_default=False)
+    ] = None,
+    method: o.MethodOption = "svd",
+    weights: o.WeightsOption = "tokens",
+    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Leave this site out (repeatable).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write the result there, not as a round of the federation.")
+    ] = None,
+    no_clip: Annotated[bool, typer.Option("--no-clip", help="Do not shorten updates above 1.5 x the median.")] = False,
+    workspace: o.WorkspaceOption = Path("."),
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Combine the contributions to a round into its global adapter and file the round under rounds/.
+
+    Every folder passes the gate first; one that does not aborts, and nothing is written.
+
+    Example: fedmed aggregate adapters/*
+    """
+    from fedmed_cli import rounds
+    from fedmed_cli.aggregation.coordinator import DEFAULT_CLIP
+    from fedmed_cli.screen import Screen, number_of_bytes
+    from fedmed_cli.workspace import Workspace
+
+    o.choice("--method", method, ("svd", "stack", "factor-mean"))
+    o.choice("--weights", weights, ("tokens", "examples", "uniform"))
+    screen = Screen(as_json, quiet)
+    place = Workspace(workspace)
+    with place.lock():
+        result = rounds.aggregate(
+            place,
+            folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith(".")),
+            method=method,
+            weights=weights,
+            clip=None if no_clip else DEFAULT_CLIP,
+            exclude=tuple(exclude or ()),
+            output=output,
+            say=screen.say,
+        )
+    from fedmed_cli.commands.tables import aggregate_table
+
+    screen.result(
+        result.record.to_dict(),
+        *aggregate_table(result.record),
+        f"wrote {result.path} ({number_of_bytes(result.num_bytes)}): send this folder to all sites",
+    )

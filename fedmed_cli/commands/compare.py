@@ -1,0 +1,83 @@
+"""`fedmed compare`: did federating help, whom, and how sure is that?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmed_cli import options as o
+
+
+def compare(
+    site: Annotated[
+        str | None, typer.Option("--site", help="Inside a hospital: on its own test examples (data/SITE/test.jsonl).")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", help="One more adapter: PATH or NAME=PATH (repeatable).")
+    ] = None,
+    all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
+    max_eval_samples: Annotated[int, typer.Option("--max-eval-samples", min=2, help="Examples to measure on.")] = 600,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", help="Questions, one a line, to answer side by side [bundled].")
+    ] = None,
+    answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Write answers side by side.")] = True,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of those answers.")] = 64,
+    device: o.DeviceOption = "auto",
+    base: o.BaseOption = None,
+    base_wheel: o.BaseWheelOption = None,
+    workspace: o.WorkspaceOption = Path("."),
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
+
+    Losses go to reports/compare.json; answers to bundled or given questions to reports/answers.md.
+
+    Example: fedmed compare
+    """
+    from fedmed_cli import bases
+    from fedmed_cli.screen import Screen
+    from fedmed_cli.workspace import Workspace, write_file
+
+    screen = Screen(as_json, quiet)
+    place = Workspace(workspace)
+    plan = place.read_plan()
+    with place.lock():
+        from fedmed_cli import comparison
+
+        tests = comparison.test_set(place, site, max_eval_samples, screen.say)
+        chosen = comparison.workspace_adapters(place, plan, all_rounds)
+        chosen |= comparison.named_adapters(plan, adapter or [], set(chosen))
+        asked = comparison.read_questions(questions) if answers else []
+        if not chosen:
+            screen.say("there is no adapter yet: only the base model is measured")
+        local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
+
+        from fedmed_cli import models
+        from fedmed_cli.commands.tables import comparison_table, verdict_line
+
+        lm = models.load(local, device, screen.say)
+        with screen.progress("comparing") as update:
+            record = comparison.compare(
+                place,
+                plan,
+                lm,
+                chosen,
+                tests,
+                progress=lambda name, done, total: update(done, total, f"{name}, {done}/{total} examples"),
+            )
+        name = f"compare-{site}.json" if site else "compare.json"
+        place.set_aside(place.reports / name)
+        write_file(place.reports / name, record.to_bytes())
+        lines = [f"wrote {place.reports / name}"]
+        if asked:
+            shown = {"base": None} | {key: value for key, value in chosen.items() if key == "global"}
+            screen.say(f"answering {len(asked)} questions with {' and '.join(shown)}")
+            text = comparison.answers_side_by_side(lm, plan, shown, asked, max_new_tokens)
+            place.set_aside(place.reports / "answers.md")
+            write_file(place.reports / "answers.md", text.encode())
+            lines.append(f"wrote {place.reports / 'answers.md'}: generated text, not for clinical use")
+    verdict = verdict_line(record)
+    screen.result(record.to_dict(), *comparison_table(record), *([verdict] if verdict else []), *lines)

@@ -1,0 +1,64 @@
+"""How `inspect-adapter` shows what it found."""
+
+from __future__ import annotations
+
+from fedmed_cli.inspection import AdapterFacts
+from fedmed_cli.screen import Table, number_of_bytes
+
+
+def facts_table(facts: AdapterFacts) -> Table:
+    adapter, folder = facts.adapter, facts.folder
+    size = number_of_bytes(folder.num_bytes)
+    if facts.base_bytes is not None and facts.reduction is not None:
+        size += f" ({100 * facts.reduction:.2f} % less than {number_of_bytes(facts.base_bytes)} of base model)"
+    rows = [
+        ["digest", adapter.digest],
+        ["base model", adapter.base_name or "not named"],
+        ["LoRA", f"r {adapter.r}, alpha {adapter.alpha:g}{', rsLoRA' if adapter.use_rslora else ''}"],
+        ["targets", f"{', '.join(adapter.targets)} ({len(facts.modules)} modules)"],
+        ["parameters", f"{adapter.num_parameters:,}"],
+        ["bytes", size],
+        ["norm of s·B·A", f"{facts.norm:.4f}, effective rank {facts.effective_rank:.2f} (mean over modules)"],
+    ]
+    contribution, aggregate = folder.contribution, folder.aggregate
+    if contribution:
+        rows += [
+            ["contribution", f"site {contribution.site}, round {contribution.round}, {contribution.max_steps} steps"],
+            ["claims", f"{contribution.num_examples:,} examples, {contribution.num_tokens:,} answer tokens"],
+            ["started from", contribution.parent],
+            ["plan", contribution.plan],
+        ]
+    if aggregate:
+        weights = ", ".join(f"{name} {site.weight:.3f}" for name, site in aggregate.sites.items())
+        rows += [
+            ["global adapter", f"round {aggregate.round}, {aggregate.method}, weights {weights}"],
+            ["started from", aggregate.parent],
+            ["made of", ", ".join(f"{name} {site.adapter[:12]}" for name, site in aggregate.sites.items())],
+            ["plan", aggregate.plan],
+        ]
+    if not contribution and not aggregate:
+        rows.append(["record", "none: nobody says where it comes from"])
+    return Table(str(folder.path), ("", ""), rows, frozenset({0, 1}))
+
+
+def modules_table(facts: AdapterFacts, everything: bool) -> Table:
+    order = sorted(facts.modules, key=lambda module: -facts.modules[module].norm)
+    shown = list(facts.modules) if everything else order[:5]
+    rows = []
+    for module in shown:
+        one = facts.modules[module]
+        spectrum = " ".join(f"{value:.3f}" for value in one.singular_values[:8])
+        rows.append(
+            [module, f"{one.size_out} x {one.size_in}", f"{one.norm:.4f}", f"{one.effective_rank:.2f}", spectrum]
+        )
+    title = "All modules" if everything else f"The {len(shown)} largest of {len(order)} modules (--modules for all)"
+    return Table(title, ("module", "shape", "norm", "effective rank", "singular values"), rows, frozenset({0, 4}))
+
+
+def relation_table(relation: dict[str, float]) -> Table:
+    rows = [
+        ["cosine", f"{relation['cosine']:.4f}"],
+        ["norm of the difference", f"{relation['difference_norm']:.4f}"],
+        ["relative to the larger", f"{100 * relation['relative_difference']:.2f} %"],
+    ]
+    return Table("The two adapters", ("", ""), rows)

@@ -1,0 +1,89 @@
+"""`fedmed round`: whole rounds on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmed_cli import options as o
+
+
+def run_round(
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Work until this round exists [one more round].")
+    ] = None,
+    max_steps: o.MaxStepsOption = None,
+    batch_size: o.BatchSizeOption = 2,
+    max_eval_samples: Annotated[
+        int | None,
+        typer.Option("--max-eval-samples", min=1, help="Examples to measure on [100 a site, 200 at the end]."),
+    ] = None,
+    method: o.MethodOption = "svd",
+    weights: o.WeightsOption = "tokens",
+    device: o.DeviceOption = "auto",
+    base: o.BaseOption = None,
+    base_wheel: o.BaseWheelOption = None,
+    workspace: o.WorkspaceOption = Path("."),
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Run whole rounds on one machine: train every site, aggregate, measure on the coordinator's examples.
+
+    It resumes where it stopped, and does nothing that train-local and aggregate would not do.
+
+    Example: fedmed round --rounds 3
+    """
+    from fedmed_cli import bases
+    from fedmed_cli.screen import Screen
+    from fedmed_cli.workspace import Workspace
+
+    o.choice("--method", method, ("svd", "factor-mean"))
+    o.choice("--weights", weights, ("tokens", "examples", "uniform"))
+    screen = Screen(as_json, quiet)
+    place = Workspace(workspace)
+    plan = place.read_plan()
+    until = rounds or place.newest_round() + 1
+    if until <= place.newest_round():
+        screen.result({"rounds": []}, f"round {until} exists already; the newest is {place.newest_round()}")
+        return
+    with place.lock(), contextlib.ExitStack() as stack:
+        local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
+
+        from fedmed_cli import federation, models
+        from fedmed_cli.commands.live import step_events
+        from fedmed_cli.commands.tables import aggregate_table, contribution_lines, round_table
+        from fedmed_cli.site import Events
+
+        def events_for(name: str, number: int) -> Events:
+            stack.close()
+            if number and name != "coordinator":
+                screen.say(f"round {number}, site {name}")
+            return stack.enter_context(step_events(screen, f"round {number} {name}"))
+
+        summaries = []
+        lm = models.load(local, device, screen.say)
+        for summary in federation.run_rounds(
+            place,
+            plan,
+            lm,
+            until,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            max_eval_samples=max_eval_samples,
+            method=method,
+            weights=weights,
+            events_for=events_for,
+        ):
+            stack.close()
+            summaries.append(summary)
+            if not as_json:
+                first = next(iter(summary.contributions.values()))
+                screen.result(None, round_table(summary), *aggregate_table(summary.aggregate)[1:])
+                screen.result(None, contribution_lines(first)[-1], "")
+    if as_json:
+        screen.result({"rounds": [summary.to_dict() for summary in summaries]})
+    else:
+        screen.result(None, f"wrote {place.global_adapter(until)}; next: fedmed compare, fedmed chat")

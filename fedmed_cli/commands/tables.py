@@ -1,0 +1,159 @@
+"""How commands show their results as tables and lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedmed_cli.digests import short
+from fedmed_cli.intervals import FEW_GROUPS
+from fedmed_cli.records import OVERALL, Aggregate, Comparison, Contribution, Interval, Loss
+from fedmed_cli.screen import Table, number_of_bytes
+from fedmed_cli.splitting import SplitResult
+from fedmed_cli.workspace import Workspace
+
+if TYPE_CHECKING:
+    from fedmed_cli.federation import RoundSummary
+
+
+def split_table(workspace: Workspace, result: SplitResult) -> list[Table | str]:
+    record = result.record
+    rows = []
+    for name, counts in record.sites.items():
+        common = sorted(counts.labels.items(), key=lambda item: (-item[1], item[0]))
+        made_of = ", ".join(f"{label} {100 * count / counts.total:.0f} %" for label, count in common[:4])
+        numbers = (counts.total, counts.train, counts.validation, counts.coordinator, counts.test)
+        more = f", {len(common) - 4} more" if len(common) > 4 else ""
+        rows.append([name, *(f"{n:,}" for n in numbers), f"{counts.jensen_shannon:.2f}", made_of + more])
+    how = record.method + (f" (alpha {record.alpha:g})" if record.alpha is not None else "")
+    if record.column:
+        how += f" {record.column}"
+    columns = ("site", "examples", "train", "validation", "coordinator", "test", "JS", "made of")
+    kept = f"{record.num_groups:,} groups"
+    if record.group_by:
+        kept += f" by {record.group_by}"
+    lines: list[Table | str] = [
+        Table(f"{record.num_examples:,} examples, {how}", columns, rows, frozenset({0, 7})),
+        f"JS: Jensen-Shannon distance to the pool, 0 (alike) to 1. {kept}, each in one set only: checked on the "
+        f"written files (0 texts and 0 groups in two sets)."
+        + (f" {record.num_moved} examples moved with their group." if record.num_moved else ""),
+    ]
+    if record.requested_sizes:
+        got = [counts.total for counts in record.sites.values()]
+        if list(record.requested_sizes) != got:
+            lines.append(f"asked for {record.requested_sizes}, got {tuple(got)}: groups stay whole")
+    verb = "wrote" if result.wrote_plan else "kept"
+    lines.append(f"{verb} {workspace.plan_path} (plan {short(result.plan.digest)}); next: fedmed round")
+    return lines
+
+
+def loss_text(loss: Loss | None) -> str:
+    return f"{loss.mean:.4f} ± {1.96 * loss.standard_error:.4f}" if loss else "not measured"
+
+
+def interval_text(interval: Interval | None) -> str:
+    return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]" if interval else ""
+
+
+def contribution_lines(record: Contribution) -> list[Table | str]:
+    before, after = record.validation_before, record.validation_after
+    lines: list[Table | str] = []
+    if before and after:
+        lines.append(
+            f"validation loss {loss_text(before)} before, {loss_text(after)} after "
+            f"({after.num_examples} examples, {after.num_groups} groups; nats per answer token, 95 %)"
+        )
+        if after.num_groups < FEW_GROUPS:
+            lines.append(f"only {after.num_groups} groups: the ± is rough")
+    lines.append(
+        f"what leaves the hospital: {number_of_bytes(record.adapter_bytes)} of adapter instead of "
+        f"{number_of_bytes(record.base_bytes)} of model ({100 * record.reduction:.2f} % less)"
+    )
+    return lines
+
+
+def aggregate_table(record: Aggregate) -> list[Table | str]:
+    rows = []
+    for name, site in record.sites.items():
+        why = "; ".join(site.reasons)
+        rows.append([name, site.verdict, f"{site.weight:.4f}", f"{site.update_norm:.4f}", why])
+    for name in record.missing:
+        rows.append([name, "missing", "", "", "sent nothing"])
+    for name in record.excluded:
+        rows.append([name, "excluded", "", "", "--exclude"])
+    table = Table(
+        f"Round {record.round}: {record.method}, weights by {record.weights}",
+        ("site", "verdict", "weight", "update norm", "why"),
+        rows,
+        frozenset({0, 1, 4}),
+    )
+    error = record.truncation
+    worst = max(error.modules, key=lambda module: error.modules[module])
+    return [
+        table,
+        f"difference to the exact weighted mean: {100 * error.overall:.2f} % (worst module {worst}: "
+        f"{100 * error.modules[worst]:.2f} %)",
+    ]
+
+
+def comparison_table(record: Comparison) -> list[Table | str]:
+    parts = list(next(iter(record.scores.values())))
+    with_global = any(score[OVERALL].against_global for score in record.scores.values())
+    columns = ["adapter", "loss", "perplexity", "against base, 95 %"]
+    columns += ["against global, 95 %"] if with_global else []
+    columns += [f"loss on {part}" for part in parts if part != OVERALL]
+    rows = []
+    for name, score in record.scores.items():
+        overall = score[OVERALL]
+        row = [name, f"{overall.loss:.4f}", f"{overall.perplexity:.2f}", interval_text(overall.against_base)]
+        row += [interval_text(overall.against_global)] if with_global else []
+        row += [f"{score[part].loss:.4f}" for part in parts if part != OVERALL]
+        rows.append(row)
+    base = next(iter(record.scores.values()))[OVERALL]
+    lines: list[Table | str] = [
+        Table(f"Held-out loss on {base.num_examples} examples of {record.examples}", columns, rows),
+        f"Nats per answer token ({base.num_tokens:,} tokens); differences are paired, negative is better; "
+        f"intervals resample {base.num_groups} groups.",
+    ]
+    if base.num_groups < FEW_GROUPS:
+        lines.append(f"only {base.num_groups} groups: the intervals are rough (30 or more are wanted)")
+    return lines
+
+
+def verdict_line(record: Comparison) -> str | None:
+    """One sentence on whether federating helped overall, from the interval alone."""
+    score = record.scores.get("global", {}).get(OVERALL)
+    if score is None or score.against_base is None:
+        return None
+    interval = score.against_base
+    if interval.high < 0:
+        return f"The global adapter is better than the base by {-interval.mean:.4f} nats; the interval excludes 0."
+    if interval.low > 0:
+        return f"The global adapter is worse than the base by {interval.mean:.4f} nats; the interval excludes 0."
+    return "The interval includes 0: these examples do not show a difference between global adapter and base."
+
+
+def round_table(summary: RoundSummary) -> Table:
+    rows = []
+    for name, record in summary.contributions.items():
+        decision = summary.aggregate.sites[name]
+        rows.append(
+            [
+                name,
+                f"{record.num_examples:,}",
+                str(record.max_steps),
+                loss_text(record.validation_before),
+                loss_text(record.validation_after),
+                f"{decision.update_norm:.3f}",
+                f"{decision.weight:.3f}",
+                decision.verdict,
+            ]
+        )
+    change = summary.change
+    caption = "no coordinator examples: the global adapter was not measured"
+    if summary.before and summary.after and change:
+        caption = (
+            f"global adapter on {summary.after.num_examples} coordinator examples: {summary.before.mean:.4f} -> "
+            f"{summary.after.mean:.4f}, change {interval_text(change)} (95 %)"
+        )
+    columns = ("site", "examples", "steps", "loss before", "loss after", "norm", "weight", "verdict")
+    return Table(f"Round {summary.aggregate.round}", columns, rows, frozenset({0, 7}), caption)

@@ -1,0 +1,116 @@
+"""`fedmed train-local`: one hospital trains its adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmed_cli import options as o
+
+
+def train_local(
+    site: Annotated[str, typer.Option("--site", help="This hospital's name in the plan.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="The hospital's own file; without it, data/SITE/ of the workspace.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option("--columns", help="question=Q,answer=A for other names.")] = None,
+    group_by: Annotated[
+        str | None, typer.Option("--group-by", help="With --data, keep rows with the same value together.")
+    ] = None,
+    global_adapter: Annotated[
+        Path | None, typer.Option("--global", help="The coordinator's global adapter of the round before.")
+    ] = None,
+    max_steps: o.MaxStepsOption = None,
+    batch_size: o.BatchSizeOption = 2,
+    max_eval_samples: Annotated[
+        int, typer.Option("--max-eval-samples", min=1, help="Validation examples to measure on.")
+    ] = 100,
+    device: o.DeviceOption = "auto",
+    base: o.BaseOption = None,
+    base_wheel: o.BaseWheelOption = None,
+    learning_rate: o.LearningRateOption = None,
+    lr_scheduler_type: o.SchedulerOption = None,
+    warmup_steps: o.WarmupOption = None,
+    max_length: o.MaxLengthOption = None,
+    lora_r: o.LoraROption = None,
+    lora_alpha: o.LoraAlphaOption = None,
+    lora_target_modules: o.LoraTargetsOption = None,
+    seed: o.SeedOption = None,
+    workspace: o.WorkspaceOption = Path("."),
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Train one hospital's adapter on its own examples and write adapters/SITE/, which may leave the hospital.
+
+    It starts from the newest global adapter, or the plan's initial one. Options of the plan are only checked.
+
+    Example: fedmed train-local --site B --data records.jsonl
+    """
+    from fedmed_cli import bases, rounds
+    from fedmed_cli.errors import InputError, UsageError
+    from fedmed_cli.examples import read_dataset
+    from fedmed_cli.plans import PlanOptions, check_options
+    from fedmed_cli.screen import Screen
+    from fedmed_cli.workspace import Workspace
+
+    screen = Screen(as_json, quiet)
+    place = Workspace(workspace)
+    plan = place.read_plan()
+    targets = o.names("--lora-target-modules", lora_target_modules) if lora_target_modules else None
+    given = PlanOptions(
+        learning_rate=learning_rate,
+        lr_scheduler_type=lr_scheduler_type,
+        warmup_steps=warmup_steps,
+        max_length=max_length,
+        lora_r=lora_r,
+        lora_alpha=lora_alpha,
+        lora_target_modules=targets,
+        seed=seed,
+    )
+    check_options(given, plan)
+    if site not in plan.sites.names:
+        raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
+    if data is None and (columns or group_by):
+        raise UsageError("--columns and --group-by go with --data")
+    rows = read_dataset(data, o.mapping("--columns", columns) if columns else None) if data else None
+    with place.lock():
+        accepted, round_number, start = None, place.newest_round() + 1, None
+        if global_adapter is not None:
+            folder, number, new = rounds.accept_global(place, plan, global_adapter)
+            accepted, round_number, start = folder if new else None, number + 1, folder.adapter
+        start = start or rounds.starting_adapter(place, plan, round_number)
+        local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
+
+        from fedmed_cli import models
+        from fedmed_cli import site as core
+
+        examples = core.file_data(place, plan, site, rows, group_by) if rows else core.workspace_data(place, site)
+        from fedmed_cli.commands.live import step_events
+
+        screen.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")
+        with step_events(screen, site) as events:
+            result = core.train_local(
+                place,
+                plan,
+                models.load(local, device, screen.say),
+                site,
+                examples,
+                start,
+                round_number,
+                max_steps=max_steps,
+                batch_size=batch_size,
+                max_eval_samples=max_eval_samples,
+                accepted=accepted,
+                events=events,
+            )
+    from fedmed_cli.commands.tables import contribution_lines
+
+    if result.replaced:
+        screen.say(f"the older contribution is kept in {place.relative(result.replaced)}")
+    screen.result(
+        result.record.to_dict(),
+        *contribution_lines(result.record),
+        f"wrote {result.path}: send this folder to the coordinator",
+    )

@@ -1,0 +1,125 @@
+"""What can be said of an adapter from its files alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedmed_cli.adapters import Adapter, AdapterFolder, read_folder
+from fedmed_cli.aggregation.factors import decompose, product_norm
+from fedmed_cli.errors import CombineError
+from fedmed_cli.records import Plan
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """One module: its shape, the singular values of s·B·A, their norm and effective rank."""
+
+    size_out: int
+    size_in: int
+    norm: float
+    effective_rank: float
+    singular_values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """An adapter as `inspect-adapter` shows it."""
+
+    folder: AdapterFolder = field(repr=False)
+    norm: float
+    modules: dict[str, ModuleFacts]
+    base_bytes: int | None
+
+    @property
+    def adapter(self) -> Adapter:
+        return self.folder.adapter
+
+    @property
+    def reduction(self) -> float | None:
+        return 1 - self.folder.num_bytes / self.base_bytes if self.base_bytes else None
+
+    @property
+    def effective_rank(self) -> float:
+        """The mean over modules that are not zero."""
+        ranks = [facts.effective_rank for facts in self.modules.values() if facts.norm > 0]
+        return float(np.mean(ranks)) if ranks else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        adapter, folder = self.adapter, self.folder
+        return {
+            "path": str(folder.path),
+            "digest": adapter.digest,
+            "r": adapter.r,
+            "alpha": adapter.alpha,
+            "use_rslora": adapter.use_rslora,
+            "targets": list(adapter.targets),
+            "base": adapter.base_name,
+            "num_parameters": adapter.num_parameters,
+            "num_bytes": folder.num_bytes,
+            "base_bytes": self.base_bytes,
+            "reduction": self.reduction,
+            "norm": self.norm,
+            "effective_rank": self.effective_rank,
+            "contribution": folder.contribution.to_dict() if folder.contribution else None,
+            "aggregate": folder.aggregate.to_dict() if folder.aggregate else None,
+            "modules": {
+                name: {
+                    "shape": [facts.size_out, facts.size_in],
+                    "norm": facts.norm,
+                    "effective_rank": facts.effective_rank,
+                    "singular_values": list(facts.singular_values),
+                }
+                for name, facts in self.modules.items()
+            },
+        }
+
+
+def effective_rank(singular_values: np.ndarray) -> float:
+    """exp of the entropy of the normalised singular values (Roy & Vetterli, 2007); 0 for a zero matrix."""
+    total = singular_values.sum()
+    if total <= 0:
+        return 0.0
+    share = singular_values[singular_values > 0] / total
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def inspect(path: Path, plan: Plan | None) -> AdapterFacts:
+    """Read an adapter through the gate and describe it; with a plan it must fit the plan."""
+    folder = read_folder(path, plan)
+    adapter = folder.adapter
+    modules = {}
+    for module, (a, b) in adapter.factors.items():
+        values = decompose((b.astype(np.float64) * adapter.scaling, a.astype(np.float64)))[1]
+        norm = float(np.sqrt(np.sum(values**2)))
+        modules[module] = ModuleFacts(
+            b.shape[0], a.shape[1], norm, effective_rank(values), tuple(float(v) for v in values)
+        )
+    base_bytes = plan.base.num_bytes if plan else folder.contribution.base_bytes if folder.contribution else None
+    norm = math.sqrt(math.fsum(facts.norm**2 for facts in modules.values()))
+    return AdapterFacts(folder, norm, modules, base_bytes)
+
+
+def relate(first: AdapterFacts, second: AdapterFacts) -> dict[str, float]:
+    """Cosine and difference of two adapters' products over all modules together."""
+    one, two = first.adapter, second.adapter
+    if set(one.factors) != set(two.factors):
+        raise CombineError(f"{second.folder.path}: adapts other modules than {first.folder.path}")
+    inner = squared = 0.0
+    for module, (a1, b1) in one.factors.items():
+        a2, b2 = (x.astype(np.float64) for x in two.factors[module])
+        if a1.shape[1] != a2.shape[1] or b1.shape[0] != b2.shape[0]:
+            raise CombineError(f"{second.folder.path}: {module} has another shape than in {first.folder.path}")
+        left1, left2 = b1.astype(np.float64) * one.scaling, b2 * two.scaling
+        inner += float(np.sum((left1.T @ left2) * (a1.astype(np.float64) @ a2.T)))
+        squared += product_norm((np.hstack([left1, -left2]), np.vstack([a1.astype(np.float64), a2])))
+    both = first.norm * second.norm
+    return {
+        "cosine": inner / both if both > 0 else 0.0,
+        "difference_norm": math.sqrt(squared),
+        "relative_difference": math.sqrt(squared) / max(first.norm, second.norm) if both > 0 else 0.0,
+    }

