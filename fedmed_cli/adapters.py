@@ -295,7 +295,7 @@ def check_against_plan(path: Path, adapter: Adapter, plan: Plan) -> None:
     expected: list[tuple[str, object, object]] = [
         ("rank r", plan.lora.r, adapter.r),
         ("lora_alpha", plan.lora.alpha, adapter.alpha),
-        ("target_modules", list(sorted(plan.lora.targets)), list(adapter.targets)),
+        ("target_modules", sorted(plan.lora.targets), list(adapter.targets)),
         ("base_model_name_or_path", plan.base.name, adapter.base_name),
         ("use_rslora", False, adapter.use_rslora),
     ]

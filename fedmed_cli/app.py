@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show_error(error)
         return error.exit_code
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # so that the interpreter can flush at exit
+        sys.stdout = open(os.devnull, "w")  # so that the interpreter can flush at exit
         return 0
     except OSError as error:
         known = _known_os_error(error)

@@ -51,8 +51,7 @@ def choose(examples: Sequence[Example], limit: int, key: Callable[[Example], str
     counts = {name: int(share) for name, share in exact.items()}
     for name in sorted(exact, key=lambda name: (counts[name] - exact[name], name))[: limit - sum(counts.values())]:
         counts[name] += 1
-    chosen = [example for name in sorted(strata) for example in strata[name][: counts[name]]]
-    return chosen
+    return [example for name in sorted(strata) for example in strata[name][: counts[name]]]
 
 
 def prepare(lm: LanguageModel, plan: Plan, examples: Sequence[Example], group_by: str | None) -> EvaluationSet:

@@ -236,7 +236,7 @@ def _example(row: Mapping[str, Any], number: int, layout: tuple[str, str], name:
             found = "nothing" if value is None or value == "" else f"a value of type {type(value).__name__}"
             found = "white space only" if isinstance(value, str) and value else found
             raise InputError(f"{name}: row {number}: expected text in column {column!r}, found {found}")
-        if "\ud800" <= max(value) and not _encodable(value):
+        if max(value) >= "\ud800" and not _encodable(value):
             raise InputError(f"{name}: row {number}: column {column!r} holds a broken character")
         texts.append(value.strip())
     if layout == ("instruction", "output") and isinstance(row.get("input"), str) and row["input"].strip():

@@ -363,7 +363,7 @@ class Training:
             raise ValueError(f"training.max_steps must be from 1 to 10000000, found {self.max_steps}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"training.seed must be from 0 to 2^63 - 1, found {self.seed}")
-        if not 0 < self.max_grad_norm:
+        if not self.max_grad_norm > 0:
             raise ValueError(f"training.max_grad_norm must be above 0, found {self.max_grad_norm}")
         _check_not_negative(**{"training.warmup_steps": self.warmup_steps, "training.weight_decay": self.weight_decay})
 

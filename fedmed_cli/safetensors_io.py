@@ -76,7 +76,7 @@ def parse_header(
 
 def _entry(key: str, value: Any, name: str) -> TensorInfo:
     if not key.isascii() or not key.isprintable() or not 0 < len(key) <= 256:
-        raise InputError(f"{name}: header: tensor name {ascii(key[:80])} is not 1 to 256 printable ASCII characters")
+        raise InputError(f"{name}: header: tensor name {key[:80]!a} is not 1 to 256 printable ASCII characters")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{name}: header: tensor {key!r} must have dtype, shape and data_offsets alone")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

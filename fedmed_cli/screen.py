@@ -85,7 +85,7 @@ class Screen:
 
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Callable[[float, float, str], None]]:
-        """A live line on stderr while long work runs: call it with done, total and a note. None where not a terminal."""
+        """A live line on stderr while long work runs: call it with done, total and a note. Nothing off a terminal."""
         if self.quiet or not self.err.is_terminal:
             yield lambda done, total, note: None
             return

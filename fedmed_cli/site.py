@@ -126,7 +126,7 @@ def train_local(
     batch_size: int = DEFAULT_BATCH_SIZE,
     max_eval_samples: int = DEFAULT_EVAL_SAMPLES,
     accepted: AdapterFolder | None = None,
-    events: Events = Events(),  # noqa: B008  # frozen
+    events: Events = Events(),  # frozen
 ) -> SiteResult:
     """Train a site's adapter from `start` and write its contribution to `adapters/SITE/`.
 

@@ -1,0 +1,79 @@
+"""Commands through main(argv), error door included."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter, readme
+from fedmed_cli.app import COMMANDS, main
+from fedmed_cli.records import Plan, SplitRecord
+
+
+def test_split_of_the_corpus_leaks_nothing_and_is_deterministic(tmp_path):
+    for name in ("one", "two"):
+        assert main(["split", "--hospitals", "3", "-C", str(tmp_path / name), "--quiet"]) == 0
+    record = SplitRecord.read(tmp_path / "one/data/split.json")
+    assert record.num_examples == 10_000
+    assert record.checks == {"rows": 10_000, "texts_in_two_sets": 0, "groups_in_two_sets": 0}
+    for file in ("A/train.jsonl", "coordinator.jsonl", "test.jsonl"):
+        assert (tmp_path / "one/data" / file).read_bytes() == (tmp_path / "two/data" / file).read_bytes()
+
+
+def test_split_refuses_to_overwrite(tmp_path, capsys):
+    assert main(["split", "-C", str(tmp_path), "--quiet"]) == 0
+    capsys.readouterr()
+    assert main(["split", "-C", str(tmp_path)]) == 6
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "exists already" in err
+
+
+def test_unknown_columns_are_listed(tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text('{"Frage": "secret", "Antwort": "secret"}\n')
+    assert main(["split", "--dataset", str(tmp_path / "x.jsonl"), "-C", str(tmp_path)]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Antwort, Frage" in err
+    assert "--columns" in err
+    assert "secret" not in err
+
+
+def test_no_plan_and_no_such_site(tmp_path, capsys):
+    assert main(["train-local", "--site", "A", "-C", str(tmp_path)]) == 3
+    assert main(["init", "--names", "A,B", "-C", str(tmp_path), "--quiet"]) == 0
+    assert main(["train-local", "--site", "Z", "-C", str(tmp_path)]) == 3
+    assert "no site 'Z'" in capsys.readouterr().err
+
+
+def test_a_damaged_adapter_is_refused(tmp_path, capsys):
+    assert main(["init", "--names", "A,B", "-C", str(tmp_path), "--quiet"]) == 0
+    plan = Plan.read(tmp_path / "federation.toml")
+    adapter = plan_adapter(plan, initial_factors(plan))
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, data in adapter_files(adapter, readme(plan.base, adapter, "t", "o")).items():
+        (folder / name).write_bytes(data)
+    assert main(["inspect-adapter", str(folder), "-C", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["adapter"]["digest"] == adapter.digest
+    weights = folder / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert main(["inspect-adapter", str(folder), "-C", str(tmp_path)]) == 3
+    assert "truncated" in capsys.readouterr().err
+    weights.write_bytes(whole[:-4] + b"\x00\x00\xc0\x7f")
+    assert main(["inspect-adapter", str(folder), "-C", str(tmp_path)]) == 3
+    assert "NaN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help_with_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert "Example: fedmed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["split", "-q"], ["init", "--names", "A", "-q"]])
+def test_these_never_load_torch(argv, tmp_path):
+    code = f"import sys; from fedmed_cli.app import main; main({argv!r}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
