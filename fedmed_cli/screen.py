@@ -33,7 +33,9 @@ class Screen:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
-        self.out = Console(highlight=False, soft_wrap=False)
+        self.out = Console(highlight=False)
+        if not self.out.is_terminal:
+            self.out.width = 140  # files and pipes have no width; tables should not wrap there
         self.err = Console(stderr=True, highlight=False)
 
     def say(self, message: str) -> None:

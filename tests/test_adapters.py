@@ -1,0 +1,34 @@
+"""What fedmed writes loads with plain PEFT."""
+
+import numpy as np
+import pytest
+
+from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter, readme
+from fedmed_cli.records import Base, Lora, Plan, Prompt, Sites, Training
+
+
+def test_an_adapter_folder_loads_with_plain_peft_without_missing_or_unexpected_keys(tmp_path):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_hidden_layers=2, **sizes)).eval()
+    attention = "model.layers.*.self_attn."
+    linear = {attention + "q_proj": (16, 16, 2), attention + "v_proj": (8, 16, 2)}
+    plan = Plan(Base("tiny", "", "0" * 64, 1000, linear), Lora(r=4, alpha=8.0), Prompt(), Training(), Sites(("A",), 1))
+    rng = np.random.default_rng(0)
+    factors = {m: (a, rng.normal(size=b.shape).astype(np.float32)) for m, (a, b) in initial_factors(plan).items()}
+    adapter = plan_adapter(plan, factors)
+    for name, data in adapter_files(adapter, readme(plan.base, adapter, "t", "o")).items():
+        (tmp_path / name).write_bytes(data)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        loaded = peft.PeftModel.from_pretrained(model, tmp_path)
+        result = loaded.load_adapter(tmp_path, adapter_name="again")
+        after = loaded(ids).logits
+    assert not result.unexpected_keys
+    assert not [key for key in result.missing_keys if "lora" in key]
+    assert (after - before).abs().max() > 1e-3
