@@ -35,7 +35,7 @@ def clean(text: str) -> str:
     return _ESCAPES.sub("", text)
 
 
-class _Streamer(TextStreamer):
+class _Streamer(TextStreamer):  # type: ignore[misc]  # transformers is untyped here
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.on_text = on_text

@@ -39,7 +39,7 @@ def choose_device(device: str) -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 natively: by CPU flags or the GPU's own word, never by timing."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu" and platform.system() == "Linux":
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
         return "avx512_bf16" in flags or "amx_bf16" in flags
@@ -92,7 +92,7 @@ class LanguageModel:
         name = f"slot{len(self._slots)}"
         config = peft.LoraConfig(
             r=adapter.r,
-            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT divides by r, fractions are fine
+            lora_alpha=adapter.alpha,  # PEFT divides by r, fractions are fine
             use_rslora=adapter.use_rslora,
             target_modules=list(adapter.targets),
             task_type="CAUSAL_LM",

@@ -215,7 +215,8 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON values, header first."""
-        return self.header() | _encode(self)
+        body: dict[str, Any] = _encode(self)
+        return self.header() | body
 
     def to_bytes(self) -> bytes:
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)

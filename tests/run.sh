@@ -8,4 +8,5 @@ venv="${FEDMED_VENV:-.venv}"
 "$venv/bin/python" -m pip install --quiet -c constraints.txt -e '.[dev]'
 "$venv/bin/ruff" format --check .
 "$venv/bin/ruff" check .
+"$venv/bin/mypy"
 "$venv/bin/python" -m pytest "$@"

@@ -77,3 +77,14 @@ def test_every_command_has_help_with_an_example(command, capsys):
 def test_these_never_load_torch(argv, tmp_path):
     code = f"import sys; from fedmed_cli.app import main; main({argv!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_aggregating_without_contributions_is_an_error_and_loads_no_torch(tmp_path):
+    code = (
+        "import sys; from fedmed_cli.app import main; main(['init', '--names', 'A,B', '-q']);"
+        "code = main(['aggregate']); sys.exit(99 if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "no contribution" in done.stderr
+    assert "wrote" not in done.stdout
