@@ -48,7 +48,7 @@ def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | Non
         raise UsageError(str(error)) from None
 
 
-def check_options(options: PlanOptions, plan: Plan, free: tuple[str, ...] = ()) -> None:
+def check_options(options: PlanOptions, plan: Plan) -> None:
     """UsageError where a given option contradicts the plan. The base is checked by its fingerprint, later."""
     agreed: dict[str, Any] = {
         "learning_rate": plan.training.learning_rate,
@@ -64,7 +64,7 @@ def check_options(options: PlanOptions, plan: Plan, free: tuple[str, ...] = ()) 
     }
     for name, value in agreed.items():
         given = getattr(options, name)
-        if given is not None and name not in free and given != value:
+        if given is not None and given != value:
             flag = "--" + name.replace("_", "-")
             raise UsageError(
                 f"{flag} is {_text(given)}, but the plan has {_text(value)}",

@@ -47,7 +47,7 @@ def chat(
 
     from fedmed_cli import chatting, models
 
-    lm = models.load(local, device, screen.detail)
+    lm = models.load(local, device, screen.say)
     lm.use(chosen)
     screen.say(f"{plan.base.name} with {name}. {chatting.DISCLAIMER}")
     conversation = chatting.Conversation(lm, plan.prompt, max_new_tokens, temperature)
