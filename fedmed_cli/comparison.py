@@ -50,10 +50,11 @@ def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> Te
             "for 'fedmed compare --site SITE'",
         )
     rows = examples.read_jsonl(path)
-    chosen = evaluation.choose(rows, limit, examples.home_site)
+    group_by = group_column(workspace, site)
+    chosen = evaluation.choose(rows, limit, group_by, examples.home_site)
     if len(chosen) < len(rows):
         say(f"measuring on {len(chosen)} of {len(rows)} examples of {name} (--max-eval-samples)")
-    return TestSet(chosen, name, group_column(workspace, site))
+    return TestSet(chosen, name, group_by)
 
 
 def parts_of(items: evaluation.EvaluationSet) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,21 +38,38 @@ class EvaluationSet:
     num_truncated: int
 
 
-def choose(examples: Sequence[Example], limit: int, key: Callable[[Example], str] | None = None) -> list[Example]:
-    """At most `limit` examples, a fixed choice spread over the values of `key` in proportion.
+def choose(
+    examples: Sequence[Example],
+    limit: int,
+    group_by: str | None = None,
+    stratum: Callable[[Example], str] = lambda example: "",
+) -> list[Example]:
+    """At most `limit` examples, a fixed choice spread over the values of `stratum` in proportion.
 
-    Within a value the choice goes by digest, which is as good as random and the same every time.
+    Within a stratum each group gives one example before any gives a second one, because what an interval is
+    worth goes by the number of groups. The order goes by digest: as good as random and the same every time.
     """
     if len(examples) <= limit:
         return list(examples)
     strata: dict[str, list[Example]] = {}
     for example in sorted(examples, key=lambda example: sha256_json([example.text_key, "choose"])):
-        strata.setdefault(key(example) if key else "", []).append(example)
+        strata.setdefault(stratum(example), []).append(example)
     exact = {name: limit * len(members) / len(examples) for name, members in strata.items()}
     counts = {name: int(share) for name, share in exact.items()}
     for name in sorted(exact, key=lambda name: (counts[name] - exact[name], name))[: limit - sum(counts.values())]:
         counts[name] += 1
-    return [example for name in sorted(strata) for example in strata[name][: counts[name]]]
+    return [example for name in sorted(strata) for example in _by_turns(strata[name], group_by)[: counts[name]]]
+
+
+def _by_turns(examples: Sequence[Example], group_by: str | None) -> list[Example]:
+    """The first example of each group, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for example in examples:
+        group = example.group(group_by)
+        turns.append(seen[group])
+        seen[group] += 1
+    return [examples[i] for i in sorted(range(len(examples)), key=lambda i: turns[i])]
 
 
 def prepare(lm: LanguageModel, plan: Plan, examples: Sequence[Example], group_by: str | None) -> EvaluationSet:

@@ -128,7 +128,8 @@ def _coordinator_set(
         events.say("the coordinator has no examples, so the global adapter is not measured")
         return None
     rows = examples.read_jsonl(path)
-    chosen = evaluation.choose(rows, limit or DEFAULT_COORDINATOR_SAMPLES, examples.home_site)
+    group_by = site.group_column(workspace)
+    chosen = evaluation.choose(rows, limit or DEFAULT_COORDINATOR_SAMPLES, group_by, examples.home_site)
     if len(chosen) < len(rows):
         events.say(f"measuring the global adapter on {len(chosen)} of {len(rows)} coordinator examples")
-    return evaluation.prepare(lm, plan, chosen, site.group_column(workspace))
+    return evaluation.prepare(lm, plan, chosen, group_by)

@@ -82,10 +82,13 @@ def workspace_data(workspace: Workspace, site: str) -> SiteData:
     )
 
 
-def file_data(workspace: Workspace, plan: Plan, site: str, dataset: examples.Dataset, group_by: str | None) -> SiteData:
+def file_data(
+    workspace: Workspace, plan: Plan, site: str, dataset: examples.Dataset, group_by: str | None, say: Say
+) -> SiteData:
     """Divide a hospital's own file into train, validation and test; nothing is written yet.
 
-    ConflictError where the workspace holds data of this site that came from `split`.
+    `say` is told where no test example is left. ConflictError where the workspace holds data of this site
+    that came from `split`.
     """
     folder = workspace.site_data(site)
     if folder.exists() and not (folder / DIVISION_NAME).exists():
@@ -97,6 +100,8 @@ def file_data(workspace: Workspace, plan: Plan, site: str, dataset: examples.Dat
     for name in ("train", "validation"):
         if not sets[name]:
             raise InputError(f"--data: {num_groups} groups are too few: the {name} set would be empty")
+    if not sets["test"]:
+        say(f"--data: {num_groups} groups leave no test examples, so 'fedmed compare --site {site}' will have none")
     record = DivisionRecord(
         site=site,
         source_digest=dataset.digest,
@@ -146,7 +151,7 @@ def train_local(
 
     validation = None
     if data.validation:
-        chosen = evaluation.choose(data.validation, max_eval_samples)
+        chosen = evaluation.choose(data.validation, max_eval_samples, data.group_by)
         if len(chosen) < len(data.validation):
             events.say(f"site {site}: measuring on {len(chosen)} of {len(data.validation)} validation examples")
         validation = evaluation.prepare(lm, plan, chosen, data.group_by)

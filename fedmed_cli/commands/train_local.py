@@ -86,7 +86,10 @@ def train_local(
         from fedmed_cli import models
         from fedmed_cli import site as core
 
-        examples = core.file_data(place, plan, site, rows, group_by) if rows else core.workspace_data(place, site)
+        if rows is None:
+            examples = core.workspace_data(place, site)
+        else:
+            examples = core.file_data(place, plan, site, rows, group_by, screen.say)
         from fedmed_cli.commands.live import step_events
 
         screen.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")

@@ -1,0 +1,172 @@
+"""A tiny Llama with its own tokenizer, and workspaces made with it."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from fedmed_cli import corpus
+from fedmed_cli.app import main
+from fedmed_cli.records import Plan
+from fedmed_cli.workspace import Workspace
+
+TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+NUM_EXAMPLES = 240
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _environment(tmp_path_factory):
+    """Nothing of the user's settings reaches a test, and the cache of real base models is kept."""
+    for name in [name for name in os.environ if name.startswith("FEDMED_") and name != "FEDMED_CACHE"]:
+        del os.environ[name]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def make_tiny_llama(folder, seed=0):
+    """A Llama of 2 layers with grouped-query attention and a byte-level BPE, in the form of a model folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    texts = [row["answer"] for row in corpus.examples()[:400]]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|start|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    fast.chat_template = TEMPLATE
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+    return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def split_once(tiny_base, tmp_path_factory):
+    """A workspace of three hospitals before any round; tests copy it."""
+    root = tmp_path_factory.mktemp("split") / "work"
+    argv = ["split", "-q", "-C", str(root), "--base", str(tiny_base), "--limit", str(NUM_EXAMPLES), "--by", "iid"]
+    argv += ["--lora-r", "4", "--learning-rate", "1e-2", "--max-steps", "3", "--max-length", "256"]
+    assert main(argv) == 0
+    return root
+
+
+@pytest.fixture
+def split_workspace(split_once, tmp_path):
+    return Workspace(shutil.copytree(split_once, tmp_path / "work"))
+
+
+@pytest.fixture(scope="session")
+def round_once(split_once, tiny_base, tmp_path_factory):
+    """The same workspace after one round; tests copy it."""
+    root = shutil.copytree(split_once, tmp_path_factory.mktemp("round") / "work")
+    assert main(["round", "-q", "-C", str(root), "--base", str(tiny_base)]) == 0
+    return root
+
+
+@pytest.fixture
+def round_workspace(round_once, tmp_path):
+    return Workspace(shutil.copytree(round_once, tmp_path / "work"))
+
+
+@pytest.fixture(scope="session")
+def trained_once(split_once, tiny_base, tmp_path_factory):
+    """The same workspace with three contributions that are not yet aggregated; tests copy it."""
+    root = shutil.copytree(split_once, tmp_path_factory.mktemp("trained") / "work")
+    for site in "ABC":
+        assert main(["train-local", "-q", "--site", site, "-C", str(root), "--base", str(tiny_base)]) == 0
+    return root
+
+
+@pytest.fixture
+def trained_workspace(trained_once, tmp_path):
+    return Workspace(shutil.copytree(trained_once, tmp_path / "work"))
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail: its exit code, an empty stdout and a one-line error are checked."""
+
+    def run(code, *argv):
+        capsys.readouterr()
+        found = main([str(part) for part in argv])
+        out, err = capsys.readouterr()
+        assert found == code, err
+        assert out == ""
+        errors = [line for line in err.splitlines() if line.startswith("fedmed: error: ")]
+        assert len(errors) == 1, err
+        assert all(
+            line.startswith("fedmed: hint: ") for line in err.splitlines()[err.splitlines().index(errors[0]) + 1 :]
+        )
+        return errors[0].removeprefix("fedmed: error: ")
+
+    return run
+
+
+def snapshot(root):
+    """Every file of a workspace outside .fedmed/ with its bytes."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.relative_to(root).parts[0] != ".fedmed"
+    }
+
+
+def reseal(folder, **changes):
+    """Edit a contribution's record and make its digests hold again, as an attacker who controls a site would."""
+    from fedmed_cli import adapters
+    from fedmed_cli.digests import sha256_bytes
+
+    record = json.loads((folder / "contribution.json").read_text())
+    adapter = adapters._parse_adapter(
+        json.loads((folder / "adapter_config.json").read_text()),
+        (folder / "adapter_model.safetensors").read_bytes(),
+        folder,
+    )
+    names = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+    record["files"] = {name: sha256_bytes((folder / name).read_bytes()) for name in names}
+    record["adapter"] = adapter.digest
+    record |= changes
+    (folder / "contribution.json").write_text(json.dumps(record))
+
+
+def change_factors(folder, plan: Plan, change):
+    """Replace a contribution's factors: `change(module, A, B)` gives the new pair."""
+    from fedmed_cli import adapters
+
+    adapter = adapters.read_folder(folder).adapter
+    factors = {
+        module: tuple(np.asarray(part, dtype=np.float32) for part in change(module, a, b))
+        for module, (a, b) in adapter.factors.items()
+    }
+    new = adapters.plan_adapter(plan, factors)
+    (folder / "adapter_model.safetensors").write_bytes(new.weights_bytes)
+    reseal(folder)

@@ -1,0 +1,268 @@
+"""A round on one machine, the same round by hand in three folders, and what is written."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import snapshot
+
+from fedmed_cli.app import main
+from fedmed_cli.records import Aggregate, Comparison, Contribution
+from fedmed_cli.workspace import Workspace
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
+
+
+def by_hand(split_root, base, folder, num_rounds):
+    """Each hospital and the coordinator in a folder of its own; only adapters are copied between them."""
+    coordinator = folder / "coordinator"
+    coordinator.mkdir(parents=True)
+    shutil.copy(split_root / "federation.toml", coordinator)
+    for site in "ABC":
+        home = folder / site
+        (home / "data").mkdir(parents=True)
+        shutil.copy(split_root / "federation.toml", home)
+        shutil.copy(split_root / "data/split.json", home / "data")
+        shutil.copytree(split_root / "data" / site, home / "data" / site)
+    for number in range(1, num_rounds + 1):
+        for site in "ABC":
+            argv = ["train-local", "-q", "-C", str(folder / site), "--site", site, "--base", str(base)]
+            if number > 1:
+                argv += ["--global", str(coordinator / f"rounds/{number - 1:03d}/global")]
+            assert main(argv) == 0
+            shutil.rmtree(coordinator / "adapters" / site, ignore_errors=True)
+            shutil.copytree(folder / site / "adapters" / site, coordinator / "adapters" / site)
+        folders = [str(coordinator / "adapters" / site) for site in "CAB"]  # the order does not matter
+        assert main(["aggregate", "-q", "-C", str(coordinator), *folders]) == 0
+    return coordinator
+
+
+def test_two_rounds_and_the_same_by_hand_in_three_folders_give_the_same_bytes(split_workspace, tiny_base, tmp_path):
+    root = split_workspace.root
+    assert main(["round", "-q", "--rounds", "2", "-C", str(root), "--base", str(tiny_base)]) == 0
+    coordinator = by_hand(root, tiny_base, tmp_path / "hand", 2)
+    for number in (1, 2):
+        for name in ("A", "B", "C", "global"):
+            for file in ADAPTER_FILES:
+                path = f"rounds/{number:03d}/{name}/{file}"
+                assert (root / path).read_bytes() == (coordinator / path).read_bytes(), path
+            record = "aggregate.json" if name == "global" else "contribution.json"
+            kind = Aggregate if name == "global" else Contribution
+            one, two = (
+                kind.read(home / f"rounds/{number:03d}/{name}/{record}").to_dict() for home in (root, coordinator)
+            )
+            if name == "global":  # it names the contributions' files, whose `run` objects differ
+                for value in (one, two):
+                    for decision in value["sites"].values():
+                        del decision["contribution"]
+            del one["run"], two["run"]
+            assert one == two
+
+
+def test_a_round_resumes_with_the_contributions_that_are_there(split_workspace, tiny_base):
+    root = split_workspace.root
+    whole = Workspace(shutil.copytree(root, root.parent / "whole"))
+    assert main(["round", "-q", "-C", str(whole.root), "--base", str(tiny_base)]) == 0
+    assert main(["train-local", "-q", "--site", "A", "-C", str(root), "--base", str(tiny_base)]) == 0
+    before = (root / "adapters/A/contribution.json").read_bytes()
+    assert main(["round", "-q", "--rounds", "1", "-C", str(root), "--base", str(tiny_base)]) == 0
+    assert (root / "rounds/001/A/contribution.json").read_bytes() == before
+    weights = "rounds/001/global/adapter_model.safetensors"
+    assert (root / weights).read_bytes() == (whole.root / weights).read_bytes()
+    after = snapshot(root)
+    assert main(["round", "-q", "--rounds", "1", "-C", str(root), "--base", str(tiny_base)]) == 0
+    assert snapshot(root) == after
+
+
+def test_train_local_keeps_the_older_contribution(trained_workspace, tiny_base):
+    root = trained_workspace.root
+    before = snapshot(root / "adapters/A")
+    argv = ["train-local", "-q", "--site", "A", "--max-steps", "5", "-C", str(root), "--base", str(tiny_base)]
+    assert main(argv) == 0
+    assert Contribution.read(root / "adapters/A/contribution.json").max_steps == 5
+    (kept,) = (root / ".fedmed/replaced").iterdir()
+    assert snapshot(kept) == before
+
+
+def test_every_adapter_loads_with_plain_peft_and_changes_the_logits(round_workspace, tiny_base):
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(3, 40)[None]
+    folders = [*round_workspace.adapters.iterdir(), *round_workspace.round(1).iterdir()]
+    assert len(folders) == 7
+    seen = []
+    for folder in folders:
+        model = AutoModelForCausalLM.from_pretrained(tiny_base)
+        with torch.no_grad():
+            before = model(ids).logits
+            loaded = peft.PeftModel.from_pretrained(model, folder)
+            result = loaded.load_adapter(folder, adapter_name="again")
+            after = loaded(ids).logits
+        assert not result.unexpected_keys
+        assert not [key for key in result.missing_keys if "lora" in key]
+        assert (after - before).abs().max() > 1e-3
+        seen.append(after)
+    assert len({float(logits.sum()) for logits in seen}) == 4  # A, B, C twice, and the global one
+
+
+def test_fedmed_and_plain_peft_agree_on_the_logits_of_the_global_adapter(round_workspace, tiny_base):
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from fedmed_cli import adapters, bases, models
+
+    plan = round_workspace.read_plan()
+    path = round_workspace.global_adapter(1)
+    lm = models.load(bases.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
+    lm.use(adapters.read_global(path, plan).adapter)
+    plain = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), path)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        ours, theirs = lm.model(ids).logits, plain(ids).logits
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_compare_measures_what_plain_transformers_measure(round_workspace, tiny_base, capsys):
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    root = round_workspace.root
+    argv = ["compare", "--json", "--no-answers", "-C", str(root), "--base", str(tiny_base)]
+    capsys.readouterr()
+    assert main(argv) == 0
+    printed = json.loads(capsys.readouterr().out)
+    record = Comparison.read(root / "reports/compare.json")
+    assert record.to_dict() == printed
+    assert set(record.scores) == {"base", "A", "B", "C", "global"}
+
+    plan = round_workspace.read_plan()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    rows = [json.loads(line) for line in (root / "data/test.jsonl").read_text().splitlines()]
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    for name in ("base", "global"):
+        if name == "global":
+            model = peft.PeftModel.from_pretrained(model, round_workspace.global_adapter(1))
+        nll = num_tokens = 0
+        for row in rows:
+            messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": row["question"]}]
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            ids = torch.tensor([(start + answer)[: plan.training.max_length]])
+            with torch.no_grad():
+                log_probabilities = model(ids).logits[0].log_softmax(-1)
+            for position in range(len(start), ids.shape[1]):
+                nll -= float(log_probabilities[position - 1, ids[0, position]])
+                num_tokens += 1
+        score = record.scores[name]["overall"]
+        assert score.num_tokens == num_tokens
+        assert score.loss == pytest.approx(nll / num_tokens, abs=1e-4)
+
+
+def test_the_test_set_is_disjoint_from_all_that_was_trained_on(round_workspace):
+    def texts(path):
+        return {json.loads(line)["answer"] for line in path.read_text().splitlines()}
+
+    data = round_workspace.data
+    test, coordinator = texts(data / "test.jsonl"), texts(data / "coordinator.jsonl")
+    assert not test & coordinator
+    for site in "ABC":
+        for part in ("train", "validation"):
+            assert not (test | coordinator) & texts(data / site / f"{part}.jsonl")
+
+
+def test_a_measurement_is_cached_by_adapter_and_set(round_workspace, tiny_base, monkeypatch):
+    from fedmed_cli import evaluation
+
+    root = round_workspace.root
+    argv = ["compare", "-q", "--no-answers", "-C", str(root), "--base", str(tiny_base)]
+    assert main(argv) == 0
+    monkeypatch.setattr(evaluation, "measure", None)  # a second measurement would fail
+    assert main(argv) == 0
+
+
+def test_training_lowers_the_loss_on_examples_it_never_saw(split_workspace, tiny_base):
+    argv = ["train-local", "-q", "--site", "A", "--max-steps", "40", "-C", str(split_workspace.root)]
+    assert main([*argv, "--base", str(tiny_base)]) == 0
+    record = Contribution.read(split_workspace.contribution("A") / "contribution.json")
+    assert record.validation_after.mean < record.validation_before.mean - 0.2
+    assert record.num_trained_examples in (79, 80)  # an epoch may end with a batch of one
+    assert len(record.losses) == 40
+
+
+def test_a_hospital_with_its_own_file(tiny_base, split_workspace, tmp_path, capsys):
+    home = tmp_path / "hospital"
+    argv = ["init", "-q", "--names", "A,B", "--base", str(tiny_base), "--lora-r", "4", "--max-length", "256"]
+    assert main([*argv, "-C", str(home)]) == 0
+    rows = "".join((split_workspace.data / f"{site}/train.jsonl").read_text() for site in "ABC")
+    (tmp_path / "own.jsonl").write_text(rows)
+    argv = ["train-local", "--site", "B", "--data", str(tmp_path / "own.jsonl"), "--group-by", "focus"]
+    argv += ["--max-steps", "2", "-C", str(home), "--base", str(tiny_base), "--json"]
+    capsys.readouterr()
+    assert main(argv) == 0
+    record = json.loads(capsys.readouterr().out)
+    parts = ("train", "validation", "test")
+    sets = {part: (home / f"data/B/{part}.jsonl").read_text().splitlines() for part in parts}
+    assert record["num_examples"] == len(sets["train"]) > len(sets["test"]) > 0
+    assert sum(map(len, sets.values())) == len(rows.splitlines())
+    focus = {part: {json.loads(line)["focus"] for line in lines} for part, lines in sets.items()}
+    assert not focus["train"] & focus["test"]
+    assert not focus["train"] & focus["validation"]
+    assert main(["compare", "--site", "B", "-q", "--no-answers", "-C", str(home), "--base", str(tiny_base)]) == 0
+    assert set(Comparison.read(home / "reports/compare-B.json").scores) == {"base", "B"}
+
+
+def test_an_accepted_global_adapter_is_filed_and_a_different_one_refused(round_workspace, tiny_base, tmp_path, fails):
+    root, home = round_workspace.root, tmp_path / "B"
+    (home / "data").mkdir(parents=True)
+    shutil.copy(root / "federation.toml", home)
+    shutil.copytree(root / "data/B", home / "data/B")
+    sent = tmp_path / "sent"
+    shutil.copytree(round_workspace.global_adapter(1), sent)
+    argv = ["train-local", "--site", "B", "-C", str(home), "--base", str(tiny_base), "--global", str(sent)]
+    assert main([*argv, "-q"]) == 0
+    assert snapshot(home / "rounds/001/global") == snapshot(sent)
+    assert Contribution.read(home / "adapters/B/contribution.json").round == 2
+    other = tmp_path / "other"
+    out = ["--output", str(other), "--weights", "uniform", "--exclude", "A"]
+    assert main(["aggregate", "-q", "-C", str(root), *out]) == 0
+    before = snapshot(home)
+    assert "already filed" in fails(6, *argv[:-1], other)
+    assert snapshot(home) == before
+
+
+def test_stack_is_the_exact_mean_of_the_logits_deltas(trained_workspace, tiny_base, tmp_path):
+    """A forward pass through PEFT with the stacked adapter equals one through the dense weighted mean."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from fedmed_cli import adapters
+
+    root = trained_workspace.root
+    stacked = tmp_path / "stacked"
+    assert main(["aggregate", "-q", "-C", str(root), "--method", "stack", "--output", str(stacked), "--no-clip"]) == 0
+    assert not (root / "rounds").exists()
+    record = Aggregate.read(stacked / "aggregate.json")
+    plan = trained_workspace.read_plan()
+    dense = AutoModelForCausalLM.from_pretrained(tiny_base)
+    for module in plan.modules:
+        delta = sum(
+            record.sites[site].weight * one.scaling * one.factors[module][1].astype(np.float64) @ one.factors[module][0]
+            for site in "ABC"
+            for one in [adapters.read_folder(root / "adapters" / site).adapter]
+        )
+        weight = dense.get_submodule(module).weight
+        weight.data += torch.from_numpy(delta).to(weight.dtype)
+    plain = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), stacked)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        difference = (plain(ids).logits - dense(ids).logits).abs().max()
+        moved = (dense(ids).logits - AutoModelForCausalLM.from_pretrained(tiny_base)(ids).logits).abs().max()
+    assert difference < 1e-4
+    assert moved > 1e-2

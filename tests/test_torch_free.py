@@ -1,0 +1,46 @@
+"""What need not load torch does not, and says what it found all the same."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "bitsandbytes")
+
+
+def run(cwd, *argv):
+    """Run main(argv) in a process of its own; exit code, stdout, and which heavy modules it loaded."""
+    code = (
+        "import sys; from fedmed_cli.app import main; code = main(sys.argv[1:]);"
+        f"print('loaded:', *(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, argv)], cwd=cwd, capture_output=True, text=True)
+    loaded = next(line for line in done.stderr.splitlines() if line.startswith("loaded:")).split()[1:]
+    return done.returncode, done.stdout, loaded
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["split", "--help"], ["split", "-q"], ["init", "--names", "A", "-q"]])
+def test_help_split_and_init(argv, tmp_path):
+    code, _, loaded = run(tmp_path, *argv)
+    assert (code, loaded) == (0, [])
+
+
+def test_aggregate_by_tokens(trained_workspace):
+    code, out, loaded = run(trained_workspace.root, "aggregate", "--weights", "tokens", "--json")
+    assert (code, loaded) == (0, [])
+    assert set(json.loads(out)["sites"]) == {"A", "B", "C"}
+
+
+def test_inspect_adapter(round_workspace):
+    code, out, loaded = run(round_workspace.root, "inspect-adapter", "adapters/B", "rounds/001/global", "--json")
+    assert (code, loaded) == (0, [])
+    value = json.loads(out)
+    assert value["adapter"]["contribution"]["site"] == "B"
+    assert 0 < value["relation"]["cosine"] < 1
+
+
+def test_this_test_would_notice(round_workspace, tiny_base):
+    code, _, loaded = run(round_workspace.root, "chat", "hello", "--max-new-tokens", 2, "--base", tiny_base)
+    assert code == 0
+    assert "torch" in loaded
