@@ -17,16 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from fedmed_cli.codec import parse_json, read_file
 from fedmed_cli.digests import canonical_json, sha256_bytes
 from fedmed_cli.errors import CombineError, InputError, TrustError
-from fedmed_cli.records import (
-    Aggregate,
-    Base,
-    Contribution,
-    Plan,
-    parse_json,
-    read_file,
-)
+from fedmed_cli.records import Aggregate, Base, Contribution, Plan
 from fedmed_cli.safetensors_io import parse_header, serialize, to_float32
 
 CONFIG_NAME = "adapter_config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,8 @@ def show_one(screen: Any, answer: Answer, name: str, adapter: Adapter | None) ->
 
 def converse(screen: Any, conversation: Conversation) -> None:
     """Questions from the terminal until Ctrl-D or /quit; Ctrl-C stops an answer."""
-    import readline  # noqa: F401  # gives input() line editing and a history of this session
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  # gives input() line editing and a history of this session
 
     screen.say("Ask a question. Ctrl-C stops an answer, Ctrl-D or /quit leaves.")
     while True:

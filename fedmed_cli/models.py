@@ -145,10 +145,13 @@ class LanguageModel:
         }
 
 
-def load(base: LocalBase, device: str = "auto", say: Say = lambda message: None) -> LanguageModel:
+def load(
+    base: LocalBase, device: str = "auto", say: Say = lambda message: None, detail: Say = lambda message: None
+) -> LanguageModel:
     """Load a base model and its tokenizer from its folder: safetensors only, no code from the folder runs.
 
-    Weights are bfloat16 where the device has the instructions, float32 elsewhere; `say` is told which.
+    Weights are bfloat16 where the device has the instructions, float32 elsewhere; `say` is told which,
+    `detail` of folder, versions and threads.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -180,4 +183,6 @@ def load(base: LocalBase, device: str = "auto", say: Say = lambda message: None)
     model.to(target)
     model.eval()
     model.requires_grad_(False)
-    return LanguageModel(model, tokenizer, target, dtype, base)
+    lm = LanguageModel(model, tokenizer, target, dtype, base)
+    detail(f"{base.folder}; {', '.join(f'{name} {value}' for name, value in lm.environment().items())}")
+    return lm

@@ -26,6 +26,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print errors alone (and JSON).", rich_help_panel=COMMON_PANEL)
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say more: versions, kernels, folders.", rich_help_panel=COMMON_PANEL)
+]
 
 BaseOption = Annotated[
     str | None,

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from fedmed_cli.codec import parse_json
 from fedmed_cli.errors import InputError
-from fedmed_cli.records import parse_json
 
 MAX_HEADER_BYTES = 1_000_000
 ITEM_BYTES = {

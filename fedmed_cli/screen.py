@@ -29,9 +29,10 @@ class Table:
 class Screen:
     """One command's output. With `as_json` stdout gets one JSON value, with `quiet` stderr gets errors alone."""
 
-    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self.verbose = verbose
         self.out = Console(highlight=False)
         if not self.out.is_terminal:
             self.out.width = 140  # files and pipes have no width; tables should not wrap there
@@ -41,6 +42,11 @@ class Screen:
         """A sentence about what happens, on stderr."""
         if not self.quiet:
             self.err.print(escape(message), soft_wrap=True)
+
+    def detail(self, message: str) -> None:
+        """A sentence that only --verbose shows, on stderr."""
+        if self.verbose:
+            self.say(message)
 
     def result(self, value: Any, *shown: Table | str) -> None:
         """The command's result: `value` as JSON, or the tables and lines for people."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -240,7 +239,11 @@ def _encode(lm: LanguageModel, plan: Plan, rows: Sequence[Example]) -> tuple[lis
     return kept, len(encoded) - len(kept)
 
 
-def _peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
+def _peak_memory() -> int | None:
+    """The most memory this process has held, in bytes; None on Windows, which has no such counter in Python."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

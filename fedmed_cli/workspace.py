@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmed_cli.errors import ConflictError, InputError
@@ -89,9 +89,13 @@ def _umask() -> int:
 
 @dataclass(frozen=True)
 class Workspace:
-    """A federation's folder. Nothing is read or created before a method is called."""
+    """A federation's folder. Nothing is read or created before a method is called.
+
+    `say` is told of what an interrupted command had left and what was done about it.
+    """
 
     root: Path
+    say: Callable[[str], None] = field(default=lambda message: None, repr=False, compare=False)
 
     @property
     def plan_path(self) -> Path:
@@ -180,6 +184,7 @@ class Workspace:
         for folder in (self.root, self.data, self.adapters, self.rounds, *self.rounds.glob("*"), self.reports):
             for orphan in folder.glob(".*.tmp") if folder.is_dir() else ():
                 shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+                self.say(f"removed {self.relative(orphan)}, left by a command that was interrupted")
 
     def set_aside(self, path: Path) -> Path | None:
         """Move what lies at `path` to `.fedmed/replaced/`; None where nothing lies there."""
@@ -217,6 +222,7 @@ class Workspace:
             whole = data.rfind(b"\n") + 1
             if whole != len(data):
                 file.truncate(whole)
+                self.say("metrics.jsonl: dropped its torn last line, left by a command that was interrupted")
             file.write(metric_line(event, **values))
             file.flush()
             os.fsync(file.fileno())

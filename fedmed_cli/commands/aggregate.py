@@ -24,6 +24,7 @@ def aggregate(
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
 ) -> None:
     """Combine the contributions to a round into its global adapter and file the round under rounds/.
 
@@ -38,8 +39,8 @@ def aggregate(
 
     o.choice("--method", method, ("svd", "stack", "factor-mean"))
     o.choice("--weights", weights, ("tokens", "examples", "uniform"))
-    screen = Screen(as_json, quiet)
-    place = Workspace(workspace)
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
     with place.lock():
         result = rounds.aggregate(
             place,

@@ -23,6 +23,7 @@ def chat(
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
 ) -> None:
     """Ask the base model with the newest global adapter, once or in a conversation.
 
@@ -37,8 +38,8 @@ def chat(
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet)
-    place = Workspace(workspace)
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
     plan = place.read_plan()
     name, chosen = choose_adapter(place, plan, adapter, screen.say)
     if question is None and not sys.stdin.isatty():
@@ -47,7 +48,7 @@ def chat(
 
     from fedmed_cli import chatting, models
 
-    lm = models.load(local, device, screen.say)
+    lm = models.load(local, device, screen.say, screen.detail)
     lm.use(chosen)
     screen.say(f"{plan.base.name} with {name}. {chatting.DISCLAIMER}")
     conversation = chatting.Conversation(lm, plan.prompt, max_new_tokens, temperature)

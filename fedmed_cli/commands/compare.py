@@ -30,6 +30,7 @@ def compare(
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
 ) -> None:
     """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
 
@@ -41,8 +42,8 @@ def compare(
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace, write_file
 
-    screen = Screen(as_json, quiet)
-    place = Workspace(workspace)
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
     plan = place.read_plan()
     with place.lock():
         from fedmed_cli import comparison
@@ -58,7 +59,7 @@ def compare(
         from fedmed_cli import models
         from fedmed_cli.commands.tables import comparison_table, verdict_line
 
-        lm = models.load(local, device, screen.say)
+        lm = models.load(local, device, screen.say, screen.detail)
         with screen.progress("comparing") as update:
             record = comparison.compare(
                 place,

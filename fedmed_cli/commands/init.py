@@ -30,6 +30,7 @@ def init(
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
 ) -> None:
     """Write the plan alone (federation.toml), for hospitals whose data were never in one place.
 
@@ -41,8 +42,8 @@ def init(
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace, write_file
 
-    screen = Screen(as_json, quiet)
-    place = Workspace(workspace)
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
     if place.plan_path.exists():
         raise ConflictError(f"{place.plan_path} exists already", hint="use another folder with --workspace")
     plan = make_plan(

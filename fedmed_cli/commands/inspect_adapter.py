@@ -17,6 +17,7 @@ def inspect_adapter(
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
 ) -> None:
     """Show an adapter's rank, size, norms, spectrum, digest, record and lineage. Never loads torch.
 
@@ -26,8 +27,8 @@ def inspect_adapter(
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet)
-    place = Workspace(workspace)
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
     plan = place.read_plan() if place.plan_path.exists() else None
     if plan is None:
         screen.say("no plan here: the adapter is checked against itself alone")

@@ -29,6 +29,7 @@ def run_round(
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
 ) -> None:
     """Run whole rounds on one machine: train every site, aggregate, measure on the coordinator's examples.
 
@@ -42,8 +43,8 @@ def run_round(
 
     o.choice("--method", method, ("svd", "factor-mean"))
     o.choice("--weights", weights, ("tokens", "examples", "uniform"))
-    screen = Screen(as_json, quiet)
-    place = Workspace(workspace)
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
     plan = place.read_plan()
     until = rounds or place.newest_round() + 1
     if until <= place.newest_round():
@@ -64,7 +65,7 @@ def run_round(
             return stack.enter_context(step_events(screen, f"round {number} {name}"))
 
         summaries = []
-        lm = models.load(local, device, screen.say)
+        lm = models.load(local, device, screen.say, screen.detail)
         for summary in federation.run_rounds(
             place,
             plan,

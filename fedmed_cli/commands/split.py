@@ -51,6 +51,7 @@ def split(
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
 ) -> None:
     """Make hospitals out of one data set, and write the plan if there is none.
 
@@ -65,8 +66,8 @@ def split(
     from fedmed_cli.splitting import split as run
     from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet)
-    place = Workspace(workspace)
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
     assigned = o.assignment(assign) if assign else None
     chosen = o.names("--names", site_names) if site_names else tuple(assigned or default_names(hospitals))
     plan_options = PlanOptions(

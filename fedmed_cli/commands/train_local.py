@@ -41,6 +41,7 @@ def train_local(
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
 ) -> None:
     """Train one hospital's adapter on its own examples and write adapters/SITE/, which may leave the hospital.
 
@@ -55,8 +56,8 @@ def train_local(
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet)
-    place = Workspace(workspace)
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
     plan = place.read_plan()
     targets = o.names("--lora-target-modules", lora_target_modules) if lora_target_modules else None
     given = PlanOptions(
@@ -97,7 +98,7 @@ def train_local(
             result = core.train_local(
                 place,
                 plan,
-                models.load(local, device, screen.say),
+                models.load(local, device, screen.say, screen.detail),
                 site,
                 examples,
                 start,
