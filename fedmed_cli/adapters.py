@@ -79,6 +79,14 @@ class Adapter:
         """s = alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
         return self.alpha / math.sqrt(self.r) if self.use_rslora else self.alpha / self.r
 
+    def rank(self, module: str) -> int:
+        """The rank of one module's factors."""
+        return len(self.factors[module][0])
+
+    def scale(self, module: str) -> float:
+        """The scaling of one module's product."""
+        return self.scaling
+
     @property
     def num_parameters(self) -> int:
         return sum(a.size + b.size for a, b in self.factors.values())
@@ -116,7 +124,7 @@ class Adapter:
             {
                 name: array
                 for module, (a, b) in self.factors.items()
-                for name, array in ((_tensor_name(module, "A"), a), (_tensor_name(module, "B"), b))
+                for name, array in ((tensor_name(module, "A"), a), (tensor_name(module, "B"), b))
             }
         )
 
@@ -136,7 +144,8 @@ class AdapterFolder:
         return sum(map(len, self.files.values()))
 
 
-def _tensor_name(module: str, factor: str) -> str:
+def tensor_name(module: str, factor: str) -> str:
+    """PEFT's name for factor "A" or "B" of a module."""
     return f"{PREFIX}{module}.lora_{factor}.weight"
 
 
@@ -161,7 +170,7 @@ def read_folder(path: Path, plan: Plan | None = None) -> AdapterFolder:
         _check_digests(path, files, aggregate.files, aggregate.adapter, adapter, AGGREGATE_NAME)
     if plan is not None:
         record = contribution or aggregate
-        check_against_plan(path, adapter, plan)
+        check_against_plan(path, adapter, plan, plan.rank_of(contribution.site) if contribution else plan.lora.r)
         if record is not None:
             check_record(path, record.plan, record.base_fingerprint, plan)
     return AdapterFolder(path, adapter, files, contribution, aggregate)
@@ -227,7 +236,7 @@ def _parse_adapter(config: Any, weights: bytes, path: Path) -> Adapter:
     for module, pair in factors.items():
         if len(pair) != 2:
             missing = "B" if "A" in pair else "A"
-            raise InputError(f"{name}: tensor {_tensor_name(module, missing)!r} is missing")
+            raise InputError(f"{name}: tensor {tensor_name(module, missing)!r} is missing")
     pairs = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
     return Adapter(r, alpha, targets, base_name, pairs, use_rslora)
 
@@ -284,11 +293,11 @@ def _check_digests(
         raise TrustError(f"{path}: {record} says adapter {digest[:12]}…, found {adapter.digest[:12]}…")
 
 
-def check_against_plan(path: Path, adapter: Adapter, plan: Plan) -> None:
-    """CombineError unless rank, alpha, targets, base name and every shape are the plan's."""
+def check_against_plan(path: Path, adapter: Adapter, plan: Plan, r: int) -> None:
+    """CombineError unless the rank is `r` and alpha / r, targets, base name and every shape are the plan's."""
     expected: list[tuple[str, object, object]] = [
-        ("rank r", plan.lora.r, adapter.r),
-        ("lora_alpha", plan.lora.alpha, adapter.alpha),
+        ("rank r", r, adapter.r),
+        ("lora_alpha", plan.lora.scaling * r, adapter.alpha),
         ("target_modules", sorted(plan.lora.targets), list(adapter.targets)),
         ("base_model_name_or_path", plan.base.name, adapter.base_name),
         ("use_rslora", False, adapter.use_rslora),
@@ -298,7 +307,7 @@ def check_against_plan(path: Path, adapter: Adapter, plan: Plan) -> None:
             raise CombineError(f"{path}: the plan expects {what} {wanted}, found {ascii(found)[:200]}")
     for module in plan.modules:
         if module not in adapter.factors:
-            raise InputError(f"{path / WEIGHTS_NAME}: tensor {_tensor_name(module, 'A')!r} is missing")
+            raise InputError(f"{path / WEIGHTS_NAME}: tensor {tensor_name(module, 'A')!r} is missing")
     for module, (a, b) in adapter.factors.items():
         if module not in plan.modules:
             raise CombineError(f"{path / WEIGHTS_NAME}: the plan has no module {module!r}")

@@ -173,10 +173,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Sites:
-    """Who takes part, and how many contributions a round needs at least."""
+    """Who takes part, and how many contributions a round needs at least.
+
+    `ranks` names the sites that train a lower rank than the plan's.
+    """
 
     names: tuple[str, ...]
     min_sites: int
+    ranks: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_site_names(self.names)
@@ -184,6 +188,11 @@ class Sites:
             raise ValueError("sites.names names no site")
         if not 1 <= self.min_sites <= len(self.names):
             raise ValueError(f"sites.min_sites must be from 1 to {len(self.names)}, found {self.min_sites}")
+        for name, rank in self.ranks.items():
+            if name not in self.names:
+                raise ValueError(f"sites.ranks names {name[:80]!r}, which is no site")
+            if rank < 1:
+                raise ValueError(f"sites.ranks.{name} must be at least 1, found {rank}")
 
     @property
     def digest(self) -> str:
@@ -221,6 +230,9 @@ class Plan:
         smallest = min(min(shape) for shape in self.modules.values())
         if self.lora.r > smallest:
             raise ValueError(f"lora.r is {self.lora.r}, but a target module has a side of {smallest}")
+        for name, rank in self.sites.ranks.items():
+            if rank > self.lora.r:
+                raise ValueError(f"sites.ranks.{name} is {rank}, above the plan's rank {self.lora.r}")
 
     @cached_property
     def modules(self) -> dict[str, tuple[int, int]]:
@@ -230,6 +242,10 @@ class Plan:
             for name, shape in self.base.modules.items()
             if any(_is_target(name, target) for target in self.lora.targets)
         }
+
+    def rank_of(self, site: str) -> int:
+        """The rank that a site trains."""
+        return self.sites.ranks.get(site, self.lora.r)
 
     @cached_property
     def digest(self) -> str:
@@ -249,7 +265,7 @@ class Plan:
             tables = {key: value for key, value in values.items() if isinstance(value, dict)}
             lines += [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
             for key, table in tables.items():
-                lines += [f"[{name}.{key}]"] + [f"{_toml(k)} = {_toml(v)}" for k, v in table.items()]
+                lines += [f"[{name}.{key}]"] * bool(table) + [f"{_toml(k)} = {_toml(v)}" for k, v in table.items()]
         return ("\n".join(lines) + "\n").encode("utf-8")
 
     @classmethod
@@ -422,27 +438,67 @@ class Contribution(Record):
 
 
 Verdict = Literal["accepted", "clipped", "rejected"]
+Method = Literal["svd", "stack", "factor-mean"]
+Robust = Literal["none", "geometric-median", "multi-krum", "centred-clipping"]
+Weights = Literal["tokens", "examples", "uniform", "agentic", "crosseval", "self-reported"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the coordinator knows of one contribution. Gains are in nats per answer token, above 0 is better.
+
+    `num_examples`, `num_tokens` and `reported_gain` are the site's own claims. `gain` is the coordinator's
+    measurement of the adapter against the one the round started from; `left_out_gain` is what the round
+    gains at the same update norm when this site is left out (None where it was not tried).
+    """
+
+    num_examples: int
+    num_tokens: int
+    reported_gain: float | None
+    update_norm: float
+    cosines: dict[str, float]
+    copies: tuple[str, ...]
+    gain: Interval | None
+    gain_standard_error: float | None
+    left_out_gain: Interval | None
+
+    def __post_init__(self) -> None:
+        _check_not_negative(num_examples=self.num_examples, num_tokens=self.num_tokens, update_norm=self.update_norm)
+        for name in (*self.cosines, *self.copies):
+            check_site_name(name)
 
 
 @dataclass(frozen=True)
 class SiteDecision:
-    """What the coordinator decided about one contribution, from which evidence, and why."""
+    """What the coordinator decided about one contribution, from which evidence, and why.
+
+    The update enters the result with `server_lr · weight · clip_factor`. `prior` is the weight before the
+    coordinator's own evidence, `score` what moved it (lower is better).
+    """
 
     adapter: str
     contribution: str
-    weight: float
     verdict: Verdict
+    weight: float
+    prior: float
     clip_factor: float
-    update_norm: float
-    num_examples: int
-    num_tokens: int
-    cosines: dict[str, float]
+    score: float | None
+    evidence: Evidence
     reasons: tuple[str, ...]
 
     def __post_init__(self) -> None:
         _check_digest("adapter", self.adapter)
         _check_digest("contribution", self.contribution)
-        _check_not_negative(weight=self.weight, clip_factor=self.clip_factor, update_norm=self.update_norm)
+        _check_not_negative(weight=self.weight, prior=self.prior, clip_factor=self.clip_factor)
 
 
 @dataclass(frozen=True)
@@ -451,6 +507,18 @@ class Truncation:
 
     overall: float
     modules: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the coordinator measured on the examples that it decides with. These numbers are no result."""
+
+    examples_digest: str
+    num_examples: int
+    num_groups: int
+    parent: Loss
+    result: Loss
+    server_lr_losses: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -465,13 +533,17 @@ class Aggregate(Record):
     base_fingerprint: str
     parent: str
     adapter: str
-    method: Literal["svd", "stack", "factor-mean"]
-    weights: Literal["tokens", "examples", "uniform"]
+    method: Method
+    weights: Weights
+    robust: Robust
+    num_malicious: int
     clip: float | None
     server_lr: float
+    server_momentum: float
     sites: dict[str, SiteDecision]
     missing: tuple[str, ...]
     excluded: tuple[str, ...]
+    examination: Examination | None
     truncation: Truncation
     files: dict[str, str]
     run: Run = field(default_factory=dict)
@@ -488,12 +560,36 @@ class Aggregate(Record):
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval."""
+class SiteScore:
+    """One adapter's gain on a site's validation examples against the adapter the round started from."""
 
-    mean: float
-    low: float
-    high: float
+    gain: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Scores(Record):
+    """`scores/SITE.json`: what a hospital measured of all contributions; `gains` is by adapter digest."""
+
+    FORMAT: ClassVar[str] = "scores"
+
+    site: str
+    round: int
+    plan: str
+    base_fingerprint: str
+    parent: str
+    examples_digest: str
+    num_examples: int
+    num_groups: int
+    gains: dict[str, SiteScore]
+    run: Run = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_site_name(self.site)
+        for name in ("plan", "base_fingerprint", "parent", "examples_digest"):
+            _check_digest(name, getattr(self, name))
+        for name in self.gains:
+            _check_digest("gains", name)
 
 
 @dataclass(frozen=True)
