@@ -458,7 +458,7 @@ class Evidence:
 
     `num_examples`, `num_tokens` and `reported_gain` are the site's own claims. `gain` is the coordinator's
     measurement of the adapter against the one the round started from; `left_out_gain` is what the round
-    gains at the same update norm when this site is left out (None where it was not tried).
+    gains when this site is left out, dilution aside (None where it was not tried).
     """
 
     num_examples: int

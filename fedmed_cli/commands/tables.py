@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedmed_cli.digests import short
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records import OVERALL, Aggregate, Comparison, Contribution, Interval, Loss
+from fedmed_cli.records import OVERALL, Aggregate, Comparison, Contribution, Interval, Loss, Scores
 from fedmed_cli.screen import Table, number_of_bytes
 from fedmed_cli.splitting import SplitResult
 from fedmed_cli.workspace import Workspace
@@ -132,6 +132,12 @@ def end_of_aggregate(result: RoundResult) -> list[str]:
     if result.path is None:
         return ["dry run: nothing was written"]
     return [f"wrote {result.path} ({number_of_bytes(result.num_bytes)}): send this folder to all sites"]
+
+
+def scores_table(record: Scores) -> Table:
+    rows = [[digest[:12], f"{one.gain:+.4f}", f"{one.standard_error:.4f}"] for digest, one in record.gains.items()]
+    title = f"Site {record.site} scores round {record.round} on {record.num_examples} validation examples"
+    return Table(title, ("adapter", "gain in nats", "standard error"), rows)
 
 
 def comparison_table(record: Comparison) -> list[Table | str]:
