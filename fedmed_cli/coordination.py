@@ -9,7 +9,7 @@ from fedmed_cli.examples import Example, read_jsonl
 from fedmed_cli.workspace import Workspace
 
 EXAMPLES_NAME = "coordinator.jsonl"
-DEFAULT_SAMPLES = 200
+DEFAULT_SAMPLES = 100
 
 
 def has_examples(workspace: Workspace) -> bool:

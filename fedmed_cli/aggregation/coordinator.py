@@ -307,6 +307,11 @@ class _Round:
         nearly convex in the update, so a mean of updates that each help cannot be what harms.
         """
         assert self.examiner is not None
+        if len(self.cases) == 1:
+            (only,) = self.cases.values()
+            only.weight = 1.0
+            only.reasons.append("the only contribution: there is nothing to weigh")
+            return
         start = self.losses(self.parent)
         for site, case in self.cases.items():
             if case.norm == 0:

@@ -28,7 +28,7 @@ def aggregate(
     ] = None,
     max_eval_samples: Annotated[
         int, typer.Option("--max-eval-samples", min=2, help="Coordinator's examples to measure on.")
-    ] = 200,
+    ] = 100,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,

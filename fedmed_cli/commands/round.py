@@ -19,7 +19,7 @@ def run_round(
     batch_size: o.BatchSizeOption = 2,
     max_eval_samples: Annotated[
         int | None,
-        typer.Option("--max-eval-samples", min=2, help="Examples to measure on [100 a site, 200 at the coordinator]."),
+        typer.Option("--max-eval-samples", min=2, help="Examples to measure on [100]."),
     ] = None,
     weights: o.WeightsOption = None,
     method: o.MethodOption = "svd",
