@@ -6,6 +6,7 @@ check and the use. Nothing is ever unpickled, and a foreign file is never memory
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ from fedmed_cli.codec import parse_json, read_file
 from fedmed_cli.digests import canonical_json, sha256_bytes
 from fedmed_cli.errors import CombineError, InputError, TrustError
 from fedmed_cli.records import Aggregate, Base, Contribution, Plan
-from fedmed_cli.safetensors_io import parse_header, serialize, to_float32
+from fedmed_cli.safetensors_io import header_bytes, parse_header, serialize, to_float32
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -81,7 +82,7 @@ class Adapter:
 
     def rank(self, module: str) -> int:
         """The rank of one module's factors."""
-        return len(self.factors[module][0])
+        return self.r
 
     def scale(self, module: str) -> float:
         """The scaling of one module's product."""
@@ -238,7 +239,10 @@ def _parse_adapter(config: Any, weights: bytes, path: Path) -> Adapter:
             missing = "B" if "A" in pair else "A"
             raise InputError(f"{name}: tensor {tensor_name(module, missing)!r} is missing")
     pairs = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
-    return Adapter(r, alpha, targets, base_name, pairs, use_rslora)
+    adapter = Adapter(r, alpha, targets, base_name, pairs, use_rslora)
+    if weights[:start] == header_bytes(tensors):
+        adapter.__dict__["weights_bytes"] = weights  # written as fedmed writes: no need to write it again
+    return adapter
 
 
 def _check_config(config: Any, name: str) -> tuple[int, float, tuple[str, ...], str, bool]:
@@ -375,13 +379,20 @@ def initial_factors(plan: Plan) -> dict[str, Factors]:
 
     Rebuilt from the seed at every site, the same bytes everywhere: numpy guarantees the raw bit stream.
     """
-    generator = np.random.Philox(plan.training.seed)
+    return dict(_initial_factors(plan.training.seed, plan.lora.r, tuple(plan.modules.items())))
+
+
+@functools.lru_cache(maxsize=2)
+def _initial_factors(seed: int, r: int, modules: tuple[tuple[str, tuple[int, int]], ...]) -> dict[str, Factors]:
+    generator = np.random.Philox(seed)
     factors = {}
-    for module, (size_out, size_in) in plan.modules.items():
-        raw = generator.random_raw(plan.lora.r * size_in) >> np.uint64(40)  # 24 bits: exact in float32
+    for module, (size_out, size_in) in modules:
+        raw = generator.random_raw(r * size_in) >> np.uint64(40)  # 24 bits: exact in float32
         uniform = raw.astype(np.float64) / 2**23 - 1
-        a = (uniform / math.sqrt(size_in)).astype(np.float32).reshape(plan.lora.r, size_in)
-        factors[module] = (a, np.zeros((size_out, plan.lora.r), dtype=np.float32))
+        a = (uniform / math.sqrt(size_in)).astype(np.float32).reshape(r, size_in)
+        b = np.zeros((size_out, r), dtype=np.float32)
+        a.flags.writeable = b.flags.writeable = False  # the arrays are shared
+        factors[module] = (a, b)
     return factors
 
 

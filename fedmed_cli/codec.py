@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -61,11 +62,16 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def decode_fields(kind: type, value: Any, where: str) -> Any:
     """Turn an object into the dataclass `kind`; ValueError for a missing, an unknown or an ill-typed field."""
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'the file'} must be an object, found {type(value).__name__}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     prefix = f"{where}." if where else ""
     for name in value:

@@ -34,9 +34,9 @@ def thin_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             try:
                 first = np.linalg.cholesky(unit.T @ unit).T
                 if np.diag(first).min() > _SAFE_CONDITION:
-                    q = np.linalg.solve(first.T, unit.T).T
+                    q = unit @ np.linalg.inv(first)
                     second = np.linalg.cholesky(q.T @ q).T
-                    return np.linalg.solve(second.T, q.T).T, second @ first * scale
+                    return q @ np.linalg.inv(second), second @ first * scale
             except np.linalg.LinAlgError:
                 pass
     q, r = np.linalg.qr(matrix)
@@ -76,9 +76,10 @@ def weighted_product(
     so that memory stays that of one module however many sites there are.
     """
     a_parent, b_parent = parent.factors[module]
+    ranks = [adapter.rank(module) for adapter in adapters]
     kept = np.array(
         [
-            1 - math.fsum(c for c, adapter in zip(coefficients, adapters, strict=True) if adapter.rank(module) > j)
+            1 - math.fsum(c for c, rank in zip(coefficients, ranks, strict=True) if rank > j)
             for j in range(len(a_parent))
         ]
     )
