@@ -94,7 +94,10 @@ def contributions(folder: Path) -> Plan:
     initial = adapters.plan_adapter(plan, adapters.initial_factors(plan))
     for number, name in enumerate(plan.sites.names):
         rng = np.random.default_rng(number)
-        factors = {m: (a, rng.normal(0, 1e-3, b.shape).astype(np.float32)) for m, (a, b) in initial.factors.items()}
+        factors = {
+            m: tuple((part + rng.normal(0, 1e-3, part.shape)).astype(np.float32) for part in pair)
+            for m, pair in initial.factors.items()
+        }
         adapter = adapters.plan_adapter(plan, factors)
         files = adapters.adapter_files(adapter, adapters.readme(plan.base, adapter, "Random", "Random numbers."))
         record = Contribution(

@@ -7,7 +7,6 @@ check and the use. Nothing is ever unpickled, and a foreign file is never memory
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fedmed_cli.codec import parse_json, read_file
-from fedmed_cli.digests import canonical_json, sha256_bytes
+from fedmed_cli.digests import canonical_json, sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, InputError, TrustError
 from fedmed_cli.records import Aggregate, Base, Contribution, Plan
 from fedmed_cli.safetensors_io import header_bytes, parse_header, serialize, to_float32
@@ -114,9 +113,12 @@ class Adapter:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical config and the tensors, whatever order or JSON form a file had."""
-        digest = hashlib.sha256(canonical_json(self.config) + b"\0")
-        digest.update(self.weights_bytes)
-        return digest.hexdigest()
+        return sha256_json({"config": self.config, "weights": self.weights_digest})
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of `weights_bytes`."""
+        return sha256_bytes(self.weights_bytes)
 
     @cached_property
     def weights_bytes(self) -> bytes:
@@ -160,15 +162,16 @@ def read_folder(path: Path, plan: Plan | None = None) -> AdapterFolder:
     another kind, rank, base or plan, TrustError (7) where a digest does not hold.
     """
     files = _read_files(path)
+    digests = {name: sha256_bytes(data) for name, data in files.items()}
     config = parse_json(files[CONFIG_NAME], str(path / CONFIG_NAME))
-    adapter = _parse_adapter(config, files[WEIGHTS_NAME], path)
+    adapter = _parse_adapter(config, files[WEIGHTS_NAME], digests[WEIGHTS_NAME], path)
     contribution = aggregate = None
     if CONTRIBUTION_NAME in files:
         contribution = Contribution.from_bytes(files[CONTRIBUTION_NAME], str(path / CONTRIBUTION_NAME))
-        _check_digests(path, files, contribution.files, contribution.adapter, adapter, CONTRIBUTION_NAME)
+        _check_digests(path, digests, contribution.files, contribution.adapter, adapter, CONTRIBUTION_NAME)
     if AGGREGATE_NAME in files:
         aggregate = Aggregate.from_bytes(files[AGGREGATE_NAME], str(path / AGGREGATE_NAME))
-        _check_digests(path, files, aggregate.files, aggregate.adapter, adapter, AGGREGATE_NAME)
+        _check_digests(path, digests, aggregate.files, aggregate.adapter, adapter, AGGREGATE_NAME)
     if plan is not None:
         record = contribution or aggregate
         check_against_plan(path, adapter, plan, plan.rank_of(contribution.site) if contribution else plan.lora.r)
@@ -206,7 +209,7 @@ def _read_files(path: Path) -> dict[str, bytes]:
     return {entry.name: read_file(entry, limits.get(entry.name, 1_000_000)) for entry in entries}
 
 
-def _parse_adapter(config: Any, weights: bytes, path: Path) -> Adapter:
+def _parse_adapter(config: Any, weights: bytes, weights_digest: str, path: Path) -> Adapter:
     r, alpha, targets, base_name, use_rslora = _check_config(config, str(path / CONFIG_NAME))
     name = str(path / WEIGHTS_NAME)
     buffer = memoryview(weights)
@@ -241,7 +244,8 @@ def _parse_adapter(config: Any, weights: bytes, path: Path) -> Adapter:
     pairs = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
     adapter = Adapter(r, alpha, targets, base_name, pairs, use_rslora)
     if weights[:start] == header_bytes(tensors):
-        adapter.__dict__["weights_bytes"] = weights  # written as fedmed writes: no need to write it again
+        # The file is as fedmed would write it: what follows from it need not be computed again.
+        adapter.__dict__.update(weights_bytes=weights, weights_digest=weights_digest)
     return adapter
 
 
@@ -278,19 +282,18 @@ def _check_config(config: Any, name: str) -> tuple[int, float, tuple[str, ...], 
 
 
 def _check_digests(
-    path: Path, files: Mapping[str, bytes], stated: Mapping[str, str], digest: str, adapter: Adapter, record: str
+    path: Path, found: Mapping[str, str], stated: Mapping[str, str], digest: str, adapter: Adapter, record: str
 ) -> None:
-    wanted = {name for name in files if name not in (CONTRIBUTION_NAME, AGGREGATE_NAME, *SIGNATURES)}
+    wanted = {name for name in found if name not in (CONTRIBUTION_NAME, AGGREGATE_NAME, *SIGNATURES)}
     for name in sorted(wanted | set(stated)):
         shown = ascii(name)[1:-1][:80]
-        if name not in files:
+        if name not in found:
             raise TrustError(f"{path}: {record} names {shown}, which is missing")
         if name not in stated:
             raise TrustError(f"{path}: {record} does not name {shown}")
-        found = sha256_bytes(files[name])
-        if found != stated[name]:
+        if found[name] != stated[name]:
             raise TrustError(
-                f"{path / name}: {record} says sha256 {stated[name][:12]}…, found {found[:12]}…",
+                f"{path / name}: {record} says sha256 {stated[name][:12]}…, found {found[name][:12]}…",
                 hint="the folder was damaged or changed on its way; ask for it again",
             )
     if digest != adapter.digest:
