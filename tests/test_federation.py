@@ -14,7 +14,7 @@ from fedmed_cli.workspace import Workspace
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
-def by_hand(split_root, base, folder, num_rounds):
+def by_hand(split_root, base, folder, num_rounds, options=()):
     """Each hospital and the coordinator in a folder of its own; only adapters are copied between them."""
     coordinator = folder / "coordinator"
     coordinator.mkdir(parents=True)
@@ -30,14 +30,14 @@ def by_hand(split_root, base, folder, num_rounds):
         shutil.copytree(split_root / "data" / site, home / "data" / site)
     for number in range(1, num_rounds + 1):
         for site in "ABC":
-            argv = ["train-local", "-q", "-C", str(folder / site), "--site", site, "--base", str(base)]
+            argv = ["train-local", "-q", "-C", str(folder / site), "--site", site, "--base", str(base), *options]
             if number > 1:
                 argv += ["--global", str(coordinator / f"rounds/{number - 1:03d}/global")]
             assert main(argv) == 0
             shutil.rmtree(coordinator / "adapters" / site, ignore_errors=True)
             shutil.copytree(folder / site / "adapters" / site, coordinator / "adapters" / site)
         folders = [str(coordinator / "adapters" / site) for site in "CAB"]  # the order does not matter
-        assert main(["aggregate", "-q", "-C", str(coordinator), *folders, "--base", str(base)]) == 0
+        assert main(["aggregate", "-q", "-C", str(coordinator), *folders, "--base", str(base), *options]) == 0
     return coordinator
 
 
