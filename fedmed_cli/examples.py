@@ -76,9 +76,7 @@ def read_dataset(
 def _examples(source: Source, bad: BadRows) -> list[Example]:
     examples = []
     for batch in source.batches(bad):
-        for i, (identifier, question, answer) in enumerate(
-            zip(batch.ids, batch.questions, batch.answers, strict=True)
-        ):
+        for i, (identifier, question, answer) in enumerate(zip(batch.ids, batch.questions, batch.answers, strict=True)):
             others = {column: value for column, values in batch.others.items() if (value := values[i]) is not None}
             examples.append(Example(identifier, question, answer, others))
     return examples

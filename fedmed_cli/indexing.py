@@ -164,10 +164,10 @@ def build(
             sketches.add(batch.questions, batch.answers)
         seen.update(batch.others)
         progress(len(text))
-    for name in (group_by, label, column):
-        if name is not None and name not in seen:
+    for wanted in (group_by, label, column):
+        if wanted is not None and wanted not in seen:
             found = ", ".join(sorted(part[:40] for part in seen)[:30]) or "no other column"
-            raise InputError(f"the data have no column {name!r}, found {found}")
+            raise InputError(f"the data have no column {wanted!r}, found {found}")
     keys = np.frombuffer(text, dtype=np.uint64)
     return Index(
         text=keys,

@@ -122,7 +122,7 @@ def _find(found: Iterable[str], wanted: str | None) -> str | None:
     if wanted is None:
         return None
     exact = [column for column in found if column == wanted]
-    return (exact or [column for column in found if column.lower() == wanted] or [None])[0]
+    return next(iter(exact or [column for column in found if column.lower() == wanted]), None)
 
 
 def _check_characters(text: str, column: str) -> None:

@@ -251,9 +251,7 @@ def _fit(wanted: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArra
     return wanted
 
 
-def _fill(
-    wanted: NDArray[np.float64], parts: list[NDArray[np.int64]], sizes: Ints, room: Sequence[int] | None
-) -> Ints:
+def _fill(wanted: NDArray[np.float64], parts: list[NDArray[np.int64]], sizes: Ints, room: Sequence[int] | None) -> Ints:
     """Label by label give each unit to the site that lacks most of it and has room; where none has, to any."""
     home = np.empty(len(sizes), dtype=np.int32)
     left_over = [float(size) for size in room] if room is not None else [np.inf] * wanted.shape[1]

@@ -23,13 +23,15 @@ _MONTHS = (
     "Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|"
     "Nov(?:ember)?|Dec(?:ember)?"
 )
-_MONTH = rf"(?:{_MONTHS}|{_MONTHS.upper().replace('(?:', '(?:').replace('SEPT?', 'SEPT?')})"
+_MONTH = rf"(?:{_MONTHS}|{_MONTHS.upper()})"
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _YEAR = r"(?:1[89]|20)\d\d"
 _TH = r"(?:st|nd|rd|th)?"
 _NUMBER = rf"(?:\+?1{_DASH}?)?(?:\(\d{{3}}\){_DASH}?|\d{{3}}{_DASH})\d{{3}}{_DASH}\d{{4}}(?!\d)"
 _ABROAD = rf"\+\d{{1,3}}(?:{_DASH}?\(?\d{{1,5}}\)?){{2,6}}"
-_PHONE = rf"(?:(?<![\w.+-]){_NUMBER}|(?<!\w){_ABROAD}|(?<![\w.+-])1{_DASH}8\d\d{_DASH}[A-Z\d](?:{_DASH}?[A-Z\d]){{5,9}}\b)"
+_PHONE = (
+    rf"(?:(?<![\w.+-]){_NUMBER}|(?<!\w){_ABROAD}|(?<![\w.+-])1{_DASH}8\d\d{_DASH}[A-Z\d](?:{_DASH}?[A-Z\d]){{5,9}}\b)"
+)
 _NO = r"(?:\s*(?:number|num|no\.?|nr\.?|id|code|\#))*\s*(?:is|was)?\s*[:#=]?\s*"
 # A code: letters, digits and dashes with at least four digits in it.
 _CODE = r"(?=(?:[A-Z-]*\d){4})[A-Z\d][A-Z\d-]{3,24}\b"
@@ -89,14 +91,17 @@ KINDS: dict[str, re.Pattern[str]] = {
         rf"|\b{_MONTH}\b\.?\s+{_DAY}{_TH}\b(?!%)(?:,?\s+{_YEAR}\b)?|\b{_MONTH}\b\.?,?\s+{_YEAR}\b"
         rf"|(?<!\w){_DAY}{_TH}[ -](?i:{_MONTHS})\b\.?,?[ -]{_YEAR}\b|(?<!\w)(?i:{_MONTHS})\.? {_DAY}{_TH},? {_YEAR}\b"
     ),
-    "telephone": re.compile(rf"{_PHONE}|\b(?:tel|telephone|phone|mobile|cell|pager)\b[^\d\n+(]{{0,12}}\+?\(?\d[\d(). /-]{{5,16}}\d\b"),
+    "telephone": re.compile(
+        rf"{_PHONE}|\b(?:tel|telephone|phone|mobile|cell|pager)\b[^\d\n+(]{{0,12}}\+?\(?\d[\d(). /-]{{5,16}}\d\b"
+    ),
     "zip": re.compile(
         r"(?<![\w-])\d{5}-\d{4}(?![\w-])|\b(?:A[KLRZ]|C[AOT]|D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|"
         r"O[HKR]|PA|RI|S[CD]|T[NX]|UT|V[AT]|W[AIVY])\.?,?\s+\d{5}\b|(?i:\bzip(?: ?code)?\W{0,3}\d{5}\b)"
     ),
     "age": re.compile(
         r"(?<![\w.-])(?:9\d|1[0-2]\d)[- ]?(?:years?|yrs?|y)[- ./]*(?:old|o\b|of age)"
-        r"|(?<![\w.-])(?:9\d|1[0-2]\d) ?y/?o\b|\bage[ds]?:?(?: of| is)? (?:9\d|1[0-2]\d)\b(?![%.]?\d)(?! ?(?:%|percent|month|day|week))"
+        r"|(?<![\w.-])(?:9\d|1[0-2]\d) ?y/?o\b"
+        r"|\bage[ds]?:?(?: of| is)? (?:9\d|1[0-2]\d)\b(?![%.]?\d)(?! ?(?:%|percent|month|day|week))"
         r"|\bninety[- ]?(?:one|two|three|four|five|six|seven|eight|nine)?[- ]years?[- ]old",
         re.IGNORECASE,
     ),

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from fedmed_cli import corpus
 from fedmed_cli.digests import canonical_json, sha256_json
@@ -189,10 +189,9 @@ class Source:
         """Chunks of at most BATCH_ROWS rows with their file's number and name, up to the limit."""
         left = self.limit
         if self.kind == "corpus":
-            rows = corpus.examples()[: self.limit]
-            for start in range(0, len(rows), BATCH_ROWS):
-                part = rows[start : start + BATCH_ROWS]
-                yield 1, CORPUS, [_Row(start + i, row) for i, row in enumerate(part, 1)]
+            rows = [_Row(number, row) for number, row in enumerate(corpus.examples()[: self.limit], 1)]
+            for piece in _pieces(rows):
+                yield 1, CORPUS, piece
             return
         for number, path in enumerate(self.paths, 1):
             name = self.names[0] if self.kind == "hub" else str(path)
@@ -294,7 +293,7 @@ def _hub_rows(name: str) -> Iterator[Mapping[str, Any]]:
 # --- reading one file -------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> io.BufferedReader:
     try:
         return path.open("rb")
     except OSError as error:
@@ -571,9 +570,7 @@ def _table_batch(chunk: tuple[int, Any], layout: Layout, first: int, file: int, 
         answers = [text.strip() for text in columns[layout.answer].to_pylist()]
         if all(questions) and all(answers):
             bad.num_rows += table.num_rows
-            others = {
-                column: values.to_pylist() for column, values in columns.items() if column not in (*used, "id")
-            }
+            others = {column: values.to_pylist() for column, values in columns.items() if column not in (*used, "id")}
             ids = columns["id"].to_pylist() if "id" in columns else [None] * len(questions)
             made = [
                 found or _make_id(number, question, answer)

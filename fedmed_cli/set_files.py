@@ -30,7 +30,7 @@ _BLANKS = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
 
 
 def file_names(folder: Path, names: Sequence[str], file_format: Format) -> list[str]:
-    """The files of a split, relative to its folder; the shared ones are JSON lines always. A set without rows has none."""
+    """The files of a split, relative to its folder. The shared ones are JSON lines always; an empty set has none."""
     own = [f"{name}/{part}.{file_format}" for name in names for part in ("train", "validation")]
     return [name for name in (*own, "coordinator.jsonl", "test.jsonl") if (folder / name).exists()]
 
@@ -211,11 +211,13 @@ def count_leaks(folder: Path, files: Sequence[str], group_by: str | None) -> dic
     return found
 
 
-def count_near_leaks(folder: Path, files: Sequence[str], similarity: float, scratch: Path) -> tuple[int, int]:
+def find_near_leaks(
+    folder: Path, files: Sequence[str], similarity: float, scratch: Path
+) -> tuple[int, list[tuple[int, int]]]:
     """Search the written files for near-duplicates in two of them, with other hash functions than the division's.
 
     Pairs that look alike are compared by the exact Jaccard similarity of their words and word pairs. Returns
-    how many pairs were compared and how many rows are in a pair of at least `similarity`.
+    how many pairs were compared, and those of at least `similarity`: a row's number counts through all files.
     """
     sketches, places = Sketches(scratch, other=True), array("i")
     try:
@@ -223,9 +225,7 @@ def count_near_leaks(folder: Path, files: Sequence[str], similarity: float, scra
             for questions, answers, _ in _written(folder / name, None):
                 sketches.add(questions, answers)
                 places.extend([number] * len(questions))
-        first, second = sketches.across(
-            np.frombuffer(places, dtype=np.int32), similarity - NEAR_MARGIN, MAX_NEAR_PAIRS
-        )
+        first, second = sketches.across(np.frombuffer(places, dtype=np.int32), similarity - NEAR_MARGIN, MAX_NEAR_PAIRS)
     finally:
         sketches.close()
     wanted, texts, row = set(first.tolist()) | set(second.tolist()), {}, 0
@@ -235,11 +235,20 @@ def count_near_leaks(folder: Path, files: Sequence[str], similarity: float, scra
                 if row in wanted:
                     texts[row] = set(tokens(question, answer))
                 row += 1
-    torn = set()
-    for a, b in zip(first.tolist(), second.tolist(), strict=True):
-        if len(texts[a] & texts[b]) >= similarity * len(texts[a] | texts[b]):
-            torn |= {a, b}
-    return len(first), len(torn)
+    pairs = list(zip(first.tolist(), second.tolist(), strict=True))
+    return len(pairs), [(a, b) for a, b in pairs if len(texts[a] & texts[b]) >= similarity * len(texts[a] | texts[b])]
+
+
+def written_rows(places: NDArray[np.int32], num_sites: int) -> NDArray[np.int64]:
+    """The input's row for each row of the files, counted through all files in the order of `file_names`."""
+    order = np.argsort(places, kind="stable")
+    bounds = np.searchsorted(places[order], np.arange(num_sites * len(SETS) + 1))
+    parts = [order[bounds[place] : bounds[place + 1]] for place in range(num_sites * len(SETS))]
+    own = [
+        parts[site * len(SETS) + kind] for site in range(num_sites) for kind in range(len(SETS)) if kind not in _SHARED
+    ]
+    shared = [parts[site * len(SETS) + kind] for kind in _SHARED for site in range(num_sites)]
+    return np.concatenate([*own, *shared])
 
 
 def _digest(data: bytes) -> int:
@@ -272,7 +281,8 @@ def _written(path: Path, group_by: str | None) -> Iterator[tuple[list[str], list
     else:
         schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
         parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-        longest = max(map(len, path.open("rb"))) + 1
+        with path.open("rb") as file:
+            longest = max(map(len, file))
         read = pyarrow.json.ReadOptions(block_size=max(16_000_000, 2 * longest))
         batches = pyarrow.json.open_json(path, read, parse)
     for batch in batches:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedmed_cli import indexing, partition, phi, set_files, topics
-from fedmed_cli.duplicates import SIMILARITY, Sketches
+from fedmed_cli.duplicates import SIMILARITY, Sketches, merge
 from fedmed_cli.errors import ConflictError, InputError, UsageError
 from fedmed_cli.plans import PlanOptions, check_options, make_plan
 from fedmed_cli.readers import DEFAULT_MAX_BAD, BadRows, Source
@@ -20,6 +20,8 @@ from fedmed_cli.workspace import Workspace, utc_now, write_file
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]  # what is done, rows so far, rows in all (0 where not known)
+
+MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def split(
         by_topic = None
         if label is None and method in ("dirichlet", "pathological"):
             by_topic = topics.fit(source.batches(), options.num_topics, seed)
-            say(f"no label column: {options.num_topics} topics of the texts are the labels (name a column with --label)")
+            say(
+                f"no label column: {options.num_topics} topics of the texts are the labels (name a column with --label)"
+            )
         index = indexing.build(
             source.batches(bad),
             seed=seed,
@@ -105,50 +109,59 @@ def split(
             progress=lambda rows: progress("reading", rows, 0),
         )
         bad.check(options.max_bad)
-        _tell_bad(bad, say)
+        tell_bad(bad, say)
         found = hits.by_kind() if hits is not None else {}
         if hits is not None:
-            _tell_phi(options.phi, found, hits.num_rows, len(index), say)
+            tell_phi(options.phi, found, hits.num_rows, len(index), say)
         roots = partition.roots_of(index.text, index.group, size=len(index))
         num_alike = 0
         if sketches is not None and options.near_duplicates is not None:
             roots, num_alike = sketches.united(roots, options.near_duplicates)
             sketches.close()
-        division = partition.partition(
-            index,
-            roots,
-            options.names,
-            method,
-            assign={value: site for site, values in (options.assign or {}).items() for value in values} or None,
-            alpha=options.alpha,
-            sizes=options.sizes,
-            min_size=options.min_size,
-            labels_per_site=options.labels_per_site,
-            shares=options.shares,
-            seed=seed,
-        )
+        written = staged / "data"
+        for attempt in range(MAX_ATTEMPTS):
+            division = partition.partition(
+                index,
+                roots,
+                options.names,
+                method,
+                assign={value: site for site, values in (options.assign or {}).items() for value in values} or None,
+                alpha=options.alpha,
+                sizes=options.sizes,
+                min_size=options.min_size,
+                labels_per_site=options.labels_per_site,
+                shares=options.shares,
+                seed=seed,
+            )
+            set_files.write_sets(
+                written,
+                (indexing.screened(batch, options.phi, None, 0) for batch in source.batches()),
+                division.places,
+                options.names,
+                index.columns,
+                options.file_format,
+                progress=lambda rows: progress("writing", rows, len(index)),
+            )
+            source.check_unchanged()
+            files = set_files.file_names(written, options.names, options.file_format)
+            num_pairs, torn = 0, np.empty((0, 2), dtype=np.int64)
+            if options.near_duplicates is not None:
+                num_pairs, pairs = set_files.find_near_leaks(written, files, options.near_duplicates, staged / "bands")
+                rows = set_files.written_rows(division.places, len(options.names))
+                torn = rows[np.array(pairs, dtype=np.int64).reshape(-1, 2)]
+            if not len(torn) or attempt == MAX_ATTEMPTS - 1:
+                break
+            say(f"the check found {len(torn)} pairs of near-duplicates that the search had missed: dividing again")
+            roots = merge(roots, torn[:, 0], torn[:, 1])
+            num_alike += len(np.unique(torn))
         sites = _sites(options.names, index, division, hits)
         total = sum(counts.total for counts in sites.values())
-        set_files.write_sets(
-            staged / "data",
-            (indexing.screened(batch, options.phi, None, 0) for batch in source.batches()),
-            division.places,
-            options.names,
-            index.columns,
-            options.file_format,
-            progress=lambda rows: progress("writing", rows, len(index)),
-        )
-        source.check_unchanged()
-        files = set_files.file_names(staged / "data", options.names, options.file_format)
-        checks = set_files.count_leaks(staged / "data", files, group_by)
+        checks = set_files.count_leaks(written, files, group_by)
         if checks["rows"] != total or checks["texts_in_two_sets"] or checks["groups_in_two_sets"]:
             raise RuntimeError("the written sets are not disjoint")
         near = None
         if options.near_duplicates is not None:
-            checked, torn = set_files.count_near_leaks(
-                staged / "data", files, options.near_duplicates, staged / "bands"
-            )
-            near = NearDuplicates(options.near_duplicates, num_alike, checked, torn)
+            near = NearDuplicates(options.near_duplicates, num_alike, num_pairs, len(np.unique(torn)))
         record = SplitRecord(
             source=source.kind,
             source_digest=source.digest(),
@@ -178,10 +191,10 @@ def split(
             topics=options.num_topics if by_topic is not None else None,
             run={"created": utc_now(), "seconds": round(time.perf_counter() - started, 3)},
         )
-        write_file(staged / "data" / "split.json", record.to_bytes())
+        write_file(written / "split.json", record.to_bytes())
         if wrote_plan:
             write_file(workspace.plan_path, plan.to_bytes())
-        (staged / "data").rename(workspace.data)
+        written.rename(workspace.data)
     if total < len(index):
         say(f"{len(index) - total} of {len(index)} examples are in no set, as --sizes asks")
     workspace.log("split", num_examples=total, num_sites=len(options.names), seed=seed)
@@ -243,14 +256,17 @@ def bad_row_counts(bad: BadRows) -> dict[str, BadRowCounts]:
     return {kind: BadRowCounts(count, tuple(bad.lines[kind])) for kind, count in sorted(bad.counts.items())}
 
 
-def _tell_bad(bad: BadRows, say: Say) -> None:
+def tell_bad(bad: BadRows, say: Say) -> None:
+    """Say what was skipped."""
     if bad.total:
         say(f"{bad.total} of {bad.num_rows} rows are no examples and are skipped: {bad.summary}")
     if bad.turns_left_out:
-        say(f"{bad.turns_left_out} turns of conversations are left out: an example is the first question and its answer")
+        say(
+            f"{bad.turns_left_out} turns of conversations are left out: an example is the first question and its answer"
+        )
 
 
-def _tell_phi(mode: phi.Mode, found: Mapping[str, int], num_rows: int, total: int, say: Say) -> None:
+def tell_phi(mode: phi.Mode, found: Mapping[str, int], num_rows: int, total: int, say: Say) -> None:
     """Say what the scan found; InputError where it must block."""
     what = ", ".join(f"{number} {kind}" for kind, number in found.items())
     if found and mode == "block":
