@@ -356,7 +356,7 @@ def into_sets(sizes: Ints, shares: Mapping[str, float], site: str) -> Ints:
     if len(sizes) <= len(wanted):
         raise InputError(
             f"site {site} holds {len(sizes)} groups, too few for {len(wanted) + 1} sets without a leak",
-            hint="take fewer hospitals, more data, or another --group-by",
+            hint="take fewer hospitals, more data, another --group-by, or a higher --near-duplicates",
         )
     total = int(sizes.sum())
     result = np.zeros(len(sizes), dtype=np.int32)

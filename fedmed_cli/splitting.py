@@ -90,6 +90,8 @@ def split(
         source.fetch(staged / "hub")
         bad, hits = BadRows(), indexing.Hits() if options.phi != "off" else None
         sketches = Sketches(staged / "bands") if options.near_duplicates is not None else None
+        if sketches is not None:
+            stack.callback(sketches.close)
         by_topic = None
         if label is None and method in ("dirichlet", "pathological"):
             by_topic = topics.fit(source.batches(), options.num_topics, seed)
