@@ -173,10 +173,11 @@ class Source:
             raise RuntimeError("fetch() comes first")
         layout: Layout | None = None
         for number, name, chunk in self._chunks():
-            if layout is None:
+            if layout is None and not (isinstance(chunk, list) and all(isinstance(row.value, BadRow) for row in chunk)):
                 layout = find_layout(_column_names(chunk), self.columns, name)
             first = bad.num_rows + 1
             if isinstance(chunk, tuple):
+                assert layout is not None
                 batch = _table_batch(chunk, layout, first, number, name, bad)
             else:
                 batch = _rows_batch(chunk, layout, first, number, name, bad)
@@ -596,14 +597,15 @@ def _python_row(table: Any) -> dict[str, Any] | None:
     return row
 
 
-def _rows_batch(rows: list[_Row], layout: Layout, first: int, file: int, name: str, bad: BadRows) -> Batch:
+def _rows_batch(rows: list[_Row], layout: Layout | None, first: int, file: int, name: str, bad: BadRows) -> Batch:
     batch = Batch([], [], [], {})
-    skipped = {*layout.used, "id"}
+    skipped = {*layout.used, "id"} if layout is not None else set()
     for number, row in enumerate(rows, first):
         bad.num_rows += 1
         try:
             if isinstance(row.value, BadRow):
                 raise row.value
+            assert layout is not None  # found in the first chunk that holds a row
             try:
                 question, answer = layout.read(row.value)
                 others = _others(row.value, skipped)
