@@ -54,7 +54,9 @@ KINDS: dict[str, re.Pattern[str]] = {
         rf"|\b(?:ssn|social security){_NO}\d{{3}}[- ]?\d{{2}}[- ]?\d{{4}}\b",
         re.IGNORECASE,
     ),
-    "fax": re.compile(rf"(?<=\bfax)[^\d\n+(]{{0,15}}{_PHONE}|(?<=\bfacsimile)[^\d\n+(]{{0,15}}{_PHONE}", re.IGNORECASE),
+    "fax": re.compile(
+        rf"(?<=\bfax)\b[^\d\n+(]{{0,15}}{_PHONE}|(?<=\bfacsimile)\b[^\d\n+(]{{0,15}}{_PHONE}", re.IGNORECASE
+    ),
     "mrn": re.compile(
         rf"\b(?:mrn|medical record|patient (?:id|no\.?|number)|hospital (?:id|no\.?|number)|chart (?:id|no\.?|number)"
         rf"|record (?:no\.?|number)|case (?:no\.?|number)){_NO}{_CODE}",
@@ -64,15 +66,15 @@ KINDS: dict[str, re.Pattern[str]] = {
         rf"\b(?:member|beneficiary|subscriber|health plan|insurance|policy|medicare|medicaid|group){_NO}{_CODE}",
         re.IGNORECASE,
     ),
-    "account": re.compile(
-        rf"\b(?:account|acct\.?|iban|credit card|card|invoice|billing){_NO}{_CODE}"
-        r"|\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){3,7}(?: ?[A-Z\d]{1,3})?\b|(?<![\w-])(?:\d{4}[- ]){3}\d{4}(?![\w-])",
-        re.IGNORECASE,
-    ),
     "vehicle": re.compile(
         r"\b(?=[A-Z\d]*\d)(?=[A-Z\d]*[A-Z])[A-HJ-NPR-Z\d]{11}\d{6}\b"
-        rf"|\b(?:license plate|licence plate|number plate|plate){_NO}(?=[A-Z -]*\d)[A-Z\d]{{1,4}}[ -]?[A-Z\d]{{2,5}}\b"
+        rf"|\b(?:(?:licen[cs]e |number )?plate)\b{_NO}(?=[A-Z -]*\d)[A-Z\d]{{1,4}}[ -]?[A-Z\d]{{2,5}}\b"
         rf"|\bvin{_NO}[A-HJ-NPR-Z\d]{{17}}\b",
+        re.IGNORECASE,
+    ),
+    "account": re.compile(
+        rf"\b(?:account|acct\.?|iban|credit card|card|invoice|billing){_NO}{_CODE}"
+        r"|(?-i:\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){3,7}(?: ?[A-Z\d]{1,3})?\b)|(?<![\w-])(?:\d{4}[- ]){3}\d{4}(?![\w-])",
         re.IGNORECASE,
     ),
     "licence": re.compile(
@@ -106,16 +108,43 @@ KINDS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
 }
-_DIGIT = re.compile(r"\d")
-_WITHOUT_DIGITS = ("@", "://", "www.", ".com", ".org", ".gov", ".edu", ".net", ".info", ".io", "inety")
+# What a part of a text must hold before a kind's pattern is tried on it: so many digits, and one of these marks
+# in lower case. Most texts hold none, and a scan of a million rows is then ten times as fast.
+_URL_MARKS = ("://", "www.", ".com", ".org", ".gov", ".edu", ".net", ".info", ".io")
+_NEEDS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "url": (0, _URL_MARKS),
+    "email": (0, ("@",)),
+    "ip": (3, (".", ":")),
+    "ssn": (9, ()),
+    "fax": (7, ("fax", "facsimile")),
+    "mrn": (4, ("mrn", "record", "patient", "hospital", "chart", "case")),
+    "health_plan": (
+        4,
+        ("member", "beneficiary", "subscriber", "plan", "insurance", "policy", "medicare", "medicaid", "group"),
+    ),
+    "vehicle": (1, ()),
+    "account": (4, ()),
+    "licence": (4, ("licen", "lic.", "certificat", "dea", "npi", "passport")),
+    "device": (2, ()),
+    "date": (1, ()),
+    "telephone": (4, ()),
+    "zip": (5, ()),
+    "age": (0, ("9", "10", "11", "12", "inety")),
+}
+_DIGITS = re.compile(r"\d+")
+_WITHOUT_DIGITS = ("@", *_URL_MARKS, "inety")
 _REACH = 64
 
 
 def find(text: str) -> list[tuple[int, int, str]]:
     """Where identifiers stand in `text`: start, end and kind, in order, none overlapping."""
     taken: list[tuple[int, int, str]] = []
-    for start, end in _windows(text):
+    for start, end, digits in _windows(text):
+        part = text[start:end].lower()
         for kind, pattern in KINDS.items():
+            least, marks = _NEEDS[kind]
+            if digits < least or (marks and not any(mark in part for mark in marks)):
+                continue
             for match in pattern.finditer(text, start, end):
                 a, b = match.span()
                 if all(b <= other[0] or a >= other[1] for other in taken):
@@ -123,26 +152,29 @@ def find(text: str) -> list[tuple[int, int, str]]:
     return sorted(taken)
 
 
-def _windows(text: str) -> Iterator[tuple[int, int]]:
-    """The parts of `text` that can hold an identifier: around its digits, or all where another mark of one stands."""
-    if any(mark in text for mark in _WITHOUT_DIGITS):
-        yield 0, len(text)
+def _windows(text: str) -> Iterator[tuple[int, int, int]]:
+    """The parts of `text` that can hold an identifier, with their digits: around digits, or all where a mark stands."""
+    lower = text.lower()
+    if any(mark in lower for mark in _WITHOUT_DIGITS):
+        yield 0, len(text), sum(map(str.isdigit, text))
         return
     start = end = -1
-    for match in _DIGIT.finditer(text):
-        at = match.start()
-        if at > end and start >= 0:
-            yield start, end
+    digits = 0
+    for match in _DIGITS.finditer(text):
+        first, last = match.span()
+        if start >= 0 and first > end:
+            yield start, end, digits
             start = -1
         if start < 0:
-            start = max(at - _REACH, end, 0)
-        if at + _REACH > end:
-            end = min(at + _REACH, len(text))
+            start, digits = max(first - _REACH, end, 0), 0
+        digits += last - first
+        if last + _REACH > end:
+            end = min(last + _REACH, len(text))
             # A window ends at white space, so that no identifier is cut.
             while end < len(text) and not text[end].isspace():
                 end += 1
     if start >= 0:
-        yield start, end
+        yield start, end, digits
 
 
 def count(text: str) -> Counter[str]:
