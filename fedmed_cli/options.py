@@ -68,6 +68,12 @@ BatchSizeOption = Annotated[
 ]
 DeviceOption = Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")]
 WeightsOption = Annotated[str, _option("--weights", text="tokens, examples or uniform.")]
+KeyOption = Annotated[
+    Path | None, _option("--key", text="The private key to sign with [the one of 'fedmed keys new', if there is one].")
+]
+RequireSignaturesOption = Annotated[
+    bool, _option("--require-signatures", text="Refuse what is not signed with a key that the plan pins.")
+]
 MethodOption = Annotated[
     str, _option("--method", text="svd (best at the plan's rank), stack (exact, for release) or factor-mean.")
 ]

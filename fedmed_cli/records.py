@@ -458,8 +458,8 @@ class Contribution(Record):
             _check_digest(name, getattr(self, name))
         _check_files(self.files)
         counts = ("adapter_bytes", "base_bytes", "num_examples", "num_tokens", "num_truncated", "num_skipped")
-        counts += ("max_steps", "num_trained_examples", "num_trained_tokens", "per_device_train_batch_size")
-        _check_not_negative(**{name: getattr(self, name) for name in (*counts, "update_norm")})
+        trained = ("max_steps", "num_trained_examples", "num_trained_tokens", "per_device_train_batch_size")
+        _check_not_negative(**{name: getattr(self, name) for name in (*counts, *trained, "update_norm")})
         _check_not_negative(**{f"losses[{i}]": loss for i, loss in enumerate(self.losses)})
         if len(self.losses) > self.max_steps:
             raise ValueError(f"losses must be at most max_steps ({self.max_steps}) many, found {len(self.losses)}")

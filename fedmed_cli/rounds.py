@@ -7,14 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedmed_cli import adapters
+from fedmed_cli import adapters, trust
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.coordinator import DEFAULT_CLIP, combine
+from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
+from fedmed_cli.codec import read_file
 from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records import Aggregate, Plan
 from fedmed_cli.workspace import Workspace, utc_now, write_folder
+
+if TYPE_CHECKING:
+    from fedmed_cli.signatures import Signer
 
 Say = Callable[[str], None]
 
@@ -49,12 +55,15 @@ def aggregate(
     clip: float | None = DEFAULT_CLIP,
     exclude: Sequence[str] = (),
     output: Path | None = None,
+    require_signatures: bool = False,
+    signer: Signer | None = None,
     say: Say = lambda message: None,
 ) -> RoundResult:
     """Combine the contributions in `paths` and write `rounds/NNN/`, or with `output` only that folder.
 
     A contribution that does not pass the gate aborts (its FedmedError gets the hint to exclude its site).
-    `say` is told of what is skipped. The caller holds the workspace's lock.
+    `say` is told of what is skipped and of what is not signed. With `signer` the record is signed. The caller
+    holds the workspace's lock.
     """
     started = time.perf_counter()
     plan = workspace.read_plan()
@@ -75,7 +84,7 @@ def aggregate(
     parent = starting_adapter(workspace, plan, round_number)
     folders: dict[str, AdapterFolder] = {}
     for path in chosen:
-        folder = _gate(path, plan, round_number, parent.digest)
+        folder = _gate(path, plan, round_number, parent.digest, require_signatures, say)
         assert folder.contribution is not None
         site = folder.contribution.site
         if site in folders:
@@ -117,6 +126,8 @@ def aggregate(
         excluded=tuple(sorted(exclude)),
         truncation=result.truncation,
         files={name: sha256_bytes(data) for name, data in files.items()},
+        parent_record=_parent_record(workspace, round_number),
+        signers=trust.pinned_signers(folders, plan),
         run={
             "created": utc_now(),
             "seconds": round(time.perf_counter() - started, 3),
@@ -125,6 +136,7 @@ def aggregate(
         },
     )
     files[adapters.AGGREGATE_NAME] = record.to_bytes()
+    files |= trust.signed(adapters.AGGREGATE_NAME, files, signer)
     num_bytes = sum(map(len, files.values()))
     if output is not None:
         write_folder(output, dict(files))
@@ -148,15 +160,27 @@ def aggregate(
 def _candidates(paths: Sequence[Path], exclude: Sequence[str], say: Say) -> list[Path]:
     chosen = []
     for path in paths:
-        if path.is_file():
+        if path.is_file() and not is_bundle(path):
             say(f"{path}: skipped, it is a plain file")
-        elif path.name in exclude:
-            say(f"{path}: left out (--exclude {path.name})")
+        elif _site_of(path) in exclude:
+            say(f"{path}: left out (--exclude {_site_of(path)})")
         else:
             chosen.append(path)
     if not chosen:
         raise InputError("there is no contribution to aggregate", hint="run 'fedmed train-local' first")
     return sorted(chosen, key=lambda path: path.name)
+
+
+def _site_of(path: Path) -> str:
+    """The site that a folder's or a bundle's name speaks of."""
+    return path.name.removesuffix(BUNDLE_SUFFIX)
+
+
+def _parent_record(workspace: Workspace, round_number: int) -> str | None:
+    """SHA-256 of the aggregate.json of the round before, so that records form a chain; None for round 1."""
+    if round_number == 1:
+        return None
+    return sha256_bytes(read_file(workspace.global_adapter(round_number - 1) / adapters.AGGREGATE_NAME))
 
 
 def _stated_round(path: Path) -> int:
@@ -166,20 +190,25 @@ def _stated_round(path: Path) -> int:
     return record.round
 
 
-def _gate(path: Path, plan: Plan, round_number: int, parent: str) -> AdapterFolder:
+def _gate(path: Path, plan: Plan, round_number: int, parent: str, require: bool, say: Say) -> AdapterFolder:
     try:
-        return adapters.read_contribution(path, plan, round_number, parent)
+        folder = adapters.read_contribution(path, plan, round_number, parent)
+        trust.check_signer(folder, plan, require, say)
+        return folder
     except FedmedError as error:
-        error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {path.name}"
+        error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
         raise
 
 
-def accept_global(workspace: Workspace, plan: Plan, path: Path) -> tuple[AdapterFolder, int, bool]:
+def accept_global(
+    workspace: Workspace, plan: Plan, path: Path, require_signatures: bool = False, say: Say = lambda message: None
+) -> tuple[AdapterFolder, int, bool]:
     """Check a global adapter that came from the coordinator: it, its round, and whether it is new here.
 
     It must be of the newest round known here or a later one; a different adapter for a known round is refused.
     """
     folder = adapters.read_global(path, plan)
+    trust.check_signer(folder, plan, require_signatures, say)
     record = folder.aggregate
     assert record is not None
     filed = workspace.global_adapter(record.round)

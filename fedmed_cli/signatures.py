@@ -150,11 +150,11 @@ def _parse(blob: bytes) -> tuple[Ed25519PublicKey, bytes]:
         raise ValueError("has bytes after its end")
     key, namespace, reserved, hash_name, signature = fields
     if namespace != NAMESPACE.encode():
-        raise ValueError(f"expected namespace {NAMESPACE!r}, found {ascii(namespace[:40].decode('latin-1'))}")
+        raise ValueError(f"expected namespace {NAMESPACE!r}, found {namespace[:40].decode('latin-1')!a}")
     if reserved:
         raise ValueError("uses a reserved field")
     if hash_name != HASH.encode():
-        raise ValueError(f"expected hash {HASH!r}, found {ascii(hash_name[:40].decode('latin-1'))}")
+        raise ValueError(f"expected hash {HASH!r}, found {hash_name[:40].decode('latin-1')!a}")
     algorithm, position = _take(signature, 0)
     raw, position = _take(signature, position)
     if algorithm != ALGORITHM.encode() or position != len(signature) or len(raw) != 64:
@@ -166,7 +166,7 @@ def _parse_blob(blob: bytes) -> Ed25519PublicKey:
     algorithm, position = _take(blob, 0)
     raw, position = _take(blob, position)
     if algorithm != ALGORITHM.encode() or position != len(blob) or len(raw) != 32:
-        raise ValueError(f"expected a key of kind {ALGORITHM}, found {ascii(algorithm[:40].decode('latin-1'))}")
+        raise ValueError(f"expected a key of kind {ALGORITHM}, found {algorithm[:40].decode('latin-1')!a}")
     return Ed25519PublicKey.from_public_bytes(raw)
 
 
@@ -234,6 +234,14 @@ def create(path: Path, passphrase: str | None, comment: str) -> Signer:
     return Signer(private, public)
 
 
+def default_path() -> Path:
+    """Where a person's key lies unless another file is named: in the user's configuration, never in a workspace."""
+    from platformdirs import user_config_path
+
+    given = os.environ.get("FEDMED_CONFIG")
+    return (Path(given) if given else user_config_path("fedmed", appauthor=False)) / "id_ed25519"
+
+
 def public_path(path: Path) -> Path:
     return path.with_name(path.name + ".pub")
 
@@ -271,12 +279,10 @@ def load(path: Path, passphrase: str | None) -> Signer:
 def refuse_inside(path: Path, workspace: Path) -> None:
     """UsageError where a private key would lie in a federation's folder, which is copied and sent around."""
     here = path.resolve()
-    for folder in here.parents:
-        if folder == workspace.resolve() and (folder / "federation.toml").exists():
-            break
-        if (folder / "federation.toml").exists():
-            break
-    else:
+    folder = next((folder for folder in here.parents if (folder / "federation.toml").exists()), None)
+    if folder is None and workspace.resolve() in here.parents and (workspace / ".fedmed").exists():
+        folder = workspace
+    if folder is None:
         return
     raise UsageError(
         f"{path}: lies in the workspace {folder}, and a private key never does",

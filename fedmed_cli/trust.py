@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fedmed_cli.adapters import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
-from fedmed_cli.errors import TrustError
+from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.records import COORDINATOR, Plan
 
+if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned folder
+    from fedmed_cli.signatures import Signer
+
 Say = Callable[[str], None]
+
+
+def signed(name: str, files: Mapping[str, bytes], signer: Signer | None) -> dict[str, bytes]:
+    """The signature file of the record `name` among `files`; empty without a key."""
+    if signer is None:
+        return {}
+    from fedmed_cli.signatures import sign
+
+    return {f"{name}.sig": sign(signer, files[name])}
+
+
+def signer_for(name: str, plan: Plan, signer: Signer | None) -> Signer | None:
+    """The key with which to sign as `name`, or None. TrustError where the plan pins another key for it."""
+    pinned = plan.sites.keys.get(name)
+    if pinned is None or (signer is not None and signer.public == pinned):
+        return signer
+    from fedmed_cli.signatures import fingerprint
+
+    who = "the coordinator" if name == COORDINATOR else f"site {name}"
+    found = f"found {signer.fingerprint}" if signer else "there is no key here"
+    raise TrustError(
+        f"the plan pins the key {fingerprint(pinned)} for {who}, {found}",
+        hint="name the key with --key FILE; what another key signs would be refused",
+    )
+
+
+def pinned_signers(folders: Mapping[str, AdapterFolder], plan: Plan) -> dict[str, str]:
+    """The fingerprint of each site's key, for the contributions that the plan's key for them signed."""
+    signed_by = {site: folder.signer for site, folder in sorted(folders.items()) if folder.signer is not None}
+    pinned = {site: key for site, key in signed_by.items() if plan.sites.keys.get(site) == key}
+    if not pinned:
+        return {}
+    from fedmed_cli.signatures import fingerprint
+
+    return {site: fingerprint(key) for site, key in pinned.items()}
 
 
 def party(folder: AdapterFolder) -> str:
@@ -24,7 +64,7 @@ def check_signer(folder: AdapterFolder, plan: Plan, require: bool, say: Say = la
     is a TrustError too.
     """
     name = party(folder)
-    who = COORDINATOR if name == COORDINATOR else f"site {name}"
+    who = "the coordinator" if name == COORDINATOR else f"site {name}"
     pinned = plan.sites.keys.get(name)
     record = CONTRIBUTION_NAME if folder.contribution else AGGREGATE_NAME
     if folder.signer is None:
@@ -57,3 +97,24 @@ def check_signer(folder: AdapterFolder, plan: Plan, require: bool, say: Say = la
             hint=f"compare fingerprints with {who} by telephone; a new key needs 'fedmed keys trust {name} KEY.pub'",
         )
     return found
+
+
+def pin(plan: Plan, name: str, public: str, replace_other: bool) -> Plan:
+    """The plan with the key `public` for a site or the coordinator. ConflictError where another is pinned."""
+    if name != COORDINATOR and name not in plan.sites.names:
+        raise InputError(
+            f"the plan has no site {name[:80]!a}",
+            hint=f"pin a key for {', '.join(plan.sites.names)} or coordinator",
+        )
+    known = plan.sites.keys.get(name)
+    if known is not None and known != public and not replace_other:
+        from fedmed_cli.signatures import fingerprint
+
+        raise ConflictError(
+            f"the plan pins the key {fingerprint(known)} for {name}, found {fingerprint(public)}",
+            hint="if its owner says that the key changed, add --replace",
+        )
+    try:
+        return replace(plan, sites=replace(plan.sites, keys={**plan.sites.keys, name: public}))
+    except ValueError as error:
+        raise InputError(str(error)) from None

@@ -28,6 +28,8 @@ def train_local(
         int, typer.Option("--max-eval-samples", min=1, help="Validation examples to measure on.")
     ] = 100,
     device: o.DeviceOption = "auto",
+    key: o.KeyOption = None,
+    require_signatures: o.RequireSignaturesOption = False,
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
     learning_rate: o.LearningRateOption = None,
@@ -50,10 +52,12 @@ def train_local(
     Example: fedmed train-local --site B --data records.jsonl
     """
     from fedmed_cli import bases, rounds
+    from fedmed_cli.commands.signing import load_signer
     from fedmed_cli.errors import InputError, UsageError
     from fedmed_cli.examples import read_dataset
     from fedmed_cli.plans import PlanOptions, check_options
     from fedmed_cli.screen import Screen
+    from fedmed_cli.trust import signer_for
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -75,11 +79,12 @@ def train_local(
         raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
+    signer = signer_for(site, plan, load_signer(screen, key, workspace))
     rows = read_dataset(data, o.mapping("--columns", columns) if columns else None) if data else None
     with place.lock():
         accepted, round_number, start = None, place.newest_round() + 1, None
         if global_adapter is not None:
-            folder, number, new = rounds.accept_global(place, plan, global_adapter)
+            folder, number, new = rounds.accept_global(place, plan, global_adapter, require_signatures, screen.say)
             accepted, round_number, start = folder if new else None, number + 1, folder.adapter
         start = start or rounds.starting_adapter(place, plan, round_number)
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
@@ -107,6 +112,7 @@ def train_local(
                 batch_size=batch_size,
                 max_eval_samples=max_eval_samples,
                 accepted=accepted,
+                signer=signer,
                 events=events,
             )
     from fedmed_cli.commands.tables import contribution_lines
