@@ -69,7 +69,7 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
             raise InputError(f"{name}: holds more than {_MAX_FILES} files")
         start, end = position + _BLOCK, position + _BLOCK + length
         position = end + -length % _BLOCK
-        if position + len(_END) > len(data):
+        if end > len(data):
             raise InputError(f"{name}: is truncated: {file} needs {length:,} bytes, {len(data) - start:,} are left")
         if data[end:position].strip(b"\0"):
             raise InputError(f"{name}: hides bytes after {file}")

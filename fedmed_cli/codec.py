@@ -59,7 +59,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
                 try:
                     return _decode(option, value, where)
                 except ValueError:
-                    if len([o for o in options if o is not type(None)]) == 1:
+                    if option is type(value) or len([o for o in options if o is not type(None)]) == 1:
                         raise
         raise ValueError(f"{where} has an unexpected type ({type(value).__name__})")
     if origin is Literal:
