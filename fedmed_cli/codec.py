@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import math
 import os
@@ -47,7 +48,7 @@ def control_character(text: str) -> str | None:
     return f"U+{ord(found.group()):04X}" if found else None
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Any, value: Any, where: str) -> Any:
     """Turn a JSON or TOML value into `kind`; ValueError names the place, what it wants and what it found."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
@@ -57,7 +58,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         for option in options:
             if option is not type(None):
                 try:
-                    return _decode(option, value, where)
+                    return decode(option, value, where)
                 except ValueError:
                     if option is type(value) or len([o for o in options if o is not type(None)]) == 1:
                         raise
@@ -71,12 +72,12 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list, found {type(value).__name__}")
         item = typing.get_args(kind)[0]
-        return tuple(_decode(item, part, f"{where}[{i}]") for i, part in enumerate(value))
+        return tuple(decode(item, part, f"{where}[{i}]") for i, part in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be an object, found {type(value).__name__}")
         item = typing.get_args(kind)[1]
-        return {_decode(str, key, where): _decode(item, part, f"{where}.{key[:80]}") for key, part in value.items()}
+        return {decode(str, key, where): decode(item, part, f"{where}.{key[:80]}") for key, part in value.items()}
     if dataclasses.is_dataclass(kind):
         return decode_fields(typing.cast(type, kind), value, where)
     if type(value) is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
@@ -92,11 +93,16 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def decode_fields(kind: type, value: Any, where: str) -> Any:
     """Turn an object into the dataclass `kind`; ValueError for a missing, an unknown or an ill-typed field."""
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'the file'} must be an object, found {type(value).__name__}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     prefix = f"{where}." if where else ""
     for name in value:
@@ -105,7 +111,7 @@ def decode_fields(kind: type, value: Any, where: str) -> Any:
     arguments = {}
     for name, f in known.items():
         if name in value:
-            arguments[name] = _decode(hints[name], value[name], prefix + name)
+            arguments[name] = decode(hints[name], value[name], prefix + name)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"missing field {prefix + name!r}")
     return kind(**arguments)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,7 @@ def _rows(data: bytes, path: Path) -> Iterator[Mapping[str, Any]]:
         name = name.removesuffix(".gz")
         try:
             data = gzip.decompress(data)
-        except (OSError, EOFError):
+        except (OSError, EOFError, zlib.error):
             raise InputError(f"{path}: is not a whole gzip file") from None
     if name.endswith(".parquet"):
         return _parquet_rows(data, path)
@@ -134,7 +135,7 @@ def _jsonl_rows(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # ValueError: also a number with too many digits
                 raise InputError(f"{path}: line {number} is not JSON") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number} is no JSON object")
@@ -146,8 +147,8 @@ def _json_rows(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: is not JSON at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise InputError(f"{path}: nested too deep") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: nested too deep, or a number has too many digits") from None
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         value = lists[0] if len(lists) == 1 else value
@@ -241,6 +242,9 @@ def _example(row: Mapping[str, Any], number: int, layout: tuple[str, str], name:
         texts.append(value.strip())
     if layout == ("instruction", "output") and isinstance(row.get("input"), str) and row["input"].strip():
         texts[0] += "\n\n" + row["input"].strip()
+    for column, value in row.items():
+        if not _encodable(str(column)) or (isinstance(value, str) and not _encodable(value)):
+            raise InputError(f"{name}: row {number}: a column holds a broken character")
     others = {
         str(column): value if isinstance(value, str) else json.dumps(value, default=str)
         for column, value in row.items()

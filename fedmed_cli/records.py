@@ -20,6 +20,7 @@ from fedmed_cli.codec import (
     Record,
     check_header,
     control_character,
+    decode,
     decode_fields,
     encode,
     parse_json,
@@ -634,5 +635,9 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
         event = parse_json(line, f"{path}:{number}")
         if not isinstance(event, dict) or event.get("format") != "fedmed/metric" or event.get("version") != 1:
             raise InputError(f"{path}:{number}: expected a fedmed/metric of version 1")
+        try:
+            decode(Run, event, "metric")
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
         events.append(event)
     return events, bool(lines[-1])
