@@ -25,7 +25,8 @@ from fedmed_cli.errors import FedmedError
 SECONDS = 5.0
 TOKENS = [
     b"-1", b"0", b"1e999", b"-1e999", b"NaN", b"null", b"true", b"{}", b"[]", b'""', b'"', b"\\", b",", b":",
-    b"99999999999999999999", b"1" * 400, b"1.0", b"1e5", b"\\ud800", b"\\u0000", b"\x00", b"\x1b[2J", b"\xff", b"\n", b"2026-01-01",
+    b"99999999999999999999", b"1" * 400, b"1.0", b"1e5", b"\\ud800", b"\\u0000", b"\x00", b"\x1b[2J", b"\xff", b"\n",
+    b"2026-01-01",
     b"[" * 50, b"../../x", b"\xe2\x80\xae", b"Infinity", b"0x" + b"f" * 5000, b"a." * 300, b"#", b"=", b"'''",
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ import lab
 import numpy as np
 import pytest
 from conftest import snapshot
-from hostile import RECORD, WEIGHTS, Place
+from hostile import RECORD, WEIGHTS
 
 from fedmed_cli import adapters, signatures, verification
 from fedmed_cli.app import main
@@ -299,7 +299,3 @@ def test_relative_difference_is_that_of_the_products():
     expected = np.linalg.norm(dense[0] - dense[1]) / np.linalg.norm(dense[0])
     assert verification.relative_difference(one, two) == pytest.approx(expected, rel=1e-9)
     assert verification.relative_difference(one, one) < 1e-7
-
-
-def test_the_place_helper_is_the_one_of_the_corpus(signed):
-    assert Place(signed, signed.read_plan()).folder == signed.contribution("B")
