@@ -46,7 +46,11 @@ def wait(pid):
 
 
 def run(argv, log):
-    return wait(child(argv, log))
+    """Run a command in this process, undisturbed; its exit code."""
+    from fedmed_cli.app import main
+
+    with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        return main(argv)
 
 
 def disturb_at(number, kind, reached):
@@ -103,9 +107,11 @@ class Bed:
         self.argv, self.makes = job["argv"], job["makes"]
         self.numbers = itertools.count(1)
         self.log = self.base / "log"
-        started = time.perf_counter()
-        self.reference = self.fresh()
+        self.reference = self.fresh()  # made in this process, which also loads all that the children need
         assert run([*self.argv, "-C", str(self.reference)], self.log) == 0, self.log.read_text()
+        root = self.fresh()
+        started = time.perf_counter()
+        assert wait(child([*self.argv, "-C", str(root)], self.log)) == 0, self.log.read_text()
         self.seconds = time.perf_counter() - started
         self.made = weights(self.reference, self.makes)
         assert self.made
@@ -141,7 +147,7 @@ class Bed:
         return {"trials": count, "killed": killed, "complete": done}
 
     def every_write(self, kind, step=1):
-        points, kinds = 0, set()
+        kinds = []
         for number in itertools.count(1, step):
             root, reached = self.fresh(), self.base / "reached"
             reached.unlink(missing_ok=True)
@@ -150,9 +156,8 @@ class Bed:
             if not reached.exists():
                 assert code == 0, (code, self.log.read_text()[-2000:])
                 shutil.rmtree(root)
-                return {"points": points, "kinds": sorted(kinds)}
-            points += 1
-            kinds.add(reached.read_text())
+                return {"points": len(kinds), "kinds": sorted(set(kinds))}
+            kinds.append(reached.read_text())
             if kind == "kill":
                 assert code == -signal.SIGKILL, code
             else:
@@ -200,15 +205,6 @@ class Bed:
 
 
 def main(job):
-    import fedmed_cli.app
-    import fedmed_cli.verification  # noqa: F401
-
-    if job["argv"][0] != "aggregate":
-        import fedmed_cli.federation
-        import fedmed_cli.models  # noqa: F401
-
-        with contextlib.suppress(ImportError):
-            import transformers.models.llama.modeling_llama  # noqa: F401
     Path(job["scratch"]).mkdir(parents=True, exist_ok=True)
     bed = Bed(job)
     result = {"seconds": round(bed.seconds, 3)}

@@ -28,7 +28,7 @@ def crash(tmp_path, template, argv, makes, *tasks):
     program = os.path.join(os.path.dirname(__file__), "crashing.py")
     done = subprocess.run(
         [sys.executable, program, tmp_path / "job.json"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
@@ -40,25 +40,25 @@ def crash(tmp_path, template, argv, makes, *tasks):
 
 def test_aggregate_killed_at_every_write_and_at_random_and_two_at_once(trained_once, tmp_path):
     argv = ["aggregate", "-q", "--weights", "tokens"]
-    tasks = [["every_write", "kill"], ["every_write", "full"], ["random_kills", 40, 1], ["two_at_once", 50]]
+    tasks = [["every_write", "kill"], ["every_write", "full", 3], ["random_kills", 10, 1], ["two_at_once", 20]]
     result = crash(tmp_path, trained_once, argv, ["rounds/"], *tasks)
     assert result["every_write kill"]["points"] > 40
-    assert {"write", "fsync", "rename", "mkdir"} <= set(result["every_write full"]["kinds"])
-    assert result["random_kills 40 1"]["trials"] == 40
-    assert sum(result["two_at_once 50"].values()) == 50
+    assert {"write", "fsync", "rename", "mkdir"} <= set(result["every_write full 3"]["kinds"])
+    assert result["random_kills 10 1"]["trials"] == 10
+    assert sum(result["two_at_once 20"].values()) == 20
 
 
 def test_train_local_killed_at_every_write_and_at_random(trained_once, tiny_base, tmp_path):
     argv = ["train-local", "-q", "--site", "A", "--max-steps", "1", "--max-eval-samples", "2", "--base", str(tiny_base)]
-    result = crash(tmp_path, trained_once, argv, ["adapters/A"], ["every_write", "kill", 3], ["random_kills", 10, 1])
-    assert result["every_write kill 3"]["points"] > 8
-    assert result["random_kills 10 1"]["killed"] > 3
+    result = crash(tmp_path, trained_once, argv, ["adapters/A"], ["every_write", "kill", 4], ["random_kills", 6, 1])
+    assert result["every_write kill 4"]["points"] > 6
+    assert result["random_kills 6 1"]["killed"] > 1
 
 
 def test_round_killed_at_random(split_once, tiny_base, tmp_path):
     argv = ["round", "-q", "--rounds", "1", "--max-steps", "1", "--max-eval-samples", "2", "--base", str(tiny_base)]
-    result = crash(tmp_path, split_once, argv, ["rounds/"], ["random_kills", 5, 1])
-    assert result["random_kills 5 1"]["trials"] == 5
+    result = crash(tmp_path, split_once, argv, ["rounds/"], ["random_kills", 3, 1])
+    assert result["random_kills 3 1"]["trials"] == 3
 
 
 def test_a_hospitals_own_file_is_divided_whole_or_not_at_all(tiny_base, tmp_path, split_once):
@@ -70,8 +70,8 @@ def test_a_hospitals_own_file_is_divided_whole_or_not_at_all(tiny_base, tmp_path
     (tmp_path / "own.jsonl").write_text(rows)
     argv = ["train-local", "-q", "--site", "B", "--data", str(tmp_path / "own.jsonl"), "--max-steps", "1"]
     argv += ["--base", str(tiny_base), "--max-eval-samples", "2"]
-    result = crash(tmp_path, home, argv, ["adapters/"], ["every_write", "kill", 5])
-    assert result["every_write kill 5"]["points"] > 5
+    result = crash(tmp_path, home, argv, ["adapters/"], ["every_write", "kill", 8])
+    assert result["every_write kill 8"]["points"] > 3
 
 
 def test_a_replacement_that_was_complete_is_put_in_place_by_the_next_command(trained_workspace, capsys):
@@ -92,20 +92,20 @@ def test_a_file_size_limit_at_every_size_leaves_the_old_state(trained_once, tmp_
     """RLIMIT_FSIZE makes real writes fail with EFBIG, at whichever file grows beyond it."""
     import resource
 
-    limits = [0, 100, 1000, 3000, 5000]
+    limits = [0, 100, 700, 2000]
     for limit in limits:
         root = shutil.copytree(trained_once, tmp_path / str(limit))
         before = snapshot(root)
         done = subprocess.run(
             [sys.executable, "-m", "fedmed_cli", "aggregate", "-q", "-C", root],
-            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),  # noqa: PLW1509
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
             capture_output=True,
             text=True,
         )
         assert done.returncode == 5, done.stderr
         assert "no space left on the disk" in done.stderr
         assert snapshot(root) == before
-        assert not [path for path in root.rglob(".*.tmp")]
+        assert not list(root.rglob(".*.tmp"))
 
 
 def test_written_files_follow_the_umask(trained_workspace):
