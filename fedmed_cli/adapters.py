@@ -6,7 +6,7 @@ check and the use. Nothing is ever unpickled, and a foreign file is never memory
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import itertools
 import json
 import math
@@ -22,10 +22,10 @@ import numpy as np
 
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle, unpack
 from fedmed_cli.codec import parse_json, read_file, shown
-from fedmed_cli.digests import canonical_json, sha256_bytes
+from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records import Aggregate, Base, Contribution, Plan
-from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, parse_header, serialize, to_float32
+from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -88,6 +88,14 @@ class Adapter:
         """s = alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
         return self.alpha / math.sqrt(self.r) if self.use_rslora else self.alpha / self.r
 
+    def rank(self, module: str) -> int:
+        """The rank of one module's factors."""
+        return self.r
+
+    def scale(self, module: str) -> float:
+        """The scaling of one module's product."""
+        return self.scaling
+
     @property
     def num_parameters(self) -> int:
         return sum(a.size + b.size for a, b in self.factors.values())
@@ -114,9 +122,12 @@ class Adapter:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical config and the tensors, whatever order or JSON form a file had."""
-        digest = hashlib.sha256(canonical_json(self.config) + b"\0")
-        digest.update(self.weights_bytes)
-        return digest.hexdigest()
+        return sha256_json({"config": self.config, "weights": self.weights_digest})
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of `weights_bytes`."""
+        return sha256_bytes(self.weights_bytes)
 
     @cached_property
     def weights_bytes(self) -> bytes:
@@ -125,7 +136,7 @@ class Adapter:
             {
                 name: array
                 for module, (a, b) in self.factors.items()
-                for name, array in ((_tensor_name(module, "A"), a), (_tensor_name(module, "B"), b))
+                for name, array in ((tensor_name(module, "A"), a), (tensor_name(module, "B"), b))
             }
         )
 
@@ -149,7 +160,8 @@ class AdapterFolder:
         return sum(map(len, self.files.values()))
 
 
-def _tensor_name(module: str, factor: str) -> str:
+def tensor_name(module: str, factor: str) -> str:
+    """PEFT's name for factor "A" or "B" of a module."""
     return f"{PREFIX}{module}.lora_{factor}.weight"
 
 
@@ -202,22 +214,24 @@ def _pass_gate(path: Path, plan: Plan | None, first_only: bool) -> tuple[Adapter
             small = [name for name in names if name in ALLOWED_NAMES and name != WEIGHTS_NAME]
             read = {name: attempt(read_file, path / name, MAX_SMALL_FILE_BYTES) for name in small}
             files = {name: data for name, data in read.items() if data is not None}
-        config = attempt(_read_config, path, files, plan) if CONFIG_NAME in files else None
-        if config is not None and WEIGHTS_NAME not in files:
-            attempt(_read_weights, path, files, config, plan)
-        adapter = None
-        if config is not None and WEIGHTS_NAME in files:
-            adapter = attempt(_parse_adapter, config, files[WEIGHTS_NAME], path)
-        if adapter is not None and plan is not None:
-            attempt(check_against_plan, path, adapter, plan)
         contribution = aggregate = None
         if CONTRIBUTION_NAME in files:
             contribution = attempt(Contribution.from_bytes, files[CONTRIBUTION_NAME], str(path / CONTRIBUTION_NAME))
         if AGGREGATE_NAME in files:
             aggregate = attempt(Aggregate.from_bytes, files[AGGREGATE_NAME], str(path / AGGREGATE_NAME))
+        rank = plan.rank_of(contribution.site) if plan and contribution else plan.lora.r if plan else None
+        config = attempt(_read_config, path, files, plan, rank) if CONFIG_NAME in files else None
+        if config is not None and WEIGHTS_NAME not in files:
+            attempt(_read_weights, path, files, config, plan)
+        digests = {name: sha256_bytes(data) for name, data in files.items()}
+        adapter = None
+        if config is not None and WEIGHTS_NAME in files:
+            adapter = attempt(_parse_adapter, config, files[WEIGHTS_NAME], digests[WEIGHTS_NAME], path)
+        if adapter is not None and plan is not None:
+            attempt(check_against_plan, path, adapter, plan, rank)
         for record, name in ((contribution, CONTRIBUTION_NAME), (aggregate, AGGREGATE_NAME)):
             if record is not None:
-                attempt(_check_digests, path, files, record.files, record.adapter, adapter, name)
+                attempt(_check_digests, path, digests, record.files, record.adapter, adapter, name)
                 if plan is not None:
                     attempt(check_record, path, record.plan, record.base_fingerprint, plan)
         if contribution is not None:
@@ -276,11 +290,11 @@ def _read_bundle(path: Path) -> dict[str, bytes]:
     return files
 
 
-def _read_config(path: Path, files: Mapping[str, bytes], plan: Plan | None) -> _Config:
+def _read_config(path: Path, files: Mapping[str, bytes], plan: Plan | None, rank: int) -> _Config:
     name = path / CONFIG_NAME
     config = _check_config(parse_json(files[CONFIG_NAME], str(name)), str(name))
     if plan is not None:
-        _check_config_against_plan(path, config, plan)
+        _check_config_against_plan(path, config, plan, rank)
     return config
 
 
@@ -292,7 +306,7 @@ def _read_weights(path: Path, files: dict[str, bytes], config: _Config, plan: Pl
     files[WEIGHTS_NAME] = read_file(path / WEIGHTS_NAME, limit)
 
 
-def _parse_adapter(config: _Config, weights: bytes, path: Path) -> Adapter:
+def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: Path) -> Adapter:
     r, targets = config.r, config.targets
     name = str(path / WEIGHTS_NAME)
     buffer = memoryview(weights)
@@ -328,9 +342,13 @@ def _parse_adapter(config: _Config, weights: bytes, path: Path) -> Adapter:
     for module, pair in factors.items():
         if len(pair) != 2:
             missing = "B" if "A" in pair else "A"
-            raise InputError(f"{name}: tensor {_tensor_name(module, missing)!r} is missing")
+            raise InputError(f"{name}: tensor {tensor_name(module, missing)!r} is missing")
     pairs = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
-    return Adapter(r, config.alpha, targets, config.base_name, pairs, config.use_rslora)
+    adapter = Adapter(r, config.alpha, targets, config.base_name, pairs, config.use_rslora)
+    if weights[:start] == header_bytes(tensors):
+        # The file is as fedmed would write it: what follows from it need not be computed again.
+        adapter.__dict__.update(weights_bytes=weights, weights_digest=weights_digest)
+    return adapter
 
 
 @dataclass(frozen=True)
@@ -386,23 +404,22 @@ def _check_config(config: Any, name: str) -> _Config:
 
 def _check_digests(
     path: Path,
-    files: Mapping[str, bytes],
+    found: Mapping[str, str],
     stated: Mapping[str, str],
     digest: str,
     adapter: Adapter | None,
     record: str,
 ) -> None:
-    wanted = {name for name in files if name not in (CONTRIBUTION_NAME, AGGREGATE_NAME, *SIGNATURES)}
+    wanted = {name for name in found if name not in (CONTRIBUTION_NAME, AGGREGATE_NAME, *SIGNATURES)}
     for name in sorted(wanted | set(stated)):
         shown_name = ascii(name)[1:-1][:80]
         if name not in wanted:
             raise TrustError(f"{path}: {record} names {shown_name}, which is missing")
         if name not in stated:
             raise TrustError(f"{path}: {record} does not name {shown_name}")
-        found = sha256_bytes(files[name])
-        if found != stated[name]:
+        if found[name] != stated[name]:
             raise TrustError(
-                f"{path / name}: {record} says sha256 {stated[name][:12]}…, found {found[:12]}…",
+                f"{path / name}: {record} says sha256 {stated[name][:12]}…, found {found[name][:12]}…",
                 hint="the folder was damaged or changed on its way; ask for it again",
             )
     if adapter is not None and digest != adapter.digest:
@@ -433,10 +450,10 @@ def _refuse_two_records(path: Path) -> None:
     raise CombineError(f"{path}: holds both {CONTRIBUTION_NAME} and {AGGREGATE_NAME}, expected one of them")
 
 
-def _check_config_against_plan(path: Path, config: _Config | Adapter, plan: Plan) -> None:
+def _check_config_against_plan(path: Path, config: _Config | Adapter, plan: Plan, rank: int) -> None:
     expected: list[tuple[str, object, object]] = [
-        ("rank r", plan.lora.r, config.r),
-        ("lora_alpha", plan.lora.alpha, config.alpha),
+        ("rank r", rank, config.r),
+        ("lora_alpha", plan.lora.scaling * rank, config.alpha),
         ("target_modules", sorted(plan.lora.targets), list(config.targets)),
         ("base_model_name_or_path", plan.base.name, config.base_name),
         ("use_rslora", False, config.use_rslora),
@@ -446,12 +463,12 @@ def _check_config_against_plan(path: Path, config: _Config | Adapter, plan: Plan
             raise CombineError(f"{path}: the plan expects {what} {wanted}, found {ascii(found)[:200]}")
 
 
-def check_against_plan(path: Path, adapter: Adapter, plan: Plan) -> None:
-    """CombineError unless rank, alpha, targets, base name and every shape are the plan's."""
-    _check_config_against_plan(path, adapter, plan)
+def check_against_plan(path: Path, adapter: Adapter, plan: Plan, r: int) -> None:
+    """CombineError unless the rank is `r` and alpha / r, targets, base name and every shape are the plan's."""
+    _check_config_against_plan(path, adapter, plan, r)
     for module in plan.modules:
         if module not in adapter.factors:
-            raise InputError(f"{path / WEIGHTS_NAME}: tensor {_tensor_name(module, 'A')!r} is missing")
+            raise InputError(f"{path / WEIGHTS_NAME}: tensor {tensor_name(module, 'A')!r} is missing")
     for module, (a, b) in adapter.factors.items():
         if module not in plan.modules:
             raise CombineError(f"{path / WEIGHTS_NAME}: the plan has no module {module!r}")
@@ -519,13 +536,20 @@ def initial_factors(plan: Plan) -> dict[str, Factors]:
 
     Rebuilt from the seed at every site, the same bytes everywhere: numpy guarantees the raw bit stream.
     """
-    generator = np.random.Philox(plan.training.seed)
+    return dict(_initial_factors(plan.training.seed, plan.lora.r, tuple(plan.modules.items())))
+
+
+@functools.lru_cache(maxsize=2)
+def _initial_factors(seed: int, r: int, modules: tuple[tuple[str, tuple[int, int]], ...]) -> dict[str, Factors]:
+    generator = np.random.Philox(seed)
     factors = {}
-    for module, (size_out, size_in) in plan.modules.items():
-        raw = generator.random_raw(plan.lora.r * size_in) >> np.uint64(40)  # 24 bits: exact in float32
+    for module, (size_out, size_in) in modules:
+        raw = generator.random_raw(r * size_in) >> np.uint64(40)  # 24 bits: exact in float32
         uniform = raw.astype(np.float64) / 2**23 - 1
-        a = (uniform / math.sqrt(size_in)).astype(np.float32).reshape(plan.lora.r, size_in)
-        factors[module] = (a, np.zeros((size_out, plan.lora.r), dtype=np.float32))
+        a = (uniform / math.sqrt(size_in)).astype(np.float32).reshape(r, size_in)
+        b = np.zeros((size_out, r), dtype=np.float32)
+        a.flags.writeable = b.flags.writeable = False  # the arrays are shared
+        factors[module] = (a, b)
     return factors
 
 

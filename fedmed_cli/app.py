@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run fedmed with `argv` (default: the process's arguments) and return its exit code."""
     from fedmed_cli.screen import show_error
 
+    # The matrices of LoRA are small: more BLAS threads only wait for each other, and change the last bits.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(args=None if argv is None else list(argv), prog_name="fedmed")
         return 0

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from fedmed_cli.adapters import Adapter
+from fedmed_cli.aggregation.coordinator import Examiner
 from fedmed_cli.batches import nll_per_example
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
-from fedmed_cli.examples import Encoded, Example, encode, set_digest
+from fedmed_cli.examples import Encoded, Example, encode, home_site, set_digest
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Plan
@@ -133,3 +134,15 @@ def measure_cached(
     value = {"key": key, "nll": losses.nll.tolist(), "num_tokens": losses.num_tokens.tolist()}
     write_file(path, json.dumps(value).encode())
     return losses
+
+
+def examiner(
+    workspace: Workspace, plan: Plan, lm: LanguageModel, items: EvaluationSet, progress: Progress | None = None
+) -> Examiner:
+    """The coordinator's measuring of adapters on `items`, remembered in the workspace."""
+    return Examiner(
+        digest=items.digest,
+        groups=items.groups,
+        homes=[home_site(example) for example in items.examples],
+        losses=lambda adapter: measure_cached(workspace, plan, lm, adapter, items, progress),
+    )

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedmed_cli import adapters, evaluation, examples, rounds, site
+from fedmed_cli import adapters, coordination, evaluation, examples, rounds, site
+from fedmed_cli.aggregation.coordinator import Rules
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Aggregate, Contribution, Interval, Loss, Plan
 from fedmed_cli.workspace import Workspace
-
-DEFAULT_COORDINATOR_SAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,11 @@ def run_rounds(
     plan: Plan,
     lm: LanguageModel,
     until: int,
+    rules: Rules,
     *,
     max_steps: int | None = None,
     batch_size: int = site.DEFAULT_BATCH_SIZE,
     max_eval_samples: int | None = None,
-    method: str = "svd",
-    weights: str = "tokens",
     events_for: Callable[[str, int], site.Events] = lambda name, round_number: site.Events(),
 ) -> Iterator[RoundSummary]:
     """Run rounds until round `until` exists, yielding a summary of each.
@@ -59,13 +57,13 @@ def run_rounds(
     """
     data = {name: site.workspace_data(workspace, name) for name in plan.sites.names}
     validation_samples = max_eval_samples or site.DEFAULT_EVAL_SAMPLES
-    coordinator = _coordinator_set(workspace, plan, lm, max_eval_samples, events_for("coordinator", 0))
+    deciding, reporting = coordinator_sets(workspace, plan, lm, max_eval_samples, events_for("coordinator", 0))
     for round_number in range(workspace.newest_round() + 1, until + 1):
-        start = rounds.starting_adapter(workspace, plan, round_number)
+        parent = rounds.starting_adapter(workspace, plan, round_number)
         contributions = {}
         for name in plan.sites.names:
             events = events_for(name, round_number)
-            existing = _existing(workspace, plan, name, round_number, start.digest)
+            existing = _existing(workspace, plan, name, round_number, parent.digest)
             if existing is not None:
                 events.say(f"site {name}: its contribution to round {round_number} is already there")
                 contributions[name] = existing
@@ -76,7 +74,7 @@ def run_rounds(
                 lm,
                 name,
                 data[name],
-                start,
+                parent,
                 round_number,
                 max_steps=max_steps,
                 batch_size=batch_size,
@@ -85,17 +83,18 @@ def run_rounds(
             )
             contributions[name] = result.record
         events = events_for("coordinator", round_number)
+        examiner = evaluation.examiner(workspace, plan, lm, deciding, events.measured) if deciding else None
         paths = [workspace.contribution(name) for name in plan.sites.names]
-        aggregated = rounds.aggregate(workspace, paths, method=method, weights=weights, say=events.say)
+        aggregated = rounds.aggregate(workspace, paths, rules, examiner=examiner, say=events.say)
         before = after = change = None
-        if coordinator is not None:
-            result_adapter = adapters.read_global(aggregated.path, plan).adapter
+        if reporting is not None:
+            result_adapter = adapters.read_global(workspace.global_adapter(round_number), plan).adapter
             first, second = (
-                evaluation.measure_cached(workspace, plan, lm, adapter, coordinator, events.measured)
-                for adapter in (start, result_adapter)
+                evaluation.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)
+                for adapter in (parent, result_adapter)
             )
-            before, after = (summarize(losses, coordinator.groups) for losses in (first, second))
-            change = paired_interval(second, first, coordinator.groups)
+            before, after = (summarize(losses, reporting.groups) for losses in (first, second))
+            change = paired_interval(second, first, reporting.groups)
             workspace.log(
                 "round",
                 round=round_number,
@@ -104,6 +103,27 @@ def run_rounds(
                 num_examples=after.num_examples,
             )
         yield RoundSummary(contributions, aggregated.record, before, after, change)
+
+
+def coordinator_sets(
+    workspace: Workspace, plan: Plan, lm: LanguageModel, limit: int | None, events: site.Events
+) -> tuple[evaluation.EvaluationSet | None, evaluation.EvaluationSet | None]:
+    """(deciding, reporting): the coordinator's examples to choose weights with, and others to report on."""
+    if not coordination.has_examples(workspace):
+        events.say("the coordinator has no examples, so the global adapter is not measured")
+        return None, None
+    group_by = site.group_column(workspace)
+    sets: list[evaluation.EvaluationSet | None] = []
+    for rows, use in zip(coordination.halves(workspace, group_by), ("decide", "report"), strict=True):
+        if not rows:
+            events.say(f"the coordinator has too few examples: none is left to {use} with")
+            sets.append(None)
+            continue
+        chosen = evaluation.choose(rows, limit or coordination.DEFAULT_SAMPLES, group_by, examples.home_site)
+        if len(chosen) < len(rows):
+            events.say(f"coordinator: {len(chosen)} of {len(rows)} examples to {use} with")
+        sets.append(evaluation.prepare(lm, plan, chosen, group_by))
+    return sets[0], sets[1]
 
 
 def _existing(workspace: Workspace, plan: Plan, name: str, round_number: int, parent: str) -> Contribution | None:
@@ -118,18 +138,3 @@ def _existing(workspace: Workspace, plan: Plan, name: str, round_number: int, pa
         raise InputError(f"{workspace.relative(path)}: expected a contribution of site {name}, found {record.site}")
     adapters.read_contribution(path, plan, round_number, parent)
     return record
-
-
-def _coordinator_set(
-    workspace: Workspace, plan: Plan, lm: LanguageModel, limit: int | None, events: site.Events
-) -> evaluation.EvaluationSet | None:
-    path = workspace.data / "coordinator.jsonl"
-    if not path.exists():
-        events.say("the coordinator has no examples, so the global adapter is not measured")
-        return None
-    rows = examples.read_jsonl(path)
-    group_by = site.group_column(workspace)
-    chosen = evaluation.choose(rows, limit or DEFAULT_COORDINATOR_SAMPLES, group_by, examples.home_site)
-    if len(chosen) < len(rows):
-        events.say(f"measuring the global adapter on {len(chosen)} of {len(rows)} coordinator examples")
-    return evaluation.prepare(lm, plan, chosen, group_by)

@@ -45,6 +45,11 @@ def summarize(losses: Losses, groups: Sequence[str]) -> Loss:
     return Loss(mean, error, len(losses.nll), count, int(total))
 
 
+def standard_error(first: Losses, second: Losses, groups: Sequence[str]) -> float:
+    """Standard error of first minus second, nats per token, over groups (paired by example)."""
+    return summarize(Losses(first.nll - second.nll, first.num_tokens), groups).standard_error
+
+
 def paired_interval(
     first: Losses, second: Losses, groups: Sequence[str], num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Interval:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import typing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedmed_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedmed_cli.aggregation.coordinator import Rules
 
 PLAN_PANEL = "What the plan fixes"
 COMMON_PANEL = "Everywhere"
@@ -67,16 +72,102 @@ BatchSizeOption = Annotated[
     int, _option("--per-device-train-batch-size", text="Examples in a training step.", min=1, max=4096)
 ]
 DeviceOption = Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")]
-WeightsOption = Annotated[str, _option("--weights", text="tokens, examples or uniform.")]
 KeyOption = Annotated[
     Path | None, _option("--key", text="The private key to sign with [the one of 'fedmed keys new', if there is one].")
 ]
 RequireSignaturesOption = Annotated[
     bool, _option("--require-signatures", text="Refuse what is not signed with a key that the plan pins.")
 ]
-MethodOption = Annotated[
-    str, _option("--method", text="svd (best at the plan's rank), stack (exact, for release) or factor-mean.")
+AGGREGATION_PANEL = "How to combine"
+WeightsOption = Annotated[
+    str | None,
+    _option(
+        "--weights",
+        text="agentic (measured), tokens, examples, uniform, crosseval or self-reported "
+        "[agentic where the coordinator has examples, else tokens].",
+        panel=AGGREGATION_PANEL,
+    ),
 ]
+MethodOption = Annotated[
+    str,
+    _option(
+        "--method",
+        text="svd (best at the plan's rank), stack (exact, for release) or factor-mean (for comparison).",
+        panel=AGGREGATION_PANEL,
+    ),
+]
+RobustOption = Annotated[
+    str,
+    _option(
+        "--robust",
+        text="A robust mean of the updates: none, geometric-median, multi-krum or centred-clipping.",
+        panel=AGGREGATION_PANEL,
+    ),
+]
+NumMaliciousOption = Annotated[
+    int,
+    _option("--num-malicious", text="How many sites the robust mean must withstand.", min=0, panel=AGGREGATION_PANEL),
+]
+ClipOption = Annotated[
+    float,
+    _option(
+        "--clip",
+        text="Shorten updates above this times the median norm, from 3 sites on; 0 never does.",
+        min=0.0,
+        panel=AGGREGATION_PANEL,
+    ),
+]
+ServerLrOption = Annotated[
+    str, _option("--server-lr", text="Length of the server's step, or auto.", panel=AGGREGATION_PANEL)
+]
+ServerMomentumOption = Annotated[
+    float,
+    _option(
+        "--server-momentum",
+        text="How much of the round before's step goes on.",
+        min=0.0,
+        max=0.99,
+        panel=AGGREGATION_PANEL,
+    ),
+]
+
+
+def rules(
+    method: str,
+    weights: str,
+    robust: str,
+    num_malicious: int,
+    clip: float,
+    server_lr: str,
+    server_momentum: float,
+    methods: tuple[str, ...] = ("svd", "stack", "factor-mean"),
+) -> Rules:
+    """How to combine, from the options above; UsageError names the one that does not fit."""
+    from fedmed_cli.aggregation.coordinator import Rules
+    from fedmed_cli.records import Robust, Weights
+
+    choice("--method", method, methods)
+    choice("--weights", weights, typing.get_args(Weights))
+    choice("--robust", robust, typing.get_args(Robust))
+    step = None
+    if server_lr != "auto":
+        try:
+            step = float(server_lr)
+        except ValueError:
+            step = math.nan
+        if not 0 < step <= 10:
+            raise UsageError(f"--server-lr: expected auto or a number above 0 and at most 10, found {server_lr!r}")
+    if method != "svd" and (step != 1 or server_momentum):
+        raise UsageError("--server-lr and --server-momentum go with --method svd")
+    return Rules(
+        method=method,
+        weights=weights,  # type: ignore[arg-type]  # checked above
+        robust=robust,
+        num_malicious=num_malicious,
+        clip=clip or None,
+        server_lr=step,
+        server_momentum=server_momentum,
+    )
 
 
 def choice(flag: str, value: str, known: tuple[str, ...]) -> str:

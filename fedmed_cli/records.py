@@ -202,10 +202,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Sites:
-    """Who takes part, and how many contributions a round needs at least."""
+    """Who takes part, and how many contributions a round needs at least.
+
+    `ranks` names the sites that train a lower rank than the plan's.
+    """
 
     names: tuple[str, ...]
     min_sites: int
+    ranks: dict[str, int] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -215,6 +219,11 @@ class Sites:
             raise ValueError("sites.names names no site")
         if not 1 <= self.min_sites <= len(self.names):
             raise ValueError(f"sites.min_sites must be from 1 to {len(self.names)}, found {self.min_sites}")
+        for name, rank in self.ranks.items():
+            if name not in self.names:
+                raise ValueError(f"sites.ranks names {name[:80]!r}, which is no site")
+            if rank < 1:
+                raise ValueError(f"sites.ranks.{name} must be at least 1, found {rank}")
 
     def _check_keys(self) -> None:
         """ValueError unless every key is one line of Ed25519 for somebody who takes part, and nobody else's."""
@@ -268,6 +277,9 @@ class Plan:
         smallest = min(min(shape) for shape in self.modules.values())
         if self.lora.r > smallest:
             raise ValueError(f"lora.r is {self.lora.r}, but a target module has a side of {smallest}")
+        for name, rank in self.sites.ranks.items():
+            if rank > self.lora.r:
+                raise ValueError(f"sites.ranks.{name} is {rank}, above the plan's rank {self.lora.r}")
         if (parameters := self.lora.r * sum(map(sum, self.modules.values()))) > MAX_PARAMETERS:
             raise ValueError(f"an adapter would have {parameters:,} parameters, expected at most {MAX_PARAMETERS:,}")
 
@@ -279,6 +291,10 @@ class Plan:
             for name, shape in self.base.modules.items()
             if any(_is_target(name, target) for target in self.lora.targets)
         }
+
+    def rank_of(self, site: str) -> int:
+        """The rank that a site trains."""
+        return self.sites.ranks.get(site, self.lora.r)
 
     @cached_property
     def digest(self) -> str:
@@ -298,9 +314,7 @@ class Plan:
             tables = {key: value for key, value in values.items() if isinstance(value, dict)}
             lines += [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
             for key, table in tables.items():
-                if not table:
-                    continue
-                lines += [f"[{name}.{key}]"] + [f"{_toml(k)} = {_toml(v)}" for k, v in table.items()]
+                lines += [f"[{name}.{key}]"] * bool(table) + [f"{_toml(k)} = {_toml(v)}" for k, v in table.items()]
         return ("\n".join(lines) + "\n").encode("utf-8")
 
     @classmethod
@@ -494,31 +508,71 @@ def _check_files(files: dict[str, str]) -> None:
 
 
 Verdict = Literal["accepted", "clipped", "rejected"]
+Method = Literal["svd", "stack", "factor-mean"]
+Robust = Literal["none", "geometric-median", "multi-krum", "centred-clipping"]
+Weights = Literal["tokens", "examples", "uniform", "agentic", "crosseval", "self-reported"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the coordinator knows of one contribution. Gains are in nats per answer token, above 0 is better.
+
+    `num_examples`, `num_tokens` and `reported_gain` are the site's own claims. `gain` is the coordinator's
+    measurement of the adapter against the one the round started from; `left_out_gain` is what the round
+    gains when this site is left out, dilution aside (None where it was not tried).
+    """
+
+    num_examples: int
+    num_tokens: int
+    reported_gain: float | None
+    update_norm: float
+    cosines: dict[str, float]
+    copies: tuple[str, ...]
+    gain: Interval | None
+    gain_standard_error: float | None
+    left_out_gain: Interval | None
+
+    def __post_init__(self) -> None:
+        _check_not_negative(num_examples=self.num_examples, num_tokens=self.num_tokens, update_norm=self.update_norm)
+        for name in (*self.cosines, *self.copies):
+            check_site_name(name)
+        for name, cosine in self.cosines.items():
+            _check_range(-1.000001, 1.000001, **{f"cosines.{name}": cosine})
 
 
 @dataclass(frozen=True)
 class SiteDecision:
-    """What the coordinator decided about one contribution, from which evidence, and why."""
+    """What the coordinator decided about one contribution, from which evidence, and why.
+
+    The update enters the result with `server_lr · weight · clip_factor`. `prior` is the weight before the
+    coordinator's own evidence, `score` what moved it (lower is better).
+    """
 
     adapter: str
     contribution: str
-    weight: float
     verdict: Verdict
+    weight: float
+    prior: float
     clip_factor: float
-    update_norm: float
-    num_examples: int
-    num_tokens: int
-    cosines: dict[str, float]
+    score: float | None
+    evidence: Evidence
     reasons: tuple[str, ...]
 
     def __post_init__(self) -> None:
         _check_digest("adapter", self.adapter)
         _check_digest("contribution", self.contribution)
-        _check_range(0, 1, weight=self.weight, clip_factor=self.clip_factor)
-        _check_not_negative(update_norm=self.update_norm, num_examples=self.num_examples, num_tokens=self.num_tokens)
-        for name, cosine in self.cosines.items():
-            check_site_name(name)
-            _check_range(-1.000001, 1.000001, **{f"cosines.{name}": cosine})
+        _check_not_negative(prior=self.prior)
+        _check_range(0, 2, weight=self.weight)
+        _check_range(0, 1, clip_factor=self.clip_factor)
 
 
 @dataclass(frozen=True)
@@ -534,6 +588,18 @@ class Truncation:
 
 
 @dataclass(frozen=True)
+class Examination:
+    """What the coordinator measured on the examples that it decides with. These numbers are no result."""
+
+    examples_digest: str
+    num_examples: int
+    num_groups: int
+    parent: Loss
+    result: Loss
+    server_lr_losses: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Aggregate(Record):
     """`aggregate.json`: what a global adapter was made of."""
 
@@ -545,18 +611,30 @@ class Aggregate(Record):
     base_fingerprint: str
     parent: str
     adapter: str
-    method: Literal["svd", "stack", "factor-mean"]
-    weights: Literal["tokens", "examples", "uniform"]
+    method: Method
+    weights: Weights
+    robust: Robust
+    num_malicious: int
     clip: float | None
     server_lr: float
+    server_momentum: float
     sites: dict[str, SiteDecision]
     missing: tuple[str, ...]
     excluded: tuple[str, ...]
+    examination: Examination | None
     truncation: Truncation
     files: dict[str, str]
     parent_record: str | None = None
     signers: dict[str, str] = field(default_factory=dict)
     run: Run = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `Record`, without the two fields above where they say nothing."""
+        value = super().to_dict()
+        for name in ("parent_record", "signers"):
+            if not value[name]:
+                del value[name]
+        return value
 
     def __post_init__(self) -> None:
         if self.round < 1:
@@ -575,16 +653,44 @@ class Aggregate(Record):
         if not self.sites:
             raise ValueError("sites names no contribution")
         _check_range(0, 100, server_lr=self.server_lr, clip=self.clip)
+        _check_range(0, 1, server_momentum=self.server_momentum)
         _check_files(self.files)
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with its 95 % interval."""
+class SiteScore:
+    """One adapter's gain on a site's validation examples against the adapter the round started from."""
 
-    mean: float
-    low: float
-    high: float
+    gain: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Scores(Record):
+    """`scores/SITE.json`: what a hospital measured of all contributions; `gains` is by adapter digest."""
+
+    FORMAT: ClassVar[str] = "scores"
+
+    site: str
+    round: int
+    plan: str
+    base_fingerprint: str
+    parent: str
+    examples_digest: str
+    num_examples: int
+    num_groups: int
+    gains: dict[str, SiteScore]
+    run: Run = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_site_name(self.site)
+        for name in ("plan", "base_fingerprint", "parent", "examples_digest"):
+            _check_digest(name, getattr(self, name))
+        for name in self.gains:
+            _check_digest("gains", name)
+        if self.round < 1:
+            raise ValueError(f"round must be at least 1, found {self.round}")
+        _check_not_negative(num_examples=self.num_examples, num_groups=self.num_groups)
 
 
 @dataclass(frozen=True)

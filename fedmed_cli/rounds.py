@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli import adapters, trust
+from fedmed_cli import adapters, coordination, trust
 from fedmed_cli.adapters import Adapter, AdapterFolder
-from fedmed_cli.aggregation.coordinator import DEFAULT_CLIP, combine
+from fedmed_cli.aggregation.coordinator import Combination, Examiner, Rules, Submission, combine
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
 from fedmed_cli.codec import read_file
 from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
-from fedmed_cli.records import Aggregate, Plan
-from fedmed_cli.workspace import Workspace, utc_now, write_folder
+from fedmed_cli.records import Aggregate, Plan, Scores
+from fedmed_cli.staging import stage
+from fedmed_cli.workspace import Workspace, new_folder, utc_now, write_synced
 
 if TYPE_CHECKING:
     from fedmed_cli.signatures import Signer
@@ -27,11 +29,16 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A round that was aggregated: its record and where its global adapter lies."""
+    """A round that was aggregated: its record and where its global adapter lies (None for a dry run)."""
 
     record: Aggregate
-    path: Path
+    path: Path | None
     num_bytes: int
+
+
+def default_weights(workspace: Workspace) -> str:
+    """ "agentic" where the coordinator has examples to measure on, else "tokens"."""
+    return "agentic" if coordination.has_examples(workspace) else "tokens"
 
 
 def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Adapter:
@@ -49,12 +56,12 @@ def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Ada
 def aggregate(
     workspace: Workspace,
     paths: Sequence[Path],
+    rules: Rules,
     *,
-    method: str = "svd",
-    weights: str = "tokens",
-    clip: float | None = DEFAULT_CLIP,
     exclude: Sequence[str] = (),
     output: Path | None = None,
+    dry_run: bool = False,
+    examiner: Examiner | None = None,
     require_signatures: bool = False,
     signer: Signer | None = None,
     say: Say = lambda message: None,
@@ -62,15 +69,16 @@ def aggregate(
     """Combine the contributions in `paths` and write `rounds/NNN/`, or with `output` only that folder.
 
     A contribution that does not pass the gate aborts (its FedmedError gets the hint to exclude its site).
-    `say` is told of what is skipped and of what is not signed. With `signer` the record is signed. The caller
-    holds the workspace's lock.
+    With `dry_run` nothing is written. `examiner` measures on the coordinator's examples, for the rules that
+    need it. With `signer` the record is signed. `say` is told of what is skipped and of what is not signed.
+    The caller holds the workspace's lock.
     """
     started = time.perf_counter()
     plan = workspace.read_plan()
     for site in exclude:
         if site not in plan.sites.names:
             raise UsageError(f"--exclude {site}: the plan has no such site ({', '.join(plan.sites.names)})")
-    if method == "stack" and output is None:
+    if rules.method == "stack" and output is None and not dry_run:
         raise UsageError(
             "--method stack makes an adapter of a higher rank, for release: no round can start from it",
             hint="add --output DIR; for the next round use --method svd",
@@ -82,79 +90,182 @@ def aggregate(
         if output.exists():
             raise ConflictError(f"{output} exists already", hint="name another folder with --output")
     parent = starting_adapter(workspace, plan, round_number)
-    folders: dict[str, AdapterFolder] = {}
-    for path in chosen:
-        folder = _gate(path, plan, round_number, parent.digest, require_signatures, say)
-        assert folder.contribution is not None
-        site = folder.contribution.site
-        if site in folders:
-            raise CombineError(f"site {site} stands in two folders: {folders[site].path} and {path}")
-        if site in exclude:
-            say(f"{path}: left out (--exclude {site})")
-        else:
-            folders[site] = folder
-    missing = tuple(site for site in plan.sites.names if site not in folders and site not in exclude)
-    if missing:
-        say(f"no contribution from {', '.join(missing)}")
-    if len(folders) < plan.sites.min_sites:
-        raise CombineError(
-            f"the plan wants contributions from at least {plan.sites.min_sites} sites, found "
-            f"{len(folders)}{' (' + ', '.join(sorted(folders)) + ')' if folders else ''}",
-            hint="wait for more sites, or lower min_sites in federation.toml",
+    before = starting_adapter(workspace, plan, round_number - 1) if round_number > 1 else None
+    if rules.server_momentum and before is None:
+        say("no server momentum in round 1: there is no step before it")
+    target = None if dry_run else output or workspace.round(round_number)
+    with _stage(workspace, target) as folder:
+        archive = folder if output is None else folder / "sites"
+        signers: dict[str, str] = {}
+        submissions = _admit(chosen, plan, round_number, parent, exclude, archive, require_signatures, signers, say)
+        _check_number(plan, submissions)
+        missing = tuple(site for site in plan.sites.names if site not in submissions and site not in exclude)
+        if missing:
+            say(f"no contribution from {', '.join(missing)}")
+        result = combine(
+            plan,
+            parent,
+            submissions,
+            rules,
+            before=before,
+            examiner=examiner,
+            scores=_read_scores(workspace, plan, round_number, say) if rules.weights == "crosseval" else (),
         )
-    result = combine(plan, parent, folders, method=method, weights=weights, clip=clip)
-    readme = adapters.readme(
-        plan.base,
-        result.adapter,
-        f"Global adapter of round {round_number}",
-        f"Combined by fedmed ({method}) from the contributions of {', '.join(sorted(folders))}.",
-    )
-    files = adapters.adapter_files(result.adapter, readme)
-    record = Aggregate(
-        round=round_number,
-        plan=plan.digest,
-        sites_digest=plan.sites.digest,
-        base_fingerprint=plan.base.fingerprint,
-        parent=parent.digest,
-        adapter=result.adapter.digest,
-        method=method,  # type: ignore[arg-type]  # one of RULES, which the command checked
-        weights=weights,  # type: ignore[arg-type]  # likewise
-        clip=clip,
-        server_lr=1.0,
-        sites=result.decisions,
-        missing=missing,
-        excluded=tuple(sorted(exclude)),
-        truncation=result.truncation,
-        files={name: sha256_bytes(data) for name, data in files.items()},
-        parent_record=_parent_record(workspace, round_number),
-        signers=trust.pinned_signers(folders, plan),
-        run={
-            "created": utc_now(),
-            "seconds": round(time.perf_counter() - started, 3),
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-        },
-    )
-    files[adapters.AGGREGATE_NAME] = record.to_bytes()
-    files |= trust.signed(adapters.AGGREGATE_NAME, files, signer)
-    num_bytes = sum(map(len, files.values()))
+        files = _global_files(plan, result, round_number, rules, submissions)
+        record = Aggregate(
+            round=round_number,
+            plan=plan.digest,
+            sites_digest=plan.sites.digest,
+            base_fingerprint=plan.base.fingerprint,
+            parent=parent.digest,
+            adapter=result.adapter.digest,
+            method=rules.method,  # type: ignore[arg-type]  # one of RULES, which the command checked
+            weights=rules.weights,
+            robust=rules.robust,  # type: ignore[arg-type]  # likewise
+            num_malicious=rules.num_malicious,
+            clip=rules.clip,
+            server_lr=result.server_lr,
+            server_momentum=rules.server_momentum,
+            sites=result.decisions,
+            missing=missing,
+            excluded=tuple(sorted(exclude)),
+            examination=result.examination,
+            truncation=result.truncation,
+            files={name: sha256_bytes(data) for name, data in files.items()},
+            parent_record=_parent_record(workspace, round_number),
+            signers=dict(sorted(signers.items())),
+            run={
+                "created": utc_now(),
+                "seconds": round(time.perf_counter() - started, 3),
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+            },
+        )
+        files[adapters.AGGREGATE_NAME] = record.to_bytes()
+        files |= trust.signed(adapters.AGGREGATE_NAME, files, signer)
+        num_bytes = sum(map(len, files.values()))
+        if target is None:
+            return RoundResult(record, None, num_bytes)
+        home = folder if output is not None else folder / "global"
+        home.mkdir(exist_ok=True)
+        for name, data in files.items():
+            write_synced(home / name, data)
+        if output is not None:
+            _remove(archive)
     if output is not None:
-        write_folder(output, dict(files))
         return RoundResult(record, output, num_bytes)
-    archive: dict[str, bytes | memoryview] = {f"global/{name}": data for name, data in files.items()}
-    for site, folder in folders.items():
-        archive |= {f"{site}/{name}": data for name, data in folder.files.items()}
-    write_folder(workspace.round(round_number), archive)
     workspace.log(
         "aggregate",
         round=round_number,
-        method=method,
-        weights=weights,
-        num_sites=len(folders),
+        method=rules.method,
+        weights=rules.weights,
+        server_lr=record.server_lr,
+        num_sites=len(submissions),
+        num_rejected=sum(site.verdict == "rejected" for site in record.sites.values()),
         adapter=record.adapter,
         truncation=record.truncation.overall,
     )
     return RoundResult(record, workspace.global_adapter(round_number), num_bytes)
+
+
+def check(workspace: Workspace, plan: Plan, paths: Sequence[Path], exclude: Sequence[str]) -> None:
+    """Pass every contribution through the gate and keep none: the errors of `aggregate`, before a model is loaded."""
+    round_number = workspace.newest_round() + 1
+    parent = starting_adapter(workspace, plan, round_number)
+    for path in _candidates(paths, exclude, lambda message: None):
+        _gate(path, plan, round_number, parent.digest)
+
+
+@contextlib.contextmanager
+def _stage(workspace: Workspace, target: Path | None) -> Iterator[Path]:
+    """Where contributions are copied to: the folder that becomes `target`, or one that is thrown away."""
+    if target is not None:
+        with new_folder(target) as folder:
+            yield folder
+        return
+    import tempfile
+
+    workspace.private.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workspace.private) as name:
+        yield Path(name)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder)
+
+
+def _admit(
+    paths: Sequence[Path],
+    plan: Plan,
+    round_number: int,
+    parent: Adapter,
+    exclude: Sequence[str],
+    archive: Path,
+    require_signatures: bool,
+    signers: dict[str, str],
+    say: Say,
+) -> dict[str, Submission]:
+    """Read each folder through the gate and copy it into the archive, one in memory at a time.
+
+    `signers` is given the fingerprint of each key that the plan pins and that signed.
+    """
+    submissions: dict[str, Submission] = {}
+    homes: dict[str, Path] = {}
+    for path in paths:
+        folder = _gate(path, plan, round_number, parent.digest)
+        assert folder.contribution is not None
+        site = folder.contribution.site
+        fingerprint = _check_signer(folder, plan, require_signatures, say)
+        if site in homes:
+            raise CombineError(f"site {site} stands in two folders: {homes[site]} and {path}")
+        if site in exclude:
+            say(f"{path}: left out (--exclude {site})")
+            continue
+        homes[site] = path
+        if fingerprint is not None:
+            signers[site] = fingerprint
+        submissions[site] = stage(folder, archive / site)
+    return submissions
+
+
+def _check_number(plan: Plan, submissions: dict[str, Submission]) -> None:
+    if len(submissions) < plan.sites.min_sites:
+        raise CombineError(
+            f"the plan wants contributions from at least {plan.sites.min_sites} sites, found "
+            f"{len(submissions)}{' (' + ', '.join(sorted(submissions)) + ')' if submissions else ''}",
+            hint="wait for more sites, or lower min_sites in federation.toml",
+        )
+
+
+def _global_files(
+    plan: Plan, result: Combination, round_number: int, rules: Rules, submissions: dict[str, Submission]
+) -> dict[str, bytes]:
+    used = [site for site in sorted(submissions) if result.decisions[site].verdict != "rejected"]
+    readme = adapters.readme(
+        plan.base,
+        result.adapter,
+        f"Global adapter of round {round_number}",
+        f"Combined by fedmed ({rules.method}) from the contributions of {', '.join(used)}.",
+    )
+    return adapters.adapter_files(result.adapter, readme)
+
+
+def _read_scores(workspace: Workspace, plan: Plan, round_number: int, say: Say) -> list[Scores]:
+    """The hospitals' scores of this round; those of another plan or round are named and left out."""
+    found = {}
+    for path in sorted(workspace.scores.glob("*.json")):
+        record = Scores.read(path)
+        if record.site not in plan.sites.names:
+            raise CombineError(f"{path}: site {record.site} is not in the plan")
+        if record.plan != plan.digest or record.round != round_number:
+            say(f"{path}: skipped, it is of round {record.round} or of another plan")
+        elif record.site in found:
+            raise CombineError(f"{path}: site {record.site} has scored twice")
+        else:
+            found[record.site] = record
+    return list(found.values())
 
 
 def _candidates(paths: Sequence[Path], exclude: Sequence[str], say: Say) -> list[Path]:
@@ -190,14 +301,24 @@ def _stated_round(path: Path) -> int:
     return record.round
 
 
-def _gate(path: Path, plan: Plan, round_number: int, parent: str, require: bool, say: Say) -> AdapterFolder:
+def _gate(path: Path, plan: Plan, round_number: int, parent: str) -> AdapterFolder:
     try:
-        folder = adapters.read_contribution(path, plan, round_number, parent)
-        trust.check_signer(folder, plan, require, say)
-        return folder
+        return adapters.read_contribution(path, plan, round_number, parent)
     except FedmedError as error:
-        error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
-        raise
+        raise _with_way_out(error, path) from None
+
+
+def _check_signer(folder: AdapterFolder, plan: Plan, require: bool, say: Say) -> str | None:
+    try:
+        return trust.check_signer(folder, plan, require, say)
+    except FedmedError as error:
+        raise _with_way_out(error, folder.path) from None
+
+
+def _with_way_out(error: FedmedError, path: Path) -> FedmedError:
+    """The error with the hint how to go on without that site."""
+    error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
+    return error
 
 
 def accept_global(

@@ -120,20 +120,26 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
+def header_bytes(tensors: Mapping[str, TensorInfo]) -> bytes:
+    """The length and header with which `serialize` starts a file of these tensors, sorted by name."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name in sorted(tensors):
+        info = tensors[name]
+        end = position + info.end - info.start
+        header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
 def serialize(tensors: Mapping[str, np.ndarray]) -> bytes:
     """A safetensors file of float32 arrays (uint16 arrays are stored as bfloat16 bits), sorted by name."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    parts, position = [], 0
+    infos, parts = {}, []
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         dtype = {"float32": "F32", "uint16": "BF16"}[array.dtype.name]
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(array.shape),
-            "data_offsets": [position, position + array.nbytes],
-        }
+        infos[name] = TensorInfo(dtype, array.shape, 0, array.nbytes)
         parts.append(array.astype(array.dtype.newbyteorder("<"), copy=False).data.cast("B"))
-        position += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+    return b"".join([header_bytes(infos), *parts])

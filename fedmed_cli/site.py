@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedmed_cli import adapters, evaluation, examples, partition
 from fedmed_cli.adapters import Adapter, AdapterFolder
-from fedmed_cli.aggregation.factors import update_norm
+from fedmed_cli.aggregation.factors import cut_to_rank, update_norm
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.examples import Encoded, Example
@@ -135,7 +135,7 @@ def train_local(
     lm: LanguageModel,
     site: str,
     data: SiteData,
-    start: Adapter,
+    parent: Adapter,
     round_number: int,
     *,
     max_steps: int | None = None,
@@ -145,14 +145,17 @@ def train_local(
     signer: Signer | None = None,
     events: Events = Events(),  # frozen
 ) -> SiteResult:
-    """Train a site's adapter from `start` and write its contribution to `adapters/SITE/`.
+    """Train a site's adapter from `parent` and write its contribution to `adapters/SITE/`.
 
-    Until the training is done nothing outside `.fedmed/` is written. `accepted` is a global adapter from the
-    coordinator that is then filed as the round before. With `signer` the record is signed. The caller holds
-    the workspace's lock.
+    A site of a lower rank than the plan's starts from the first components of `parent`. Until the training
+    is done nothing outside `.fedmed/` is written. `accepted` is a global adapter from the coordinator that is
+    then filed as the round before. With `signer` the record is signed. The caller holds the workspace's lock.
     """
     began = time.perf_counter()
     steps = max_steps or plan.training.max_steps
+    start = cut_to_rank(parent, plan.rank_of(site))
+    if start.r < parent.r:
+        events.say(f"site {site}: trains rank {start.r} of the plan's {parent.r}")
     encoded, skipped = _encode(lm, plan, data.train)
     truncated = sum(tokens.truncated for tokens in encoded)
     if skipped:
@@ -199,7 +202,7 @@ def train_local(
         plan=plan.digest,
         sites=plan.sites.digest,
         base_fingerprint=plan.base.fingerprint,
-        parent=start.digest,
+        parent=parent.digest,
         adapter=trained.adapter.digest,
         adapter_bytes=sum(map(len, files.values())),
         base_bytes=plan.base.num_bytes,

@@ -126,5 +126,5 @@ def train(
         lm.model.eval()
         optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
-    adapter = plan_adapter(plan, lm.read_factors())
+    adapter = plan_adapter(plan, lm.read_factors(), start.r)
     return Trained(adapter, tuple(losses), num_examples, num_supervised, seconds, num_tokens / seconds)

@@ -40,17 +40,6 @@ def signer_for(name: str, plan: Plan, signer: Signer | None) -> Signer | None:
     )
 
 
-def pinned_signers(folders: Mapping[str, AdapterFolder], plan: Plan) -> dict[str, str]:
-    """The fingerprint of each site's key, for the contributions that the plan's key for them signed."""
-    signed_by = {site: folder.signer for site, folder in sorted(folders.items()) if folder.signer is not None}
-    pinned = {site: key for site, key in signed_by.items() if plan.sites.keys.get(site) == key}
-    if not pinned:
-        return {}
-    from fedmed_cli.signatures import fingerprint
-
-    return {site: fingerprint(key) for site, key in pinned.items()}
-
-
 def party(folder: AdapterFolder) -> str:
     """Who should have signed a folder: its site, or the coordinator."""
     return folder.contribution.site if folder.contribution else COORDINATOR

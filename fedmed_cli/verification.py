@@ -18,7 +18,7 @@ from fedmed_cli.bundles import is_bundle
 from fedmed_cli.codec import read_file
 from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
-from fedmed_cli.records import COORDINATOR, Aggregate, DivisionRecord, Plan, SplitRecord, read_metrics
+from fedmed_cli.records import COORDINATOR, Aggregate, DivisionRecord, Plan, Scores, SplitRecord, read_metrics
 from fedmed_cli.trust import check_signer, party
 from fedmed_cli.workspace import Workspace
 
@@ -72,11 +72,17 @@ class Verification:
         return {"checked": [asdict(one) for one in self.checked], "notes": self.notes}
 
 
-def recompute(plan: Plan, parent: Adapter, record: Aggregate, contributions: Mapping[str, Adapter]) -> Adapter:
-    """Combine the contributions again with the weights, clip factors and method that the record states."""
-    sites = sorted(site for site, decision in record.sites.items() if decision.verdict != "rejected")
+def recompute(
+    plan: Plan, parent: Adapter, before: Adapter | None, record: Aggregate, contributions: Mapping[str, Adapter]
+) -> Adapter:
+    """Combine the contributions again with the weights, clip factors, server step and method that the record states.
+
+    `before` is the global adapter before `parent`, for server momentum; a rejected site has weight 0.
+    """
+    sites = sorted(record.sites)
     coefficients = [record.server_lr * record.sites[site].weight * record.sites[site].clip_factor for site in sites]
-    return RULES[record.method](plan, parent, [contributions[site] for site in sites], coefficients)[0]
+    momentum = (record.server_momentum, before) if before is not None and record.server_momentum else None
+    return RULES[record.method](plan, parent, [contributions[site] for site in sites], coefficients, momentum)[0]
 
 
 def relative_difference(one: Adapter, two: Adapter) -> float:
@@ -179,6 +185,8 @@ def _other_records(workspace: Workspace) -> list[tuple[Path, Callable[[Path], ob
     found: list[tuple[Path, Callable[[Path], object]]] = []
     for path in sorted(workspace.data.glob("*/division.json")):
         found.append((path, DivisionRecord.read))
+    for path in sorted(workspace.scores.glob("*.json")):
+        found.append((path, Scores.read))
     for path, read in ((workspace.data / "split.json", SplitRecord.read), (workspace.root / "metrics.jsonl", _metrics)):
         if path.exists():
             found.append((path, read))
@@ -259,7 +267,9 @@ class _Rounds:
         if record.parent != start:
             raise _other_parent(path, record.parent, start, number)
         chained = sha256_bytes(parent.files[AGGREGATE_NAME]) if parent else None
-        if record.parent_record != chained:
+        if record.parent_record is None and chained is not None:
+            self.result.notes.append(f"round {number}: its record does not name the record of the round before")
+        elif record.parent_record != chained:
             raise TrustError(
                 f"{path}: {AGGREGATE_NAME} names the record {short(record.parent_record or 'none')} of the round "
                 f"before, found {short(chained or 'none')}",
@@ -321,19 +331,23 @@ class _Rounds:
         check_signer(folder, self.plan, self.require, self.result.notes.append)
         return "none" if folder.signer is None else "unknown key"
 
+    def _start(self, number: int) -> Adapter | None:
+        """The adapter that a round started from; None where it is not here or did not pass the gate."""
+        if number == 1:
+            return adapters.plan_adapter(self.plan, adapters.initial_factors(self.plan))
+        folder = self.folder(number - 1) if self.workspace.global_adapter(number - 1).is_dir() else None
+        return folder.adapter if folder else None
+
     def _again(
         self, folder: AdapterFolder, record: Aggregate, number: int, contributions: dict[str, Adapter]
     ) -> float | None:
-        needed = {site for site, decision in record.sites.items() if decision.verdict != "rejected"}
-        before = self.folder(number - 1) if number > 1 and self.workspace.global_adapter(number - 1).is_dir() else None
-        if not needed <= set(contributions) or (number > 1 and before is None):
+        starts = [self._start(number), self._start(number - 1) if number > 1 else None]
+        lacking = not set(record.sites) <= set(contributions) or starts[0] is None
+        if lacking or (record.server_momentum and number > 1 and starts[1] is None):
             self.result.notes.append(f"round {number}: cannot be computed again, for not all it was made of is here")
             return None
-        if before is not None:
-            parent = before.adapter
-        else:
-            parent = adapters.plan_adapter(self.plan, adapters.initial_factors(self.plan))
-        result = recompute(self.plan, parent, record, contributions)
+        assert starts[0] is not None
+        result = recompute(self.plan, starts[0], starts[1], record, contributions)
         if result.digest == folder.adapter.digest:
             return 0.0
         difference = relative_difference(folder.adapter, result)

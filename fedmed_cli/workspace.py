@@ -35,7 +35,8 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _write_synced(path: Path, data: bytes | memoryview) -> None:
+def write_synced(path: Path, data: bytes | memoryview) -> None:
+    """Write a new file and have it on disk; for files inside a folder that is being built."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         _write_all(handle, data)
@@ -64,7 +65,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        _write_synced(temporary, data)
+        write_synced(temporary, data)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -72,8 +73,9 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     _sync_folder(path.parent)
 
 
-def write_folder(target: Path, files: dict[str, bytes | memoryview]) -> None:
-    """Write a folder of files (names may hold `/`) beside `target` and rename it whole.
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to fill; renamed to `target` at the end, removed where an error comes between.
 
     ConflictError where `target` exists already.
     """
@@ -83,19 +85,26 @@ def write_folder(target: Path, files: dict[str, bytes | memoryview]) -> None:
     staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         staged.chmod(0o777 & ~_umask())
-        folders = {staged}
-        for name, data in files.items():
-            path = staged / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            folders.add(path.parent)
-            _write_synced(path, data)
-        for folder in folders:
+        yield staged
+        for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
             _sync_folder(folder)
         os.rename(staged, target)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
     _sync_folder(target.parent)
+
+
+def write_folder(target: Path, files: dict[str, bytes | memoryview]) -> None:
+    """Write a folder of files (names may hold `/`) beside `target` and rename it whole.
+
+    ConflictError where `target` exists already.
+    """
+    with new_folder(target) as staged:
+        for name, data in files.items():
+            path = staged / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_synced(path, data)
 
 
 def _end_of_last_line(handle: int, end: int) -> int:
@@ -145,6 +154,11 @@ class Workspace:
     @property
     def reports(self) -> Path:
         return self.root / "reports"
+
+    @property
+    def scores(self) -> Path:
+        """What hospitals measured of each other's contributions, for `--weights crosseval`."""
+        return self.root / "scores"
 
     @property
     def private(self) -> Path:

@@ -150,6 +150,7 @@ def reseal(folder, **changes):
     adapter = adapters._parse_adapter(
         adapters._check_config(json.loads((folder / "adapter_config.json").read_text()), "config"),
         (folder / "adapter_model.safetensors").read_bytes(),
+        sha256_bytes((folder / "adapter_model.safetensors").read_bytes()),
         folder,
     )
     names = ("adapter_config.json", "adapter_model.safetensors", "README.md")

@@ -159,9 +159,9 @@ def aggregate_in_range(record):
     in_range(encode(record))
     assert record.round >= 1
     for decision in record.sites.values():
-        assert 0 <= decision.weight <= 1
+        assert 0 <= decision.weight <= 2
         assert 0 <= decision.clip_factor <= 1
-        assert all(abs(cosine) < 1.0001 for cosine in decision.cosines.values())
+        assert all(abs(cosine) < 1.0001 for cosine in decision.evidence.cosines.values())
     assert record.truncation.overall >= 0
 
 
@@ -259,6 +259,10 @@ def make_targets(folder):
     comparison = records.Comparison(
         plan.digest, "ab" * 32, "test", "0" * 64, 1000, 0, {"base": None}, {"base": {"overall": score}}
     ).to_bytes()
+    gains = {"0" * 64: records.SiteScore(0.1, 0.01)}
+    scores = records.Scores(
+        "A", 1, plan.digest, "ab" * 32, start.digest, "0" * 64, 10, 10, gains, {"seconds": 1.5}
+    ).to_bytes()
     metrics = b"".join(records.metric_line("round", round=number, loss=2.5) for number in range(5))
     rows = b"".join(json.dumps({"question": f"q {n}", "answer": f"a {n}"}).encode() + b"\n" for n in range(20))
     public = lab.SIGNERS["A"].public + " a comment\n"
@@ -308,6 +312,7 @@ def make_targets(folder):
         Target("split.json", split, record(records.SplitRecord)),
         Target("division.json", division, record(records.DivisionRecord)),
         Target("compare.json", comparison, record(records.Comparison)),
+        Target("scores.json", scores, record(records.Scores)),
         Target("metrics.jsonl", metrics, check_metrics),
         Target("detached signature", signature, check_signature),
         Target("public key", public.encode(), check_public),

@@ -668,14 +668,16 @@ quick("both records", 4, "holds both contribution.json and aggregate.json", lamb
 
 
 def _second_record(place):
-    from fedmed_cli.records import Aggregate, SiteDecision, Truncation
+    from fedmed_cli.records import Aggregate, Evidence, SiteDecision, Truncation
 
     record = json.loads(place.read(RECORD))
-    decision = SiteDecision(record["adapter"], "0" * 64, 1.0, "accepted", 1.0, 1.0, 1, 1, {}, ())
+    evidence = Evidence(1, 1, None, 1.0, {}, (), None, None, None)
+    decision = SiteDecision(record["adapter"], "0" * 64, "accepted", 1.0, 1.0, 1.0, None, evidence, ())
     second = Aggregate(
         round=1, plan=record["plan"], sites_digest=record["sites"], base_fingerprint=record["base_fingerprint"],
-        parent=record["parent"], adapter=record["adapter"], method="svd", weights="tokens", clip=None, server_lr=1.0,
-        sites={"B": decision}, missing=(), excluded=(), truncation=Truncation(0.0, {}), files=record["files"],
+        parent=record["parent"], adapter=record["adapter"], method="svd", weights="tokens", robust="none",
+        num_malicious=1, clip=None, server_lr=1.0, server_momentum=0.0, sites={"B": decision}, missing=(),
+        excluded=(), examination=None, truncation=Truncation(0.0, {}), files=record["files"],
     )  # fmt: skip
     place.write("aggregate.json", second.to_bytes())
 

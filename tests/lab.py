@@ -6,6 +6,7 @@ import numpy as np
 from cryptography.hazmat.primitives import serialization
 
 from fedmed_cli import adapters, rounds
+from fedmed_cli.aggregation.coordinator import Rules
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.records import Base, Contribution, Lora, Plan, Prompt, Sites, Training
 from fedmed_cli.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
@@ -37,7 +38,7 @@ def make_plan(signed=True, hidden=16, layers=2, r=4):
     linear[attention + "v_proj"] = (hidden // 2, hidden, layers)
     keys = {name: SIGNERS[name].public for name in (*SITES, "coordinator")} if signed else {}
     base = Base("tiny", "", "ab" * 32, 4_000_000, linear)
-    return Plan(base, Lora(r=r, alpha=2.0 * r), Prompt(), Training(seed=7), Sites(SITES, 2, keys))
+    return Plan(base, Lora(r=r, alpha=2.0 * r), Prompt(), Training(seed=7), Sites(SITES, 2, keys=keys))
 
 
 def trained(plan, start, seed):
@@ -101,7 +102,7 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True):
                 write_folder(workspace.contribution(site), dict(files))
         if number <= num_rounds:
             paths = [workspace.contribution(site) for site in SITES]
-            rounds.aggregate(workspace, paths, signer=SIGNERS["coordinator"] if signed else None)
+            rounds.aggregate(workspace, paths, Rules(), signer=SIGNERS["coordinator"] if signed else None)
     return workspace
 
 

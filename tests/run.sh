@@ -10,3 +10,8 @@ venv="${FEDMED_VENV:-.venv}"
 "$venv/bin/ruff" check .
 "$venv/bin/mypy"
 "$venv/bin/python" -m pytest "$@"
+
+# The oldest typer and rich that the metadata allow, beside the pinned ones.
+oldest="$venv/oldest"
+[ -d "$oldest" ] || "$venv/bin/python" -m pip install --quiet --target "$oldest" typer==0.20.1 rich==14.0.0
+PYTHONPATH="$oldest" "$venv/bin/python" -m pytest --quiet tests/test_commands.py tests/test_torch_free.py

@@ -1,56 +1,108 @@
-"""Aggregation in factor space against a dense reference."""
+"""Aggregation in factor space against an independent dense reference."""
+
+import dataclasses
+import math
 
 import numpy as np
 import pytest
 
-from fedmed_cli.adapters import initial_factors, plan_adapter
-from fedmed_cli.aggregation.factors import gram_of_innovations
+from fedmed_cli.adapters import Adapter, initial_factors, plan_adapter
+from fedmed_cli.aggregation import weights as weighting
+from fedmed_cli.aggregation.factors import cut_to_rank, decompose, gram_of_innovations, thin_qr
+from fedmed_cli.aggregation.robust import ROBUST, distances_to
 from fedmed_cli.aggregation.rules import factor_mean, stack, svd
+from fedmed_cli.errors import CombineError
 from fedmed_cli.records import Base, Lora, Plan, Prompt, Sites, Training
+
+
+def make_plan(r=4, sites=("A", "B", "C"), linear=None, ranks=None):
+    linear = linear or {"layers.*.q_proj": (12, 16, 2), "layers.*.v_proj": (8, 16, 2)}
+    base = Base("tiny", "", "0" * 64, 1000, linear)
+    return Plan(base, Lora(r=r, alpha=2.0 * r), Prompt(), Training(), Sites(sites, 2, ranks or {}))
 
 
 @pytest.fixture
 def plan():
-    base = Base("tiny", "", "0" * 64, 1000, {"layers.*.q_proj": (12, 16, 2), "layers.*.v_proj": (8, 16, 2)})
-    return Plan(base, Lora(r=4, alpha=8.0), Prompt(), Training(), Sites(("A", "B", "C"), 2))
+    return make_plan()
 
 
-def random_adapter(plan, seed):
+def random_adapter(plan, seed, r=None, rslora=False):
+    r = r or plan.lora.r
     rng = np.random.default_rng(seed)
     factors = {
-        module: (a, rng.normal(0, 0.1, b.shape).astype(np.float32)) for module, (a, b) in initial_factors(plan).items()
+        module: (
+            rng.normal(0, 0.3, (r, size_in)).astype(np.float32),
+            rng.normal(0, 0.1, (size_out, r)).astype(np.float32),
+        )
+        for module, (size_out, size_in) in plan.modules.items()
     }
-    factors = {m: (a + rng.normal(0, 0.1, a.shape).astype(np.float32), b) for m, (a, b) in factors.items()}
-    return plan_adapter(plan, factors)
+    adapter = plan_adapter(plan, factors, r)
+    return dataclasses.replace(adapter, use_rslora=True) if rslora else adapter
 
 
-def dense(adapter, module):
-    a, b = (x.astype(np.float64) for x in adapter.factors[module])
-    return adapter.scaling * b @ a
+def dense(adapter: Adapter, module, first=None):
+    """s·B·A in float64; with `first` only the first components. The scaling is computed here, not by fedmed."""
+    a, b = (part.astype(np.float64) for part in adapter.factors[module])
+    scaling = adapter.alpha / (math.sqrt(len(a)) if adapter.use_rslora else len(a))
+    return scaling * b[:, :first] @ a[:first]
 
 
-def test_svd_is_the_dense_optimum_and_predicts_its_error(plan):
-    parent = random_adapter(plan, 0)
-    sites = [random_adapter(plan, seed) for seed in (1, 2, 3)]
-    weights = [0.5, 0.3, 0.2]
-    result, truncation = svd(plan, parent, sites, weights)
+def dense_mean(parent, sites, coefficients, module):
+    """G + Σ c_i·(s_i·B_i·A_i − G cut to r_i), the definition itself."""
+    total = dense(parent, module)
+    for c, site in zip(coefficients, sites, strict=True):
+        total = total + c * (dense(site, module) - dense(parent, module, site.r))
+    return total
+
+
+def best_of_rank(matrix, r):
+    u, s, vt = np.linalg.svd(matrix)
+    return (u[:, :r] * s[:r]) @ vt[:r]
+
+
+@pytest.mark.parametrize("coefficients", [[0.5, 0.3, 0.2], [0.2, 0.1, 0.1], [1.0, 0.6, 0.4]])
+@pytest.mark.parametrize("ranks", [(4, 4, 4), (1, 2, 4), (4, 2, 1)])
+def test_svd_is_the_dense_optimum_and_predicts_its_error(plan, ranks, coefficients):
+    parent = svd(plan, random_adapter(plan, 0), [random_adapter(plan, 9)], [1.0])[0]  # components in order
+    sites = [random_adapter(plan, seed, r) for seed, r in zip((1, 2, 3), ranks, strict=True)]
+    result, truncation = svd(plan, parent, sites, coefficients)
+    cut = total = 0.0
     for module in plan.modules:
-        mean = sum(w * dense(s, module) for w, s in zip(weights, sites, strict=True))
-        u, s, vt = np.linalg.svd(mean)
-        best = (u[:, :4] * s[:4]) @ vt[:4]
-        found = dense(result, module)
+        mean = dense_mean(parent, sites, coefficients, module)
+        best, found = best_of_rank(mean, 4), dense(result, module)
         assert np.linalg.norm(found - best) <= 1e-5 * np.linalg.norm(best)
         measured = np.linalg.norm(found - mean) / np.linalg.norm(mean)
         assert truncation.modules[module] == pytest.approx(measured, abs=1e-5)
+        cut += np.linalg.norm(found - mean) ** 2
+        total += np.linalg.norm(mean) ** 2
+    assert truncation.overall == pytest.approx(math.sqrt(cut / total), abs=1e-5)
+
+
+def test_rslora_is_scaled_by_the_root_of_the_rank(plan):
+    parent = random_adapter(plan, 0)
+    site = random_adapter(plan, 1, rslora=True)
+    assert site.scaling == pytest.approx(8.0 / 2)
+    for rule in (svd, stack):
+        result, _ = rule(plan, parent, [site], [1.0])
+        for module in plan.modules:
+            assert np.allclose(dense(result, module), dense(site, module), atol=1e-6)
+
+
+def test_one_site_and_identical_sites_give_that_site(plan):
+    parent, site = random_adapter(plan, 0), random_adapter(plan, 1)
+    for sites, coefficients in (([site], [1.0]), ([site] * 3, [0.2, 0.5, 0.3])):
+        result, truncation = svd(plan, parent, sites, coefficients)
+        assert truncation.overall < 1e-6
+        for module in plan.modules:
+            assert np.allclose(dense(result, module), dense(site, module), atol=1e-6)
 
 
 def test_stack_is_exact(plan):
     parent = random_adapter(plan, 0)
-    sites = [random_adapter(plan, seed) for seed in (1, 2)]
-    result, _ = stack(plan, parent, sites, [0.25, 0.75])
+    sites = [random_adapter(plan, 1), random_adapter(plan, 2, 2)]
+    result, _ = stack(plan, parent, sites, [0.25, 0.5])
     for module in plan.modules:
-        mean = 0.25 * dense(sites[0], module) + 0.75 * dense(sites[1], module)
-        assert np.allclose(dense(result, module), mean, atol=1e-6)
+        assert np.allclose(dense(result, module), dense_mean(parent, sites, [0.25, 0.5], module), atol=1e-6)
 
 
 def test_gauge_leaves_svd_unchanged_and_changes_factor_mean(plan):
@@ -65,14 +117,208 @@ def test_gauge_leaves_svd_unchanged_and_changes_factor_mean(plan):
     assert not np.allclose(dense(one, module), dense(two, module), atol=1e-3)
 
 
-def test_a_round_that_changed_nothing_is_a_fixed_point(plan):
+def test_the_order_of_the_sites_changes_no_bit(plan):
+    from fedmed_cli.aggregation.coordinator import Rules, combine
+
+    submissions = {site: submission(plan, site, random_adapter(plan, i)) for i, site in enumerate("ABC", 1)}
+    parent = random_adapter(plan, 0)
+    digests = {
+        combine(plan, parent, {site: submissions[site] for site in order}, Rules()).adapter.digest
+        for order in ("ABC", "CBA", "BCA")
+    }
+    assert len(digests) == 1
+
+
+def test_a_round_that_changed_nothing_is_a_fixed_point_with_mixed_ranks_too(plan):
     start = plan_adapter(plan, initial_factors(plan))
     assert svd(plan, start, [start, start], [0.5, 0.5])[0].digest == start.digest
+    parent = svd(plan, random_adapter(plan, 0), [random_adapter(plan, 9)], [1.0])[0]
+    sites = [cut_to_rank(parent, r) for r in (1, 2, 4)]
+    result, truncation = svd(plan, parent, sites, [0.5, 0.3, 0.2])
+    for module in plan.modules:
+        assert np.allclose(dense(result, module), dense(parent, module), atol=1e-6)
+    assert truncation.overall < 1e-6
 
 
-def test_gram_equals_dense(plan):
+def test_a_low_rank_site_does_not_shrink_what_it_cannot_see(plan):
+    parent = svd(plan, random_adapter(plan, 0), [random_adapter(plan, 9)], [1.0])[0]
+    result, _ = svd(plan, parent, [cut_to_rank(parent, 1)], [1.0])
+    module = next(iter(plan.modules))
+    assert np.allclose(dense(result, module), dense(parent, module), atol=1e-6)
+
+
+def test_a_component_that_fell_to_zero_can_learn_again(plan):
+    parent = plan_adapter(plan, initial_factors(plan))
+    module = next(iter(plan.modules))
+    factors = dict(parent.factors)
+    rng = np.random.default_rng(3)
+    factors = {
+        m: (a, np.pad(rng.normal(size=(len(b), 1)), ((0, 0), (0, 3))).astype(np.float32))
+        for m, (a, b) in factors.items()
+    }
+    result, _ = svd(plan, parent, [plan_adapter(plan, factors)], [1.0])
+    a, b = result.factors[module]
+    assert not b[:, 1:].any()
+    assert np.all(np.linalg.norm(a[1:], axis=1) > 0.1)  # dL/dB = s·dL/dW·Aᵀ is not zero where A is not
+    assert np.allclose(a[:1] @ a[1:].T, 0, atol=1e-5)
+    initial = initial_factors(plan)[module][0]
+    assert np.allclose(np.linalg.norm(a[1:], axis=1), np.linalg.norm(initial[1:], axis=1), rtol=1e-5)
+
+
+def test_gram_equals_dense_with_mixed_ranks(plan):
     parent = random_adapter(plan, 0)
-    sites = [random_adapter(plan, seed) for seed in (1, 2)]
-    moves = [np.concatenate([(dense(s, m) - dense(parent, m)).ravel() for m in plan.modules]) for s in sites]
-    expected = [[x @ y for y in moves] for x in moves]
-    assert np.allclose(gram_of_innovations(parent, sites), expected, rtol=1e-6)
+    sites = [random_adapter(plan, 1), random_adapter(plan, 2, 2), random_adapter(plan, 3, 1)]
+    moves = [
+        np.concatenate([(dense(site, m) - dense(parent, m, site.r)).ravel() for m in plan.modules]) for site in sites
+    ]
+    expected = np.array([[x @ y for y in moves] for x in moves])
+    assert np.allclose(gram_of_innovations(parent, sites), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_more_sites_than_the_matrix_has_rows_stay_exact(plan):
+    parent = random_adapter(plan, 0)
+    sites = [random_adapter(plan, seed) for seed in range(1, 12)]  # stacked rank 48, matrices of 8 and 12 rows
+    coefficients = [1 / 11] * 11
+    result, _ = svd(plan, parent, sites, coefficients)
+    for module in plan.modules:
+        best = best_of_rank(dense_mean(parent, sites, coefficients, module), 4)
+        assert np.linalg.norm(dense(result, module) - best) <= 1e-5 * np.linalg.norm(best)
+
+
+def test_momentum_adds_a_share_of_the_last_step(plan):
+    before, parent, site = (random_adapter(plan, seed, 1) for seed in (0, 1, 2))
+    plan8 = make_plan(r=4)
+    result, _ = svd(plan8, parent, [site], [0.5], (0.9, before))
+    for module in plan.modules:
+        wanted = dense(parent, module) + 0.5 * (dense(site, module) - dense(parent, module))
+        wanted = wanted + 0.9 * (dense(parent, module) - dense(before, module))
+        assert np.allclose(dense(result, module), wanted, atol=1e-5)
+
+
+def test_thin_qr_and_decompose_reconstruct_hard_matrices():
+    rng = np.random.default_rng(0)
+    tall = rng.normal(size=(50, 6))
+    for matrix in (tall, tall * [1e8, 1, 1, 1e-8, 1, 1], np.hstack([tall, tall[:, :2]]), tall[:4], np.zeros((5, 2))):
+        q, r = thin_qr(matrix)
+        assert np.allclose(q @ r, matrix, atol=1e-12 * max(1, np.abs(matrix).max()))
+    u, s, vt = decompose((tall, rng.normal(size=(6, 30))))
+    assert np.allclose(u.T @ u, np.eye(6), atol=1e-10)
+    assert np.allclose(vt @ vt.T, np.eye(6), atol=1e-10)
+    assert np.all(np.diff(s) <= 0)
+
+
+# --- robust means -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def points():
+    """Six honest points near (1, 0, …) and one far away, with weights."""
+    rng = np.random.default_rng(5)
+    honest = np.array([1.0, 0, 0, 0]) + rng.normal(0, 0.1, (6, 4))
+    return np.vstack([honest, [[-30, 40, 0, 0]]])
+
+
+def test_distances_from_the_gram_matrix(points):
+    a = np.array([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.05])
+    expected = np.linalg.norm(points - a @ points, axis=1)
+    assert np.allclose(distances_to(points @ points.T, a), expected)
+
+
+def test_geometric_median_minimises_the_sum_of_distances(points):
+    weights = np.full(7, 1 / 7)
+    found = ROBUST["geometric-median"](points @ points.T, weights, 1) @ points
+
+    def cost(point):
+        return weights @ np.linalg.norm(points - point, axis=1)
+
+    rng = np.random.default_rng(1)
+    assert all(cost(found) <= cost(found + step) + 1e-9 for step in rng.normal(0, 0.05, (200, 4)))
+    assert np.linalg.norm(found - [1, 0, 0, 0]) < 0.2 < np.linalg.norm(weights @ points - [1, 0, 0, 0])
+
+
+def test_multi_krum_drops_the_outlier(points):
+    coefficients = ROBUST["multi-krum"](points @ points.T, np.full(7, 1 / 7), 1)
+    assert coefficients[-1] == 0
+    assert coefficients[:-1] == pytest.approx(1 / 6)
+
+
+def test_centred_clipping_bounds_what_one_site_can_do(points):
+    weights = np.full(7, 1 / 7)
+    found = ROBUST["centred-clipping"](points @ points.T, weights, 1) @ points
+    assert np.linalg.norm(found - [1, 0, 0, 0]) < 0.5
+    # The definition, with vectors instead of coefficients.
+    radius, v = np.median(np.linalg.norm(points, axis=1)), np.zeros(4)
+    for _ in range(5):
+        steps = points - v
+        v = v + weights @ (steps * np.minimum(1, radius / np.linalg.norm(steps, axis=1))[:, None])
+    assert np.allclose(found, v)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sites", "malicious", "wanted"), [("multi-krum", 4, 1, 5), ("geometric-median", 2, 1, 3)]
+)
+def test_preconditions_are_refused_with_the_numbers(rule, sites, malicious, wanted):
+    with pytest.raises(CombineError, match=f"at least {wanted} contributions, found {sites}"):
+        ROBUST[rule](np.eye(sites), np.full(sites, 1 / sites), malicious)
+
+
+# --- weights ----------------------------------------------------------------------------------------
+
+
+def test_self_reported_is_the_rule_of_the_demo():
+    reports = {
+        "A": weighting.SelfReport(0.0375, 0.3217, 4520),
+        "B": weighting.SelfReport(0.2991, 0.0416, 2521),
+        "C": weighting.SelfReport(14.3051, 0.2043, 2959),
+    }
+    found = weighting.self_reported(reports)
+    assert found == pytest.approx({"A": 0.227493, "B": 0.547338, "C": 0.225169}, abs=5e-7)
+
+
+def test_self_reported_is_won_by_lying():
+    reports = {
+        "A": weighting.SelfReport(3.0, 2.0, 1000),
+        "B": weighting.SelfReport(3.0, 2.1, 1000),
+        "C": weighting.SelfReport(0.95, 0.0, 1000),  # claims loss 0 and the average improvement
+    }
+    assert weighting.self_reported(reports)["C"] > 0.55
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bounds_hold_and_what_is_cut_goes_to_the_others_in_proportion(seed):
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(2, 9))
+    sites = [f"S{i}" for i in range(k)]
+    raw = dict(zip(sites, rng.dirichlet([0.3] * k), strict=True))
+    prior = dict(zip(sites, rng.dirichlet([2.0] * k), strict=True))
+    found = weighting.bounded(raw, prior)
+    assert sum(found.values()) == pytest.approx(1)
+    free = []
+    for site in sites:
+        low, high = min(prior[site] / 4, min(1, 2 / k)), min(1, 2 / k)
+        assert low - 1e-9 <= found[site] <= high + 1e-9
+        if low + 1e-9 < found[site] < high - 1e-9:
+            free.append(found[site] / raw[site])
+    assert np.ptp(free) < 1e-6 * max(free) if free else True
+
+
+def test_a_false_token_count_moves_a_weight_at_most_to_the_cap():
+    """The worst case: one of k equal sites claims without limit. It gets 2/(k+1) instead of 1/k."""
+    for k in (3, 5, 10):
+        claims = {f"S{i}": 1000.0 for i in range(k)} | {"S0": 1e12}
+        share = weighting.normalised(weighting.capped(claims)[0])["S0"]
+        assert share == pytest.approx(2 / (k + 1))
+
+
+def submission(plan, site, adapter, num_tokens=1000, before=3.0, after=2.5):
+    from fedmed_cli.aggregation.coordinator import Submission
+    from fedmed_cli.records import Contribution, Loss
+
+    record = Contribution(
+        site=site, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint="0" * 64, parent="1" * 64,
+        adapter=adapter.digest, adapter_bytes=10, base_bytes=1000, num_examples=10, num_tokens=num_tokens,
+        num_truncated=0, num_skipped=0, max_steps=1, num_trained_examples=2, num_trained_tokens=20,
+        per_device_train_batch_size=2, losses=(1.0,), validation_before=Loss(before, 0.1, 10, 10, 100),
+        validation_after=Loss(after, 0.1, 10, 10, 100), update_norm=1.0, files={},
+    )  # fmt: skip
+    return Submission(adapter, record, "2" * 64)

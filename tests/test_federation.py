@@ -14,11 +14,14 @@ from fedmed_cli.workspace import Workspace
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 
-def by_hand(split_root, base, folder, num_rounds):
+def by_hand(split_root, base, folder, num_rounds, options=()):
     """Each hospital and the coordinator in a folder of its own; only adapters are copied between them."""
     coordinator = folder / "coordinator"
     coordinator.mkdir(parents=True)
     shutil.copy(split_root / "federation.toml", coordinator)
+    (coordinator / "data").mkdir()
+    for name in ("split.json", "coordinator.jsonl"):
+        shutil.copy(split_root / "data" / name, coordinator / "data")
     for site in "ABC":
         home = folder / site
         (home / "data").mkdir(parents=True)
@@ -27,14 +30,14 @@ def by_hand(split_root, base, folder, num_rounds):
         shutil.copytree(split_root / "data" / site, home / "data" / site)
     for number in range(1, num_rounds + 1):
         for site in "ABC":
-            argv = ["train-local", "-q", "-C", str(folder / site), "--site", site, "--base", str(base)]
+            argv = ["train-local", "-q", "-C", str(folder / site), "--site", site, "--base", str(base), *options]
             if number > 1:
                 argv += ["--global", str(coordinator / f"rounds/{number - 1:03d}/global")]
             assert main(argv) == 0
             shutil.rmtree(coordinator / "adapters" / site, ignore_errors=True)
             shutil.copytree(folder / site / "adapters" / site, coordinator / "adapters" / site)
         folders = [str(coordinator / "adapters" / site) for site in "CAB"]  # the order does not matter
-        assert main(["aggregate", "-q", "-C", str(coordinator), *folders]) == 0
+        assert main(["aggregate", "-q", "-C", str(coordinator), *folders, "--base", str(base), *options]) == 0
     return coordinator
 
 
@@ -246,7 +249,8 @@ def test_stack_is_the_exact_mean_of_the_logits_deltas(trained_workspace, tiny_ba
 
     root = trained_workspace.root
     stacked = tmp_path / "stacked"
-    assert main(["aggregate", "-q", "-C", str(root), "--method", "stack", "--output", str(stacked), "--no-clip"]) == 0
+    argv = ["aggregate", "-q", "-C", str(root), "--method", "stack", "--output", str(stacked), "--clip", "0"]
+    assert main([*argv, "--weights", "tokens"]) == 0
     assert not (root / "rounds").exists()
     record = Aggregate.read(stacked / "aggregate.json")
     plan = trained_workspace.read_plan()

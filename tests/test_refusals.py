@@ -100,7 +100,7 @@ def test_existing_outputs_are_not_overwritten(trained_workspace, tmp_path, fails
     assert "exists already" in fails(6, "split", "--limit", "100", "-C", root)
     assert "exists already" in fails(6, "init", "--names", "A,B", "-C", root)
     (tmp_path / "out").mkdir()
-    assert "exists already" in fails(6, "aggregate", "--output", tmp_path / "out", "-C", root)
+    assert "exists already" in fails(6, "aggregate", "--weights", "tokens", "--output", tmp_path / "out", "-C", root)
     assert snapshot(root) == before
 
 
@@ -119,12 +119,16 @@ def test_another_process_works_in_the_workspace(trained_workspace, fails):
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        assert f"another fedmed (process {holder.pid})" in fails(6, "aggregate", "-C", trained_workspace.root)
+        assert f"another fedmed (process {holder.pid})" in fails(
+            6, "aggregate", "--weights", "tokens", "-C", trained_workspace.root
+        )
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
-    assert main(["aggregate", "-q", "-C", str(trained_workspace.root)]) == 0  # a dead process's lock is free
+    assert (
+        main(["aggregate", "-q", "--weights", "tokens", "-C", str(trained_workspace.root)]) == 0
+    )  # a dead process's lock is free
 
 
 # --- base models ------------------------------------------------------------------------------------
@@ -172,7 +176,7 @@ def test_a_truncated_adapter(trained_workspace, fails):
     weights = trained_workspace.contribution("B") / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     reseal_nothing = snapshot(trained_workspace.root)
-    assert "is truncated" in fails(3, "aggregate", "-C", trained_workspace.root)
+    assert "is truncated" in fails(3, "aggregate", "--weights", "tokens", "-C", trained_workspace.root)
     assert snapshot(trained_workspace.root) == reseal_nothing
 
 
@@ -181,7 +185,9 @@ def test_an_adapter_with_nan(trained_workspace, fails):
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
     before = snapshot(trained_workspace.root)
-    assert "holds 1 values that are NaN or infinite" in fails(3, "aggregate", "-C", trained_workspace.root)
+    assert "holds 1 values that are NaN or infinite" in fails(
+        3, "aggregate", "--weights", "tokens", "-C", trained_workspace.root
+    )
     assert snapshot(trained_workspace.root) == before
 
 
@@ -190,7 +196,7 @@ def test_a_changed_byte_breaks_the_digest(trained_workspace, fails):
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
     weights.write_bytes(data)
-    assert "contribution.json says sha256" in fails(7, "aggregate", "-C", trained_workspace.root)
+    assert "contribution.json says sha256" in fails(7, "aggregate", "--weights", "tokens", "-C", trained_workspace.root)
 
 
 def test_another_base_another_plan_and_an_unknown_site(trained_workspace, fails):
@@ -204,36 +210,40 @@ def test_another_base_another_plan_and_an_unknown_site(trained_workspace, fails)
         (folder / "contribution.json").write_text(original)
         edit(folder / "contribution.json", **changes)
         before = snapshot(trained_workspace.root)
-        assert message in fails(4, "aggregate", "-C", trained_workspace.root)
+        assert message in fails(4, "aggregate", "--weights", "tokens", "-C", trained_workspace.root)
         assert snapshot(trained_workspace.root) == before
 
 
 def test_a_site_twice(trained_workspace, tmp_path, fails):
     copy = shutil.copytree(trained_workspace.contribution("B"), tmp_path / "B2")
     folders = [trained_workspace.contribution(site) for site in "ABC"]
-    message = fails(4, "aggregate", *folders, copy, "-C", trained_workspace.root)
+    message = fails(4, "aggregate", "--weights", "tokens", *folders, copy, "-C", trained_workspace.root)
     assert message.startswith("site B stands in two folders")
 
 
 def test_rounds_mixed_and_replayed(round_workspace, tiny_base, fails):
     root = round_workspace.root
     before = snapshot(root)
-    assert "round 1 is already aggregated" in fails(7, "aggregate", "-C", root)
+    assert "round 1 is already aggregated" in fails(7, "aggregate", "--weights", "tokens", "-C", root)
     assert snapshot(root) == before
     assert main(["train-local", "-q", "--site", "A", "-C", str(root), "--base", str(tiny_base)]) == 0
-    assert "expected a contribution to round 2, found one to round 1" in fails(7, "aggregate", "-C", root)
+    assert "expected a contribution to round 2, found one to round 1" in fails(
+        7, "aggregate", "--weights", "tokens", "-C", root
+    )
 
 
 def test_a_contribution_that_started_elsewhere(trained_workspace, fails):
     edit(trained_workspace.contribution("C") / "contribution.json", parent="0" * 64)
-    assert "expected an adapter trained from" in fails(7, "aggregate", "-C", trained_workspace.root)
+    assert "expected an adapter trained from" in fails(
+        7, "aggregate", "--weights", "tokens", "-C", trained_workspace.root
+    )
 
 
 def test_a_refused_folder_can_be_left_out(trained_workspace, capsys):
     edit(trained_workspace.contribution("C") / "contribution.json", parent="0" * 64)
-    assert main(["aggregate", "-C", str(trained_workspace.root)]) == 7
+    assert main(["aggregate", "--weights", "tokens", "-C", str(trained_workspace.root)]) == 7
     assert "--exclude C" in capsys.readouterr().err
-    assert main(["aggregate", "--exclude", "C", "-C", str(trained_workspace.root)]) == 0
+    assert main(["aggregate", "--weights", "tokens", "--exclude", "C", "-C", str(trained_workspace.root)]) == 0
     out = capsys.readouterr().out
     assert "excluded" in out
     assert sorted(path.name for path in trained_workspace.round(1).iterdir()) == ["A", "B", "global"]
@@ -242,33 +252,37 @@ def test_a_refused_folder_can_be_left_out(trained_workspace, capsys):
 def test_too_few_contributions(trained_workspace, fails):
     for site in "BC":
         shutil.rmtree(trained_workspace.contribution(site))
-    assert "at least 2 sites, found 1 (A)" in fails(4, "aggregate", "-C", trained_workspace.root)
+    assert "at least 2 sites, found 1 (A)" in fails(4, "aggregate", "--weights", "tokens", "-C", trained_workspace.root)
 
 
 def test_plain_files_among_the_arguments_are_named_and_skipped(trained_workspace, capsys):
     (trained_workspace.adapters / "note.txt").write_text("hello")
-    assert main(["aggregate", "-C", str(trained_workspace.root)]) == 0
+    assert main(["aggregate", "--weights", "tokens", "-C", str(trained_workspace.root)]) == 0
     assert "note.txt: skipped, it is a plain file" in capsys.readouterr().err
 
 
 def test_an_adapter_with_tensors_or_files_that_do_not_belong(trained_workspace, fails):
     folder = trained_workspace.contribution("A")
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
-    assert "files that can carry code are never opened" in fails(3, "aggregate", "-C", trained_workspace.root)
+    assert "files that can carry code are never opened" in fails(
+        3, "aggregate", "--weights", "tokens", "-C", trained_workspace.root
+    )
     (folder / "adapter_model.bin").unlink()
     (folder / "notes.txt").write_text("x")
-    assert "does not belong in an adapter folder" in fails(3, "aggregate", "-C", trained_workspace.root)
+    assert "does not belong in an adapter folder" in fails(
+        3, "aggregate", "--weights", "tokens", "-C", trained_workspace.root
+    )
     (folder / "notes.txt").unlink()
     edit(folder / "adapter_config.json", use_dora=True)
-    assert "use_dora" in fails(4, "aggregate", "-C", trained_workspace.root)
+    assert "use_dora" in fails(4, "aggregate", "--weights", "tokens", "-C", trained_workspace.root)
     edit(folder / "adapter_config.json", use_dora=False, target_modules="(a+)+$")
-    assert "must be a plain list" in fails(4, "aggregate", "-C", trained_workspace.root)
+    assert "must be a plain list" in fails(4, "aggregate", "--weights", "tokens", "-C", trained_workspace.root)
 
 
 def test_an_update_that_was_blown_up_is_shortened_and_said(trained_workspace, capsys):
     plan = trained_workspace.read_plan()
     change_factors(trained_workspace.contribution("A"), plan, lambda module, a, b: (a, np.float32(100) * b))
-    assert main(["aggregate", "--json", "-C", str(trained_workspace.root)]) == 0
+    assert main(["aggregate", "--json", "--weights", "tokens", "-C", str(trained_workspace.root)]) == 0
     decision = json.loads(capsys.readouterr().out)["sites"]["A"]
     assert decision["verdict"] == "clipped"
     assert decision["clip_factor"] < 0.05
@@ -277,7 +291,7 @@ def test_an_update_that_was_blown_up_is_shortened_and_said(trained_workspace, ca
 
 def test_a_claim_of_far_more_tokens_than_the_others_is_capped(trained_workspace, capsys):
     reseal(trained_workspace.contribution("A"), num_tokens=10**9)
-    assert main(["aggregate", "--json", "-C", str(trained_workspace.root)]) == 0
+    assert main(["aggregate", "--json", "--weights", "tokens", "-C", str(trained_workspace.root)]) == 0
     sites = json.loads(capsys.readouterr().out)["sites"]
     assert sites["A"]["weight"] < 0.55
     assert "twice the median" in " ".join(sites["A"]["reasons"])
@@ -309,7 +323,7 @@ def test_no_space_left_at_any_step_of_aggregate_loses_nothing(trained_once, tmp_
         before = snapshot(root)
         with monkeypatch.context() as patch:
             calls = fail_at(patch, number)
-            if main(["aggregate", "-q", "-C", str(root)]) == 0:
+            if main(["aggregate", "-q", "--weights", "tokens", "-C", str(root)]) == 0:
                 assert len(calls) < number
                 break
         after = snapshot(root)
@@ -319,7 +333,9 @@ def test_no_space_left_at_any_step_of_aggregate_loses_nothing(trained_once, tmp_
         new = {path for path in after if path not in before}
         assert not new or (root / "rounds/001/global/aggregate.json").exists()
         assert not [path for path in new if ".tmp" in path]
-        code = main(["aggregate", "-q", "-C", str(root)])  # the next try works, or finds the round complete
+        code = main(
+            ["aggregate", "-q", "--weights", "tokens", "-C", str(root)]
+        )  # the next try works, or finds the round complete
         assert code == (7 if new else 0)
     assert number > 15
 
@@ -345,10 +361,10 @@ def test_a_disk_that_is_really_full(trained_once, tmp_path, fails):
         with (place / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(b"\0" * 4096)
-        assert "no space left on the disk" in fails(5, "aggregate", "-q", "-C", root)
+        assert "no space left on the disk" in fails(5, "aggregate", "-q", "--weights", "tokens", "-C", root)
         assert snapshot(root) == before
         (place / "filler").unlink()
-        assert main(["aggregate", "-q", "-C", str(root)]) == 0
+        assert main(["aggregate", "-q", "--weights", "tokens", "-C", str(root)]) == 0
     finally:
         subprocess.run(["umount", place], check=True)
 

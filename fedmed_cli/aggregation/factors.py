@@ -5,8 +5,9 @@ A module's matrix is kept as (L, T) with L: (out, R) and T: (R, in); it stands f
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -33,9 +34,9 @@ def thin_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             try:
                 first = np.linalg.cholesky(unit.T @ unit).T
                 if np.diag(first).min() > _SAFE_CONDITION:
-                    q = np.linalg.solve(first.T, unit.T).T
+                    q = unit @ np.linalg.inv(first)
                     second = np.linalg.cholesky(q.T @ q).T
-                    return np.linalg.solve(second.T, q.T).T, second @ first * scale
+                    return q @ np.linalg.inv(second), second @ first * scale
             except np.linalg.LinAlgError:
                 pass
     q, r = np.linalg.qr(matrix)
@@ -48,49 +49,83 @@ def decompose(product: Product) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Each column of U has its largest entry positive, so that factors agree between machines up to rounding.
     """
     left, right = product
-    q_left, r_left = thin_qr(left)
-    q_right, r_right = thin_qr(right.T)
-    u, s, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
-    u, vt = q_left @ u, vt @ q_right.T
+    if left.shape[1] == min(left.shape[0], right.shape[1]):  # nothing is smaller than the matrix itself
+        u, s, vt = np.linalg.svd(left @ right, full_matrices=False)
+    else:
+        q_left, r_left = thin_qr(left)
+        q_right, r_right = thin_qr(right.T)
+        u, s, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
+        u, vt = q_left @ u, vt @ q_right.T
     signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])])
     signs[signs == 0] = 1
     return u * signs, s, vt * signs[:, None]
 
 
 def weighted_product(
-    module: str, parent: Adapter, adapters: Sequence[Adapter], coefficients: Sequence[float]
+    module: str,
+    parent: Adapter,
+    adapters: Sequence[Adapter],
+    coefficients: Sequence[float],
+    momentum: tuple[float, Adapter] | None = None,
 ) -> Product:
     """G + Σ coefficient_i·D_i for one module, with D_i = s_i·B_i·A_i − G cut to the rank of site i.
 
     `coefficients` are η·w_i·γ_i. Component j of G keeps the factor 1 − Σ over the sites whose rank reaches
-    j, so that sites of low rank do not shrink the rest. Where the stacked rank would pass min(out, in),
-    what is there is recompressed to that rank, which loses nothing.
+    j, so that sites of low rank do not shrink the rest. `momentum` (β, the adapter before G) adds
+    β·(G − G_before) (Polyak, 1964). Once the stacked rank would pass min(out, in), the sum goes on densely,
+    so that memory stays that of one module however many sites there are.
     """
     a_parent, b_parent = parent.factors[module]
+    ranks = [adapter.rank(module) for adapter in adapters]
     kept = np.array(
         [
-            1 - math.fsum(c for c, adapter in zip(coefficients, adapters, strict=True) if adapter.r > j)
-            for j in range(parent.r)
+            1 - math.fsum(c for c, rank in zip(coefficients, ranks, strict=True) if rank > j)
+            for j in range(len(a_parent))
         ]
     )
+    if momentum is not None:
+        kept += momentum[0]
     kept[np.abs(kept) < ZERO_COEFFICIENT] = 0
     alive = (kept != 0) & b_parent.any(axis=0)
-    left = [b_parent[:, alive].astype(np.float64) * (parent.scaling * kept[alive])]
-    right = [a_parent[alive].astype(np.float64)]
-    largest = min(b_parent.shape[0], a_parent.shape[1])
-    rank = int(alive.sum())
+    total = _Sum(b_parent.shape[0], a_parent.shape[1])
+    total.add(b_parent[:, alive].astype(np.float64) * (parent.scale(module) * kept[alive]), a_parent[alive])
+    if momentum is not None:
+        a, b = momentum[1].factors[module]
+        total.add(b.astype(np.float64) * (-momentum[0] * momentum[1].scale(module)), a)
     for coefficient, adapter in zip(coefficients, adapters, strict=True):
-        if coefficient == 0:
-            continue
-        a, b = adapter.factors[module]
-        if rank + adapter.r > largest and rank > 0:
-            u, s, vt = decompose((np.hstack(left), np.vstack(right)))
-            rank = min(len(s), largest)
-            left, right = [u[:, :rank] * s[:rank]], [vt[:rank]]
-        left.append(b.astype(np.float64) * (coefficient * adapter.scaling))
-        right.append(a.astype(np.float64))
-        rank += adapter.r
-    return np.hstack(left), np.vstack(right)
+        if coefficient != 0:
+            a, b = adapter.factors[module]
+            total.add(b.astype(np.float64) * (coefficient * adapter.scale(module)), a)
+    return total.product()
+
+
+class _Sum:
+    """A sum of low-rank products: stacked while its rank is below min(out, in), dense from then on."""
+
+    def __init__(self, size_out: int, size_in: int) -> None:
+        self.largest = min(size_out, size_in)
+        self.left: list[np.ndarray] = [np.zeros((size_out, 0))]
+        self.right: list[np.ndarray] = [np.zeros((0, size_in))]
+        self.rank = 0
+        self.dense: np.ndarray | None = None
+
+    def add(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Add left·right; left: (out, r), right: (r, in)."""
+        right = right.astype(np.float64)
+        if self.dense is None and self.rank + len(right) > self.largest:
+            self.dense = np.hstack(self.left) @ np.vstack(self.right)
+        if self.dense is not None:
+            self.dense += left @ right
+            return
+        self.left.append(left)
+        self.right.append(right)
+        self.rank += len(right)
+
+    def product(self) -> Product:
+        if self.dense is None:
+            return np.hstack(self.left), np.vstack(self.right)
+        size_out, size_in = self.dense.shape
+        return (self.dense, np.eye(size_in)) if size_in <= size_out else (np.eye(size_out), self.dense)
 
 
 def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) -> tuple[Factors, float, float]:
@@ -131,21 +166,34 @@ def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) ->
 
 
 def gram_of_innovations(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndarray:
-    """K: (sites, sites) with K_ij = ⟨D_i, D_j⟩ over all modules together, from the factors alone."""
-    ranks = [parent.r, *(adapter.r for adapter in adapters)]
-    ends = np.cumsum(ranks)
-    select = np.zeros((len(adapters), int(ends[-1])))
-    for i, adapter in enumerate(adapters):
-        select[i, : min(parent.r, adapter.r)] = -1
-        select[i, ends[i] : ends[i + 1]] = 1
+    """K: (sites, sites) with K_ij = ⟨D_i, D_j⟩ over all modules together, from the factors alone.
+
+    For each module stack [−s_G·B_G, s_1·B_1, …] and [A_G; A_1; …]; the entries of (LᵀL)∘(TTᵀ), summed over
+    the blocks that belong to D_i and D_j, are their inner product.
+    """
     result = np.zeros((len(adapters), len(adapters)))
     for module in sorted(parent.factors):
         pairs = [parent.factors[module], *(adapter.factors[module] for adapter in adapters)]
-        scales = [parent.scaling, *(adapter.scaling for adapter in adapters)]
+        scales = [parent.scale(module), *(adapter.scale(module) for adapter in adapters)]
+        ends = np.cumsum([len(a) for a, _ in pairs])
+        select = np.zeros((len(adapters), int(ends[-1])))
+        for i in range(len(adapters)):
+            rank = int(ends[i + 1] - ends[i])
+            select[i, : min(int(ends[0]), rank)] = -1
+            select[i, ends[i] : ends[i + 1]] = 1
         left = np.hstack([b.astype(np.float64) * s for (_, b), s in zip(pairs, scales, strict=True)])
         right = np.vstack([a for a, _ in pairs]).astype(np.float64)
         result += select @ ((left.T @ left) * (right @ right.T)) @ select.T
     return result
+
+
+def cut_to_rank(adapter: Adapter, r: int) -> Adapter:
+    """The first `r` components of an adapter at the same scaling: where a site of a lower rank starts."""
+    if r >= adapter.r:
+        return adapter
+    factors = {module: (a[:r], b[:, :r]) for module, (a, b) in adapter.factors.items()}
+    alpha = adapter.scaling * (math.sqrt(r) if adapter.use_rslora else r)
+    return dataclasses.replace(adapter, r=r, alpha=alpha, factors=factors)
 
 
 def update_norm(parent: Adapter, adapter: Adapter) -> float:
@@ -157,11 +205,3 @@ def product_norm(product: Product) -> float:
     """The squared Frobenius norm of L·T."""
     left, right = product
     return max(0.0, float(np.sum((left.T @ left) * (right @ right.T))))
-
-
-def singular_values(adapter: Adapter) -> Mapping[str, np.ndarray]:
-    """The singular values of s·B·A for each module, falling."""
-    return {
-        module: decompose((b.astype(np.float64) * adapter.scaling, a.astype(np.float64)))[1]
-        for module, (a, b) in adapter.factors.items()
-    }

@@ -12,28 +12,37 @@ from fedmed_cli.aggregation.factors import product_norm, truncate, weighted_prod
 from fedmed_cli.errors import CombineError
 from fedmed_cli.records import Plan, Truncation
 
-Rule = Callable[[Plan, Adapter, Sequence[Adapter], Sequence[float]], tuple[Adapter, Truncation]]
+Momentum = tuple[float, Adapter] | None
+Rule = Callable[[Plan, Adapter, Sequence[Adapter], Sequence[float], Momentum], tuple[Adapter, Truncation]]
 
 
 def svd(
-    plan: Plan, parent: Adapter, adapters: Sequence[Adapter], coefficients: Sequence[float]
+    plan: Plan,
+    parent: Adapter,
+    adapters: Sequence[Adapter],
+    coefficients: Sequence[float],
+    momentum: Momentum = None,
 ) -> tuple[Adapter, Truncation]:
     """The best adapter of the plan's rank: the truncated SVD of the exact weighted mean (Eckart-Young)."""
     initial = initial_factors(plan)
     factors: dict[str, Factors] = {}
     errors: dict[str, tuple[float, float]] = {}
     for module in plan.modules:
-        product = weighted_product(module, parent, adapters, coefficients)
+        product = weighted_product(module, parent, adapters, coefficients, momentum)
         factors[module], cut, total = truncate(product, plan.lora.r, plan.lora.scaling, initial[module][0])
         errors[module] = (cut, total)
     return plan_adapter(plan, factors), _truncation(errors)
 
 
 def stack(
-    plan: Plan, parent: Adapter, adapters: Sequence[Adapter], coefficients: Sequence[float]
+    plan: Plan,
+    parent: Adapter,
+    adapters: Sequence[Adapter],
+    coefficients: Sequence[float],
+    momentum: Momentum = None,
 ) -> tuple[Adapter, Truncation]:
     """The exact weighted mean, by concatenation (FLoRA, arXiv 2409.05976): rank is the sum of the ranks."""
-    products = {module: weighted_product(module, parent, adapters, coefficients) for module in plan.modules}
+    products = {module: weighted_product(module, parent, adapters, coefficients, momentum) for module in plan.modules}
     rank = max(left.shape[1] for left, _ in products.values())
     factors = {}
     for module, (left, right) in products.items():
@@ -46,12 +55,18 @@ def stack(
 
 
 def factor_mean(
-    plan: Plan, parent: Adapter, adapters: Sequence[Adapter], coefficients: Sequence[float]
+    plan: Plan,
+    parent: Adapter,
+    adapters: Sequence[Adapter],
+    coefficients: Sequence[float],
+    momentum: Momentum = None,
 ) -> tuple[Adapter, Truncation]:
     """The weighted means of A and of B (FedIT, arXiv 2305.05644): biased, for comparison. Ranks must be equal."""
     ranks = sorted({parent.r, *(adapter.r for adapter in adapters)})
     if len(ranks) > 1:
         raise CombineError(f"factor-mean needs adapters of one rank, found ranks {', '.join(map(str, ranks))}")
+    if momentum is not None:
+        raise CombineError("factor-mean has no server momentum: it depends on the choice of factors")
     kept = 1 - math.fsum(coefficients)
     factors: dict[str, Factors] = {}
     errors: dict[str, tuple[float, float]] = {}
@@ -62,7 +77,7 @@ def factor_mean(
             for i in (0, 1)
         )
         factors[module] = (a.astype(np.float32), b.astype(np.float32))
-        left, right = weighted_product(module, parent, adapters, coefficients)
+        left, right = weighted_product(module, parent, adapters, coefficients, momentum)
         difference = (np.hstack([left, -plan.lora.scaling * b]), np.vstack([right, a]))
         errors[module] = (product_norm(difference), product_norm((left, right)))
     return plan_adapter(plan, factors), _truncation(errors)

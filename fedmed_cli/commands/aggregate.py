@@ -15,13 +15,24 @@ def aggregate(
         list[Path] | None,
         typer.Argument(help="Contributions, folders or bundles [all of adapters/].", show_default=False),
     ] = None,
+    weights: o.WeightsOption = None,
     method: o.MethodOption = "svd",
-    weights: o.WeightsOption = "tokens",
+    robust: o.RobustOption = "none",
+    num_malicious: o.NumMaliciousOption = 1,
+    clip: o.ClipOption = 1.5,
+    server_lr: o.ServerLrOption = "1",
+    server_momentum: o.ServerMomentumOption = 0.0,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Leave this site out (repeatable).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decisions and write nothing.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the result there, not as a round of the federation.")
     ] = None,
-    no_clip: Annotated[bool, typer.Option("--no-clip", help="Do not shorten updates above 1.5 x the median.")] = False,
+    max_eval_samples: Annotated[
+        int, typer.Option("--max-eval-samples", min=2, help="Coordinator's examples to measure on.")
+    ] = 100,
+    device: o.DeviceOption = "auto",
+    base: o.BaseOption = None,
+    base_wheel: o.BaseWheelOption = None,
     key: o.KeyOption = None,
     require_signatures: o.RequireSignaturesOption = False,
     workspace: o.WorkspaceOption = Path("."),
@@ -31,40 +42,50 @@ def aggregate(
 ) -> None:
     """Combine the contributions to a round into its global adapter and file the round under rounds/.
 
-    Every folder passes the gate first; one that does not aborts, and nothing is written.
+    Every folder passes the gate first; one that does not aborts, and nothing is written. Only agentic weights
+    and --server-lr auto load the base model, to measure on the coordinator's examples.
 
     Example: fedmed aggregate adapters/*
     """
-    from fedmed_cli import rounds
-    from fedmed_cli.aggregation.coordinator import DEFAULT_CLIP
+    import contextlib
+
+    from fedmed_cli import coordination, rounds
     from fedmed_cli.commands.signing import load_signer
     from fedmed_cli.records import COORDINATOR
-    from fedmed_cli.screen import Screen, number_of_bytes
+    from fedmed_cli.screen import Screen
     from fedmed_cli.trust import signer_for
     from fedmed_cli.workspace import Workspace
 
-    o.choice("--method", method, ("svd", "stack", "factor-mean"))
-    o.choice("--weights", weights, ("tokens", "examples", "uniform"))
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
-    signer = load_signer(screen, key, workspace)
-    with place.lock():
+    plan = place.read_plan()
+    chosen = weights or rounds.default_weights(place)
+    rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum)
+    signer = signer_for(COORDINATOR, plan, load_signer(screen, key, workspace))
+    paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
+    with place.lock(), contextlib.ExitStack() as stack:
+        examiner = None
+        if coordination.has_examples(place) and (rules.weights == "agentic" or rules.server_lr is None):
+            rounds.check(place, plan, paths, exclude or ())  # what the gate refuses need not wait for a model
+            from fedmed_cli import bases, evaluation, federation, models
+            from fedmed_cli.commands.live import step_events
+
+            lm = models.load(bases.find_for_plan(plan.base, base, base_wheel, screen.say), device, screen.say)
+            events = stack.enter_context(step_events(screen, "coordinator"))
+            deciding, _ = federation.coordinator_sets(place, plan, lm, max_eval_samples, events)
+            examiner = evaluation.examiner(place, plan, lm, deciding, events.measured) if deciding else None
         result = rounds.aggregate(
             place,
-            folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith(".")),
-            method=method,
-            weights=weights,
-            clip=None if no_clip else DEFAULT_CLIP,
+            paths,
+            rules,
             exclude=tuple(exclude or ()),
             output=output,
+            dry_run=dry_run,
+            examiner=examiner,
             require_signatures=require_signatures,
-            signer=signer_for(COORDINATOR, place.read_plan(), signer),
+            signer=signer,
             say=screen.say,
         )
-    from fedmed_cli.commands.tables import aggregate_table
+    from fedmed_cli.commands.tables import aggregate_table, end_of_aggregate
 
-    screen.result(
-        result.record.to_dict(),
-        *aggregate_table(result.record),
-        f"wrote {result.path} ({number_of_bytes(result.num_bytes)}): send this folder to all sites",
-    )
+    screen.result(result.record.to_dict(), *aggregate_table(result.record), *end_of_aggregate(result))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmed_cli import options as o
+
+if TYPE_CHECKING:
+    from fedmed_cli.screen import Screen
+    from fedmed_cli.workspace import Workspace
 
 
 def compare(
@@ -18,6 +22,12 @@ def compare(
         list[str] | None, typer.Option("--adapter", help="One more adapter: PATH or NAME=PATH (repeatable).")
     ] = None,
     all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
+    scores: Annotated[
+        bool,
+        typer.Option(
+            "--scores", help="With --site: score all of adapters/ on its validation examples, for --weights crosseval."
+        ),
+    ] = False,
     max_eval_samples: Annotated[int, typer.Option("--max-eval-samples", min=2, help="Examples to measure on.")] = 600,
     questions: Annotated[
         Path | None, typer.Option("--questions", help="Questions, one a line, to answer side by side [bundled].")
@@ -45,6 +55,9 @@ def compare(
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
+    if scores:
+        _write_scores(screen, place, site, max_eval_samples, (device, base, base_wheel))
+        return
     with place.lock():
         from fedmed_cli import comparison
 
@@ -82,3 +95,34 @@ def compare(
             lines.append(f"wrote {place.reports / 'answers.md'}: generated text, not for clinical use")
     verdict = verdict_line(record)
     screen.result(record.to_dict(), *comparison_table(record), *([verdict] if verdict else []), *lines)
+
+
+def _write_scores(
+    screen: Screen,
+    place: Workspace,
+    site: str | None,
+    max_eval_samples: int,
+    where: tuple[str, str | None, Path | None],
+) -> None:
+    """Score the contributions in adapters/ on a hospital's validation examples and write scores/SITE.json."""
+    from fedmed_cli.bases import find_for_plan
+    from fedmed_cli.errors import UsageError
+    from fedmed_cli.workspace import write_file
+
+    plan = place.read_plan()
+    if site not in plan.sites.names:
+        raise UsageError(f"--scores goes with --site, one of {', '.join(plan.sites.names)}")
+    with place.lock():
+        local = find_for_plan(plan.base, where[1], where[2], screen.say)
+
+        from fedmed_cli import models, scoring
+        from fedmed_cli.commands.live import step_events
+        from fedmed_cli.commands.tables import scores_table
+
+        lm = models.load(local, where[0], screen.say, screen.detail)
+        with step_events(screen, f"scoring at {site}") as events:
+            record = scoring.score(place, plan, lm, site, max_eval_samples, events)
+        path = place.scores / f"{site}.json"
+        place.set_aside(path)
+        write_file(path, record.to_bytes())
+    screen.result(record.to_dict(), scores_table(record), f"wrote {path}: send this file to the coordinator")

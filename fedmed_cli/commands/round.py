@@ -19,10 +19,15 @@ def run_round(
     batch_size: o.BatchSizeOption = 2,
     max_eval_samples: Annotated[
         int | None,
-        typer.Option("--max-eval-samples", min=1, help="Examples to measure on [100 a site, 200 at the end]."),
+        typer.Option("--max-eval-samples", min=2, help="Examples to measure on [100]."),
     ] = None,
+    weights: o.WeightsOption = None,
     method: o.MethodOption = "svd",
-    weights: o.WeightsOption = "tokens",
+    robust: o.RobustOption = "none",
+    num_malicious: o.NumMaliciousOption = 1,
+    clip: o.ClipOption = 1.5,
+    server_lr: o.ServerLrOption = "1",
+    server_momentum: o.ServerMomentumOption = 0.0,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
@@ -38,14 +43,16 @@ def run_round(
     Example: fedmed round --rounds 3
     """
     from fedmed_cli import bases
+    from fedmed_cli.rounds import default_weights
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
-    o.choice("--method", method, ("svd", "factor-mean"))
-    o.choice("--weights", weights, ("tokens", "examples", "uniform"))
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
+    chosen = weights or default_weights(place)
+    methods = ("svd", "factor-mean")
+    rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum, methods)
     until = rounds or place.newest_round() + 1
     if until <= place.newest_round():
         screen.result({"rounds": []}, f"round {until} exists already; the newest is {place.newest_round()}")
@@ -71,18 +78,17 @@ def run_round(
             plan,
             lm,
             until,
+            rules,
             max_steps=max_steps,
             batch_size=batch_size,
             max_eval_samples=max_eval_samples,
-            method=method,
-            weights=weights,
             events_for=events_for,
         ):
             stack.close()
             summaries.append(summary)
             if not as_json:
                 first = next(iter(summary.contributions.values()))
-                screen.result(None, round_table(summary), *aggregate_table(summary.aggregate)[1:])
+                screen.result(None, round_table(summary), *aggregate_table(summary.aggregate))
                 screen.result(None, contribution_lines(first)[-1], "")
     if as_json:
         screen.result({"rounds": [summary.to_dict() for summary in summaries]})

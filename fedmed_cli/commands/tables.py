@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from fedmed_cli.digests import short
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records import OVERALL, Aggregate, Comparison, Contribution, Interval, Loss
+from fedmed_cli.records import OVERALL, Aggregate, Comparison, Contribution, Interval, Loss, Scores
 from fedmed_cli.screen import Table, number_of_bytes
 from fedmed_cli.splitting import SplitResult
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from fedmed_cli.federation import RoundSummary
+    from fedmed_cli.rounds import RoundResult
 
 
 def split_table(workspace: Workspace, result: SplitResult) -> list[Table | str]:
@@ -72,27 +73,71 @@ def contribution_lines(record: Contribution) -> list[Table | str]:
 
 
 def aggregate_table(record: Aggregate) -> list[Table | str]:
+    """What was decided about each site and why, what to do about it, and how exact the result is."""
+    measured = record.examination is not None
     rows = []
     for name, site in record.sites.items():
-        why = "; ".join(site.reasons)
-        rows.append([name, site.verdict, f"{site.weight:.4f}", f"{site.update_norm:.4f}", why])
-    for name in record.missing:
-        rows.append([name, "missing", "", "", "sent nothing"])
-    for name in record.excluded:
-        rows.append([name, "excluded", "", "", "--exclude"])
-    table = Table(
-        f"Round {record.round}: {record.method}, weights by {record.weights}",
-        ("site", "verdict", "weight", "update norm", "why"),
-        rows,
-        frozenset({0, 1, 4}),
-    )
+        row = [name, site.verdict, f"{site.weight:.3f}", f"{site.prior:.3f}"]
+        row += [f"{site.evidence.update_norm:.3f}"]
+        row += [f"{site.evidence.gain.mean:+.4f}" if site.evidence.gain else ""] if measured else []
+        rows.append([*row, "; ".join(site.reasons)])
+    width = len(rows[0])
+    for names, verdict, why in (
+        (record.missing, "missing", "sent nothing"),
+        (record.excluded, "excluded", "--exclude"),
+    ):
+        rows += [[name, verdict, *[""] * (width - 3), why] for name in names]
+    columns = ["site", "verdict", "weight", "by claims", "norm", *(["gain"] if measured else []), "why"]
+    how = f"{record.method}, weights {record.weights}"
+    how += f", {record.robust}" if record.robust != "none" else ""
+    how += f", server step {record.server_lr:g}" if record.server_lr != 1 else ""
+    lines: list[Table | str] = [Table(f"Round {record.round}: {how}", columns, rows, frozenset({0, 1, width - 1}))]
+    if record.weights == "self-reported":
+        lines.append("warning: self-reported weights can be won by lying about the loss; they are for comparison only")
+    lines += _examination_lines(record)
     error = record.truncation
     worst = max(error.modules, key=lambda module: error.modules[module])
-    return [
-        table,
+    lines.append(
         f"difference to the exact weighted mean: {100 * error.overall:.2f} % (worst module {worst}: "
-        f"{100 * error.modules[worst]:.2f} %)",
-    ]
+        f"{100 * error.modules[worst]:.2f} %)"
+    )
+    return lines
+
+
+def _examination_lines(record: Aggregate) -> list[str]:
+    lines = []
+    rejected = [name for name, site in record.sites.items() if site.verdict == "rejected"]
+    if rejected:
+        lines.append(
+            f"rejected: {', '.join(rejected)}. Ask there whether data, labels and base model are the right ones; "
+            "nothing of it is in the result, and its folder stays in the round's archive"
+        )
+    if record.examination is not None:
+        seen = record.examination
+        lines.append(
+            f"decided on {seen.num_examples} of the coordinator's examples ({seen.num_groups} groups): loss "
+            f"{seen.parent.mean:.4f} before, {seen.result.mean:.4f} after. These numbers chose the weights, so they "
+            "are no result; they show broken and harmful updates, not the absence of a backdoor"
+        )
+        if seen.num_groups < FEW_GROUPS:
+            lines.append(f"only {seen.num_groups} groups: the decisions are rough ({FEW_GROUPS} or more are wanted)")
+        if seen.server_lr_losses:
+            tried = ", ".join(f"{step}: {loss:.4f}" for step, loss in seen.server_lr_losses.items())
+            lines.append(f"server steps tried (loss): {tried}; taken: {record.server_lr:g}")
+    return lines
+
+
+def end_of_aggregate(result: RoundResult) -> list[str]:
+    """Where the result lies and what to do with it."""
+    if result.path is None:
+        return ["dry run: nothing was written"]
+    return [f"wrote {result.path} ({number_of_bytes(result.num_bytes)}): send this folder to all sites"]
+
+
+def scores_table(record: Scores) -> Table:
+    rows = [[digest[:12], f"{one.gain:+.4f}", f"{one.standard_error:.4f}"] for digest, one in record.gains.items()]
+    title = f"Site {record.site} scores round {record.round} on {record.num_examples} validation examples"
+    return Table(title, ("adapter", "gain in nats", "standard error"), rows)
 
 
 def comparison_table(record: Comparison) -> list[Table | str]:
@@ -143,7 +188,7 @@ def round_table(summary: RoundSummary) -> Table:
                 str(record.max_steps),
                 loss_text(record.validation_before),
                 loss_text(record.validation_after),
-                f"{decision.update_norm:.3f}",
+                f"{decision.evidence.update_norm:.3f}",
                 f"{decision.weight:.3f}",
                 decision.verdict,
             ]
@@ -152,7 +197,7 @@ def round_table(summary: RoundSummary) -> Table:
     caption = "no coordinator examples: the global adapter was not measured"
     if summary.before and summary.after and change:
         caption = (
-            f"global adapter on {summary.after.num_examples} coordinator examples: {summary.before.mean:.4f} -> "
+            f"global adapter on {summary.after.num_examples} other coordinator examples: {summary.before.mean:.4f} -> "
             f"{summary.after.mean:.4f}, change {interval_text(change)} (95 %)"
         )
     columns = ("site", "examples", "steps", "loss before", "loss after", "norm", "weight", "verdict")

@@ -1,0 +1,490 @@
+r"""Experiments on aggregation with the embedded base model and MedQuAD, a row at a time.
+
+    python benchmarks/aggregation/experiments.py FOLDER --medquad FILE prepare integrity rare exactness \
+        server-step carry
+    python benchmarks/aggregation/experiments.py FOLDER table
+
+Each step appends JSON rows to FOLDER/STEP.jsonl and skips rows that are there, so a run can be stopped and
+resumed. Attacks are made from honestly trained adapters; only shuffled labels need a training of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedmed_cli import adapters, bases, coordination, evaluation, examples, models, rounds, site
+from fedmed_cli.adapters import Adapter, plan_adapter
+from fedmed_cli.aggregation.coordinator import Examiner, Rules, Submission, combine
+from fedmed_cli.aggregation.rules import RULES
+from fedmed_cli.app import main as fedmed
+from fedmed_cli.intervals import Losses, paired_interval
+from fedmed_cli.records import Loss, Plan
+from fedmed_cli.workspace import Workspace
+
+ASSIGN = {
+    3: "A=GHR,GARD;B=NIDDK,NINDS,NHLBI;C=MPlusHealthTopics,NIHSeniorHealth,CancerGov,CDC",
+    5: "A=GHR;B=GARD;C=NIDDK;D=NINDS,NHLBI;E=MPlusHealthTopics,NIHSeniorHealth,CancerGov,CDC",
+}
+RARE = "C"  # of five sites the smallest
+SEEDS = (0, 1, 2)
+MAX_CHARACTERS = 450
+STEPS, LEARNING_RATE, MAX_LENGTH = 20, "1e-3", 192
+NUM_TEST = NUM_DECIDING = 64
+METHODS = {
+    "uniform mean": Rules(weights="uniform", clip=None),
+    "self-reported": Rules(weights="self-reported", clip=None),
+    "geometric median": Rules(weights="uniform", robust="geometric-median", clip=None),
+    "tokens": Rules(),
+    "agentic": Rules(weights="agentic"),
+}
+ETAS = (1.0, 1.5, 2.0, 3.0)
+
+
+class Bench:
+    """The base model, loaded once, and the workspaces of all federations."""
+
+    def __init__(self, root: Path, medquad: Path | None) -> None:
+        self.root = root
+        self.medquad = medquad
+        self.lm: models.LanguageModel | None = None
+
+    def model(self, plan: Plan) -> models.LanguageModel:
+        if self.lm is None:
+            self.lm = models.load(bases.find_for_plan(plan.base, None, None, print), "auto", print)
+        return self.lm
+
+    def federation(self, num_sites: int, seed: int, extra: Sequence[str] = (), name: str = "") -> Federation:
+        place = Workspace(self.root / f"{num_sites}-sites-seed-{seed}{name}")
+        if not place.data.exists():
+            short = self.root / "short.jsonl"
+            if not short.exists():
+                assert self.medquad is not None, "--medquad FILE is needed"
+                rows = [json.loads(line) for line in gzip.open(self.medquad, "rt", encoding="utf-8")]
+                kept = [row for row in rows if len(row["question"]) + len(row["answer"]) < MAX_CHARACTERS]
+                short.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            argv = ["split", "-q", "-C", str(place.root), "--dataset", str(short), "--by", "column:source"]
+            argv += ["--assign", ASSIGN[num_sites], "--group-by", "focus", "--seed", str(seed), *extra]
+            argv += ["--max-length", str(MAX_LENGTH), "--max-steps", str(STEPS), "--learning-rate", LEARNING_RATE]
+            assert fedmed(argv) == 0
+        return Federation(self, place, place.read_plan())
+
+
+@dataclasses.dataclass
+class Federation:
+    """One split with its plan; trains sites and measures adapters, remembering both."""
+
+    bench: Bench
+    place: Workspace
+    plan: Plan
+
+    @property
+    def lm(self) -> models.LanguageModel:
+        return self.bench.model(self.plan)
+
+    def train(self, name: str, parent: Adapter, number: int, where: Workspace, shuffled: bool = False) -> Submission:
+        path = where.contribution(name)
+        if not path.exists():
+            data = site.workspace_data(self.place, name)
+            if shuffled:
+                order = np.random.default_rng(self.plan.training.seed).permutation(len(data.train))
+                answers = [data.train[i].answer for i in order]
+                rows = [dataclasses.replace(row, answer=text) for row, text in zip(data.train, answers, strict=True)]
+                data = dataclasses.replace(data, train=rows)
+            where.root.mkdir(parents=True, exist_ok=True)
+            site.train_local(where, self.plan, self.lm, name, data, parent, number, max_eval_samples=12)
+            print(f"trained {path}", flush=True)
+        folder = adapters.read_contribution(path, self.plan, number, parent.digest)
+        assert folder.contribution is not None
+        return Submission(folder.adapter, folder.contribution, "0" * 64)
+
+    def honest(self) -> tuple[Adapter, dict[str, Submission]]:
+        parent = rounds.starting_adapter(self.place, self.plan, 1)
+        return parent, {name: self.train(name, parent, 1, self.place) for name in self.plan.sites.names}
+
+    def test_set(self) -> evaluation.EvaluationSet:
+        rows = examples.read_jsonl(self.place.data / "test.jsonl")
+        chosen = evaluation.choose(rows, NUM_TEST, "focus", examples.home_site)
+        return evaluation.prepare(self.lm, self.plan, chosen, "focus")
+
+    def test(self, adapter: Adapter) -> Losses:
+        return evaluation.measure_cached(self.place, self.plan, self.lm, adapter, self.test_set())
+
+    def examiner(self) -> Examiner:
+        deciding, _ = coordination.halves(self.place, "focus")
+        chosen = evaluation.choose(deciding, NUM_DECIDING, "focus", examples.home_site)
+        items = evaluation.prepare(self.lm, self.plan, chosen, "focus")
+        return evaluation.examiner(self.place, self.plan, self.lm, items)
+
+
+class Rows:
+    """A JSON-lines file of results; `missing` tells what is still to do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [json.loads(line) for line in lines]
+
+    def missing(self, **key: object) -> bool:
+        return not any(all(row[name] == value for name, value in key.items()) for row in self.rows)
+
+    def add(self, **row: object) -> None:
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print({name: value for name, value in row.items() if not isinstance(value, dict)}, flush=True)
+
+
+def nll(losses: Losses) -> list[list[float]]:
+    return [losses.nll.tolist(), losses.num_tokens.tolist()]
+
+
+# --- attacks ----------------------------------------------------------------------------------------
+
+
+def forged(
+    plan: Plan, one: Submission, change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> Submission:
+    adapter = plan_adapter(plan, {m: change(a, b) for m, (a, b) in one.adapter.factors.items()})
+    return Submission(adapter, dataclasses.replace(one.record, adapter=adapter.digest), one.record_digest)
+
+
+def noise(seed: int) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """B replaced by Gaussian noise of its norm."""
+    rng = np.random.default_rng(seed)
+
+    def change(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        random = rng.normal(size=b.shape)
+        return a, (random * np.linalg.norm(b) / np.linalg.norm(random)).astype(np.float32)
+
+    return change
+
+
+def lying(one: Submission) -> Submission:
+    """Claims loss 0 on its validation examples, from an ordinary loss before."""
+    zero = Loss(0.0, 0.0, 100, 100, 10_000)
+    return dataclasses.replace(one, record=dataclasses.replace(one.record, validation_after=zero))
+
+
+def attacks(fed: Federation, parent: Adapter, bad: str, one: Submission) -> Iterator[tuple[str, Submission | None]]:
+    plan, seed = fed.plan, fed.plan.training.seed
+    yield "none", None
+    yield "sign flip", forged(plan, one, lambda a, b: (a, -b))
+    yield "x 8", forged(plan, one, lambda a, b: (a, 8 * b))
+    yield "noise", forged(plan, one, noise(seed))
+    yield "noise, and lies about its loss", lying(forged(plan, one, noise(seed)))
+    yield "A and B normal, product not", forged(plan, one, lambda a, b: (a[::-1].copy(), b))
+    where = Workspace(fed.place.root / "shuffled")
+    yield "shuffled labels", fed.train(bad, parent, 1, where, shuffled=True)
+
+
+def integrity(bench: Bench) -> None:
+    rows = Rows(bench.root / "integrity.jsonl")
+    for seed in SEEDS:
+        for num_sites in (3, 5):
+            fed = bench.federation(num_sites, seed)
+            bad = fed.plan.sites.names[seed]
+            parent, submissions = fed.honest()
+            for attack, evil in attacks(fed, parent, bad, submissions[bad]):
+                if not rows.missing(sites=num_sites, seed=seed, attack=attack):
+                    continue
+                sent = submissions | ({bad: evil} if evil is not None else {})
+                found = {}
+                for method, rules in METHODS.items():
+                    if method == "tokens" and evil is not None:
+                        continue
+                    examiner = fed.examiner() if rules.weights == "agentic" else None
+                    found[method] = combine(fed.plan, parent, sent, rules, examiner=examiner)
+                losses = {method: nll(fed.test(result.adapter)) for method, result in found.items()}
+                if evil is not None:
+                    rest = {name: one for name, one in submissions.items() if name != bad}
+                    losses["oracle"] = nll(fed.test(combine(fed.plan, parent, rest, Rules()).adapter))
+                losses["base"] = nll(fed.test(parent))
+                decisions = found["agentic"].decisions
+                rows.add(
+                    sites=num_sites,
+                    seed=seed,
+                    attack=attack,
+                    bad=bad,
+                    verdicts=" ".join(f"{name}:{one.verdict}" for name, one in decisions.items()),
+                    weights={name: one.weight for name, one in decisions.items()},
+                    reasons={name: list(one.reasons) for name, one in decisions.items()},
+                    groups=fed.test_set().groups,
+                    losses=losses,
+                )
+
+
+def rare(bench: Bench) -> None:
+    """How often an honest hospital of a rare specialty is rejected: resampled examples, recombined sites."""
+    rows = Rows(bench.root / "rare.jsonl")
+    for seed in SEEDS:
+        fed = bench.federation(5, seed)
+        parent, submissions = fed.honest()
+        others = [name for name in fed.plan.sites.names if name != RARE]
+        for left_out in ("", *others):
+            chosen = {name: one for name, one in submissions.items() if name != left_out}
+            for resample in range(4):
+                if rows.missing(seed=seed, left_out=left_out, resample=resample):
+                    examiner = resampled(fed.examiner(), resample)
+                    decisions = combine(fed.plan, parent, chosen, METHODS["agentic"], examiner=examiner).decisions
+                    rejected = sorted(name for name, one in decisions.items() if one.verdict == "rejected")
+                    rows.add(
+                        seed=seed,
+                        left_out=left_out,
+                        resample=resample,
+                        rejected=" ".join(rejected),
+                        share_of_rare=sum(home == RARE for home in examiner.homes) / len(examiner.homes),
+                    )
+
+
+def resampled(examiner: Examiner, seed: int) -> Examiner:
+    """The same examiner on groups drawn with replacement, each draw a group of its own."""
+    names = sorted(set(examiner.groups))
+    drawn = np.random.default_rng(seed).choice(len(names), len(names))
+    indices, groups = [], []
+    for number, choice in enumerate(drawn):
+        own = [i for i, group in enumerate(examiner.groups) if group == names[choice]]
+        indices += own
+        groups += [str(number)] * len(own)
+    homes = [examiner.homes[i] for i in indices]
+    return Examiner(examiner.digest, groups, homes, lambda adapter: examiner.losses(adapter).take(indices))
+
+
+# --- exactness, server step, carry ------------------------------------------------------------------
+
+
+def round_of(fed: Federation, parent: Adapter, number: int, name: str) -> dict[str, Submission]:
+    where = Workspace(fed.place.root / name)
+    return {one: fed.train(one, parent, number, where) for one in fed.plan.sites.names}
+
+
+def padded_factor_mean(plan: Plan, submissions: Mapping[str, Submission], weights: Mapping[str, float]) -> Adapter:
+    """The usual way with mixed ranks: factors padded with zeros to the largest rank, then averaged."""
+    factors = {}
+    for module in plan.modules:
+        a = np.zeros((plan.lora.r, plan.modules[module][1]))
+        b = np.zeros((plan.modules[module][0], plan.lora.r))
+        for name, one in submissions.items():
+            own_a, own_b = one.adapter.factors[module]
+            a[: len(own_a)] += weights[name] * own_a
+            b[:, : len(own_a)] += weights[name] * own_b
+        factors[module] = (a.astype(np.float32), b.astype(np.float32))
+    return plan_adapter(plan, factors)
+
+
+def exactness(bench: Bench) -> None:
+    rows = Rows(bench.root / "exactness.jsonl")
+    for seed in SEEDS:
+        fed = bench.federation(3, seed)
+        parent, first = fed.honest()
+        ends = {rule: combine(fed.plan, parent, first, Rules(method=rule)).adapter for rule in ("svd", "factor-mean")}
+        compare_two(rows, fed, seed, "after round 1", ends["svd"], ends["factor-mean"])
+        for number in (2, 3):
+            for rule, start in list(ends.items()):
+                sent = round_of(fed, start, number, f"{rule}-{number}")
+                ends[rule] = combine(fed.plan, start, sent, Rules(method=rule)).adapter
+        compare_two(rows, fed, seed, "after round 3", ends["svd"], ends["factor-mean"])
+        mixed = bench.federation(3, seed, ["--lora-r", "16", "--lora-alpha", "32"], "-mixed")
+        ranks = dataclasses.replace(mixed.plan.sites, ranks={"A": 4, "B": 8})
+        mixed = dataclasses.replace(mixed, plan=dataclasses.replace(mixed.plan, sites=ranks))
+        parent, first = mixed.honest()
+        result = combine(mixed.plan, parent, first, Rules())
+        weights = {name: one.weight * one.clip_factor for name, one in result.decisions.items()}
+        padded = padded_factor_mean(mixed.plan, first, weights)
+        compare_two(rows, mixed, seed, "ranks 4, 8, 16 after round 1", result.adapter, padded)
+
+
+def compare_two(rows: Rows, fed: Federation, seed: int, what: str, one: Adapter, two: Adapter) -> None:
+    if rows.missing(seed=seed, what=what):
+        base = rounds.starting_adapter(fed.place, fed.plan, 1)
+        losses = {"svd": nll(fed.test(one)), "factor-mean": nll(fed.test(two)), "base": nll(fed.test(base))}
+        rows.add(seed=seed, what=what, groups=fed.test_set().groups, losses=losses)
+
+
+def server_step(bench: Bench) -> None:
+    rows = Rows(bench.root / "server-step.jsonl")
+    for seed in SEEDS:
+        for num_sites in (3, 5):
+            fed = bench.federation(num_sites, seed)
+            start, sent = fed.honest()
+            cases = [("round 1", start, sent)]
+            if num_sites == 3:
+                after = combine(fed.plan, start, sent, Rules()).adapter
+                cases.append(("round 2", after, round_of(fed, after, 2, "svd-2")))
+            for what, parent, submissions in cases:
+                if rows.missing(seed=seed, sites=num_sites, what=what):
+                    losses = {}
+                    for eta in ETAS:
+                        rules = Rules(server_lr=eta)
+                        losses[f"{eta:g}"] = nll(fed.test(combine(fed.plan, parent, submissions, rules).adapter))
+                    fedexp = combine(fed.plan, parent, submissions, Rules(server_lr=None)).server_lr
+                    items = fed.test_set()
+                    homes = [examples.home_site(example) for example in items.examples]
+                    rows.add(
+                        seed=seed,
+                        sites=num_sites,
+                        what=what,
+                        fedexp=fedexp,
+                        groups=items.groups,
+                        homes=homes,
+                        losses=losses,
+                    )
+
+
+def carry(bench: Bench) -> None:
+    """What the components beyond the plan's rank are worth: 8 more of them kept, frozen, while the sites train 8."""
+    import torch
+
+    rows = Rows(bench.root / "carry.jsonl")
+    for seed in SEEDS:
+        if not rows.missing(seed=seed):
+            continue
+        fed = bench.federation(3, seed)
+        start, sent = fed.honest()
+        plan = fed.plan
+        wide = dataclasses.replace(plan, lora=dataclasses.replace(plan.lora, r=16, alpha=32.0))
+        plain = combine(plan, start, sent, Rules())
+        coefficients = [one.weight * one.clip_factor for one in plain.decisions.values()]
+        order = [sent[name].adapter for name in plain.decisions]
+        kept = RULES["svd"](wide, start, order, coefficients, None)[0]  # rank 16: the first 8 are trained further
+        exact = RULES["stack"](plan, start, order, coefficients, None)[0]
+        losses = {
+            "round 1, rank 8": nll(fed.test(plain.adapter)),
+            "round 1, rank 8 + 8": nll(fed.test(kept)),
+            "round 1, exact": nll(fed.test(exact)),
+        }
+        second = round_of(fed, plain.adapter, 2, "svd-2")
+        losses["round 2, rank 8"] = nll(fed.test(combine(plan, plain.adapter, second, Rules()).adapter))
+        # The frozen rest is added to the weights while sites train and while the result is measured.
+        rest = {m: plan.lora.scaling * b[:, 8:] @ a[8:] for m, (a, b) in kept.factors.items()}
+        base = fed.lm.model.get_base_model() if hasattr(fed.lm.model, "get_base_model") else fed.lm.model
+        saved = {}
+        with torch.no_grad():
+            for module, delta in rest.items():
+                layer = base.get_submodule(module)
+                weight = getattr(layer, "base_layer", layer).weight
+                saved[module] = weight.clone()
+                weight += torch.from_numpy(delta).to(weight)
+        try:
+            where = Workspace(fed.place.root / "carry-2")
+            carried = {name: fed.train(name, plain.adapter, 2, where) for name in plan.sites.names}
+            after = combine(plan, plain.adapter, carried, Rules()).adapter
+            items = fed.test_set()
+            losses["round 2, rank 8 + 8"] = nll(evaluation.measure(fed.lm, after, items.encoded))
+        finally:
+            with torch.no_grad():
+                for module, weight in saved.items():
+                    layer = base.get_submodule(module)
+                    getattr(layer, "base_layer", layer).weight.copy_(weight)
+        rows.add(seed=seed, groups=fed.test_set().groups, losses=losses)
+
+
+# --- tables -----------------------------------------------------------------------------------------
+
+
+def pooled(rows: Sequence[Mapping], method: str) -> Losses:
+    parts = [row["losses"][method] for row in rows]
+    return Losses(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]))
+
+
+def difference(rows: Sequence[Mapping], one: str, two: str) -> str:
+    groups = [f"{row['seed']}/{group}" for row in rows for group in row["groups"]]
+    interval = paired_interval(pooled(rows, one), pooled(rows, two), groups)
+    return f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def table(bench: Bench) -> None:
+    rows = Rows(bench.root / "integrity.jsonl").rows
+    print("| sites | attack | base | uniform mean | self-reported | geometric median | agentic | oracle "
+          "| agentic − oracle (without an attack − tokens), 95 % | rejected |")  # fmt: skip
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for num_sites in (3, 5):
+        for attack in dict.fromkeys(row["attack"] for row in rows):
+            own = [row for row in rows if row["sites"] == num_sites and row["attack"] == attack]
+            if own:
+                reference = "tokens" if attack == "none" else "oracle"
+                names = ["base", "uniform mean", "self-reported", "geometric median", "agentic", reference]
+                cells = [f"{pooled(own, name).mean:.4f}" for name in names]
+                rejected = sum(f"{row['bad']}:rejected" in row["verdicts"] for row in own)
+                wrong = sum(part.endswith("rejected") and not part.startswith(row["bad"]) for row in own
+                            for part in row["verdicts"].split())  # fmt: skip
+                found = f"{rejected} of {len(own)}" + (f", and {wrong} honest" if wrong else "")
+                cells += [difference(own, "agentic", reference), found]
+                print(f"| {num_sites} | {attack} | {' | '.join(cells)} |")
+    rows = Rows(bench.root / "rare.jsonl").rows
+    if rows:
+        trials = [row for row in rows if RARE in row["rejected"].split()]
+        print(f"\nrare specialty ({RARE}): rejected in {len(trials)} of {len(rows)} trials; any honest site in "
+              f"{sum(bool(row['rejected']) for row in rows)}")  # fmt: skip
+    rows = Rows(bench.root / "exactness.jsonl").rows
+    for what in dict.fromkeys(row["what"] for row in rows):
+        own = [row for row in rows if row["what"] == what]
+        print(f"\n{what}: svd {pooled(own, 'svd').mean:.4f}, factor-mean {pooled(own, 'factor-mean').mean:.4f}, "
+              f"svd − factor-mean {difference(own, 'svd', 'factor-mean')} ({len(own)} seeds)")  # fmt: skip
+    rows = Rows(bench.root / "server-step.jsonl").rows
+    for num_sites, what in dict.fromkeys((row["sites"], row["what"]) for row in rows):
+        own = [row for row in rows if (row["sites"], row["what"]) == (num_sites, what)]
+        cells = [f"{eta:g}: {pooled(own, f'{eta:g}').mean:.4f}" for eta in ETAS]
+        against = [f"{eta:g} − 1: {difference(own, f'{eta:g}', '1')}" for eta in ETAS[1:]]
+        fedexp = ", ".join(f"{row['fedexp']:.2f}" for row in own)
+        print(f"\n{num_sites} sites, {what}: {', '.join(cells)}; {'; '.join(against)}; FedExP {fedexp}")
+        for home in sorted({home for row in own for home in row["homes"]}):
+            part = [narrow(row, home) for row in own]
+            print(f"  {home}: " + "; ".join(f"{eta:g} − 1: {difference(part, f'{eta:g}', '1')}" for eta in ETAS[1:]))
+    rows = Rows(bench.root / "carry.jsonl").rows
+    if rows:
+        print()
+        for name in rows[0]["losses"]:
+            print(f"carry, {name}: {pooled(rows, name).mean:.4f}")
+        pairs = [
+            ("round 1, rank 8 + 8", "round 1, rank 8"),
+            ("round 1, exact", "round 1, rank 8"),
+            ("round 2, rank 8 + 8", "round 2, rank 8"),
+        ]
+        for one, two in pairs:
+            print(f"{one} − {two}: {difference(rows, one, two)}")
+
+
+def narrow(row: Mapping, home: str) -> dict:
+    """A row with the examples of one site alone."""
+    own = [i for i, name in enumerate(row["homes"]) if name == home]
+    losses = {name: [[part[i] for i in own] for part in parts] for name, parts in row["losses"].items()}
+    return dict(row) | {"groups": [row["groups"][i] for i in own], "losses": losses}
+
+
+def prepare(bench: Bench) -> None:
+    for seed in SEEDS:
+        for num_sites in (3, 5):
+            bench.federation(num_sites, seed).honest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", nargs="+", choices=STEPS_BY_NAME)
+    parser.add_argument("--medquad", type=Path)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(arguments.folder, arguments.medquad)
+    for step in arguments.steps:
+        STEPS_BY_NAME[step](bench)
+
+
+STEPS_BY_NAME = {
+    "prepare": prepare,
+    "integrity": integrity,
+    "rare": rare,
+    "exactness": exactness,
+    "server-step": server_step,
+    "carry": carry,
+    "table": table,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""How long `fedmed --help` takes against a minimal Typer app with rich help, and `fedmed aggregate` against a
+Python that reads and hashes the same files: three adapters of Mistral-7B's shape (r = 8 on q_proj and v_proj).
+
+    python benchmarks/startup.py [help] [aggregate]
+
+All runs are whole processes, interleaved; the figures are medians and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedmed_cli import adapters
+from fedmed_cli.aggregation.factors import update_norm
+from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.records import Base, Contribution, Lora, Plan, Prompt, Sites, Training
+
+MINIMAL = '''
+import typer
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+@app.command()
+def one(name: str = typer.Option("x", help="A name.")) -> None:
+    """Say one thing."""
+
+@app.command()
+def two(name: str = typer.Option("x", help="A name.")) -> None:
+    """Say another thing."""
+
+app()
+'''
+READ_AND_HASH = """
+import hashlib, pathlib, sys
+for name in sys.argv[1:]:
+    for path in sorted(pathlib.Path(name).iterdir()):
+        print(hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+MISTRAL = {
+    "model.layers.*.self_attn.q_proj": (4096, 4096, 32),
+    "model.layers.*.self_attn.v_proj": (1024, 4096, 32),
+}
+
+
+def seconds(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def compare(
+    commands: Mapping[str, list[str]], runs: int, before: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(runs + 1):
+        for name, command in commands.items():
+            before()
+            took = seconds(command)
+            if number:  # the first warms the disk cache
+                found[name].append(took)
+    return found
+
+
+def show(found: Mapping[str, list[float]]) -> None:
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    for name, values in found.items():
+        print(f"{name}: median {medians[name]:.3f} s, {min(values):.3f} to {max(values):.3f} of {len(values)} runs")
+    one, two = medians.values()
+    print(f"ratio of the medians {one / two:.2f}")
+
+
+def help_time(folder: Path) -> None:
+    minimal = folder / "minimal.py"
+    minimal.write_text(MINIMAL)
+    fedmed = [sys.executable, "-c", "import sys; from fedmed_cli.app import main; sys.exit(main())", "--help"]
+    show(compare({"fedmed --help": fedmed, "minimal Typer app --help": [sys.executable, str(minimal), "--help"]}, 20))
+
+
+def contributions(folder: Path) -> Plan:
+    """Three contributions of Mistral's shape with random factors, in a workspace."""
+    plan = Plan(
+        Base("mistralai/Mistral-7B-Instruct-v0.2", "", "0" * 64, 14_483_464_192, MISTRAL),
+        Lora(), Prompt(), Training(), Sites(("A", "B", "C"), 3),
+    )  # fmt: skip
+    (folder / "federation.toml").write_bytes(plan.to_bytes())
+    initial = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    for number, name in enumerate(plan.sites.names):
+        rng = np.random.default_rng(number)
+        factors = {
+            m: tuple((part + rng.normal(0, 1e-3, part.shape)).astype(np.float32) for part in pair)
+            for m, pair in initial.factors.items()
+        }
+        adapter = adapters.plan_adapter(plan, factors)
+        files = adapters.adapter_files(adapter, adapters.readme(plan.base, adapter, "Random", "Random numbers."))
+        record = Contribution(
+            site=name, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint=plan.base.fingerprint,
+            parent=initial.digest, adapter=adapter.digest, adapter_bytes=sum(map(len, files.values())),
+            base_bytes=plan.base.num_bytes, num_examples=1000, num_tokens=100_000, num_truncated=0, num_skipped=0,
+            max_steps=100, num_trained_examples=200, num_trained_tokens=20_000, per_device_train_batch_size=2,
+            losses=(1.0,), validation_before=None, validation_after=None, update_norm=update_norm(initial, adapter),
+            files={file: sha256_bytes(data) for file, data in files.items()},
+        )  # fmt: skip
+        home = folder / "adapters" / name
+        home.mkdir(parents=True)
+        for file, data in (files | {adapters.CONTRIBUTION_NAME: record.to_bytes()}).items():
+            (home / file).write_bytes(data)
+    return plan
+
+
+def aggregate_time(folder: Path) -> None:
+    import shutil
+
+    contributions(folder)
+    folders = [str(folder / "adapters" / name) for name in "ABC"]
+    size = sum(path.stat().st_size for name in folders for path in Path(name).iterdir())
+    print(f"three adapters of Mistral-7B's shape, {size / 1e6:.1f} MB")
+    code = "import sys; from fedmed_cli.app import main; sys.exit(main())"
+    fedmed = [sys.executable, "-c", code, "aggregate", "--weights", "tokens", "-q", "-C", str(folder), *folders]
+    commands = {"fedmed aggregate": fedmed, "read and hash": [sys.executable, "-c", READ_AND_HASH, *folders]}
+    show(compare(commands, 7, lambda: shutil.rmtree(folder / "rounds", ignore_errors=True)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="help, aggregate [both]")
+    for what in parser.parse_args().what or ["help", "aggregate"]:
+        with tempfile.TemporaryDirectory() as name:
+            {"help": help_time, "aggregate": aggregate_time}[what](Path(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A hospital's scores of all contributions on its own validation examples: numbers leave, no example does."""
+
+from __future__ import annotations
+
+from fedmed_cli import adapters, evaluation, rounds, site
+from fedmed_cli.errors import InputError
+from fedmed_cli.intervals import paired_interval, standard_error
+from fedmed_cli.models import LanguageModel
+from fedmed_cli.records import Plan, Scores, SiteScore
+from fedmed_cli.workspace import Workspace, utc_now
+
+
+def score(
+    workspace: Workspace, plan: Plan, lm: LanguageModel, name: str, max_eval_samples: int, events: site.Events
+) -> Scores:
+    """Measure every contribution in `adapters/` against the adapter the round started from."""
+    data = site.workspace_data(workspace, name)
+    if not data.validation:
+        raise InputError(f"site {name} has no validation examples to score with")
+    chosen = evaluation.choose(data.validation, max_eval_samples, data.group_by)
+    if len(chosen) < len(data.validation):
+        events.say(f"site {name}: scoring on {len(chosen)} of {len(data.validation)} validation examples")
+    items = evaluation.prepare(lm, plan, chosen, data.group_by)
+    round_number = workspace.newest_round() + 1
+    parent = rounds.starting_adapter(workspace, plan, round_number)
+    start = evaluation.measure_cached(workspace, plan, lm, parent, items, events.measured)
+    gains = {}
+    for path in sorted(workspace.adapters.glob("*")):
+        if path.is_dir() and not path.name.startswith("."):
+            adapter = adapters.read_contribution(path, plan, round_number, parent.digest).adapter
+            losses = evaluation.measure_cached(workspace, plan, lm, adapter, items, events.measured)
+            gain = paired_interval(start, losses, items.groups).mean
+            gains[adapter.digest] = SiteScore(gain, standard_error(start, losses, items.groups))
+    if not gains:
+        raise InputError("there is no contribution in adapters/ to score")
+    return Scores(
+        site=name,
+        round=round_number,
+        plan=plan.digest,
+        base_fingerprint=plan.base.fingerprint,
+        parent=parent.digest,
+        examples_digest=items.digest,
+        num_examples=len(items.examples),
+        num_groups=len(set(items.groups)),
+        gains=gains,
+        run=lm.environment() | {"created": utc_now()},
+    )

@@ -1,0 +1,54 @@
+"""Contributions that passed the gate, copied into the round that is being made and read module by module.
+
+However many sites there are, only one module of them is in memory: the copy is ours, so it is read by
+offset, without reading a foreign file a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from fedmed_cli.adapters import CONTRIBUTION_NAME, WEIGHTS_NAME, AdapterFolder, Factors, tensor_name
+from fedmed_cli.aggregation.coordinator import Submission
+from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.safetensors_io import parse_header, to_float32
+from fedmed_cli.workspace import write_synced
+
+
+class StagedFactors(Mapping[str, Factors]):
+    """The factors of an adapter file in our own folder; each access reads that module from disk."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        self.tensors, self.start = parse_header(data, len(data), str(path))
+        self.modules = sorted({name.rpartition(".lora_")[0] for name in self.tensors})
+
+    def __getitem__(self, module: str) -> Factors:
+        with self.path.open("rb") as file:
+            parts = []
+            for factor in "AB":
+                info = self.tensors[tensor_name(module, factor)]
+                file.seek(self.start + info.start)
+                parts.append(to_float32(memoryview(file.read(info.end - info.start)), info))
+        return parts[0], parts[1]
+
+    def __iter__(self) -> Iterator[str]:
+        prefix = tensor_name("", "A").partition(".lora_")[0]
+        return iter(module.removeprefix(prefix) for module in self.modules)
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+def stage(folder: AdapterFolder, target: Path) -> Submission:
+    """Copy a contribution to `target` as it was read by the gate, and let go of its weights."""
+    target.mkdir(parents=True)
+    for name, data in folder.files.items():
+        write_synced(target / name, data)
+    assert folder.contribution is not None
+    factors = StagedFactors(target / WEIGHTS_NAME, folder.files[WEIGHTS_NAME])
+    return Submission(
+        replace(folder.adapter, factors=factors), folder.contribution, sha256_bytes(folder.files[CONTRIBUTION_NAME])
+    )
