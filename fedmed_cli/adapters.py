@@ -7,21 +7,25 @@ check and the use. Nothing is ever unpickled, and a foreign file is never memory
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from fedmed_cli.codec import parse_json, read_file
-from fedmed_cli.digests import canonical_json, sha256_bytes, sha256_json
-from fedmed_cli.errors import CombineError, InputError, TrustError
+from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle, unpack
+from fedmed_cli.codec import parse_json, read_file, shown
+from fedmed_cli.digests import sha256_bytes, sha256_json
+from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records import Aggregate, Base, Contribution, Plan
-from fedmed_cli.safetensors_io import header_bytes, parse_header, serialize, to_float32
+from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -31,7 +35,10 @@ AGGREGATE_NAME = "aggregate.json"
 SIGNATURES = (f"{CONTRIBUTION_NAME}.sig", f"{AGGREGATE_NAME}.sig")
 ALLOWED_NAMES = frozenset({CONFIG_NAME, WEIGHTS_NAME, README_NAME, CONTRIBUTION_NAME, AGGREGATE_NAME, *SIGNATURES})
 PREFIX = "base_model.model."
-MAX_WEIGHTS_BYTES = 8_000_000_000
+MAX_WEIGHTS_BYTES = 4_000_000_000
+MAX_SMALL_FILE_BYTES = 1_000_000
+MAX_ENTRIES = 32
+MAX_VALUE = 1e6  # in size, of a weight: far above any real one, far below what overflows in a product
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 # What an adapter_config.json may say. Keys that are not here may only be null, false or empty; `None` as a
@@ -52,14 +59,16 @@ _CONFIG_KEYS: dict[str, tuple[Any, ...] | None] = {
     "use_dora": (False, None),
     "peft_version": None,
     "revision": None,
-    "auto_mapping": None,
+    "auto_mapping": (None,),
     "ensure_weight_tying": (False, None),
     "megatron_core": ("megatron.core", None),
     "qalora_group_size": (16, None),
-    "runtime_config": None,
+    "runtime_config": ({"ephemeral_gpu_offload": False}, None),
 }
-_INFORMATION_KEYS = frozenset({"peft_version", "revision", "auto_mapping", "lora_dropout", "runtime_config"})
 
+_TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z0-9_]{1,100}){0,20}")
+
+T = TypeVar("T")
 Factors = tuple[np.ndarray, np.ndarray]
 
 
@@ -134,13 +143,17 @@ class Adapter:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter that passed the gate, with the bytes of its files as they were read and the records among them."""
+    """An adapter that passed the gate, with the bytes of its files as they were read and the records among them.
+
+    `signer` is the public key whose signature over the record holds; None where there is no signature.
+    """
 
     path: Path
     adapter: Adapter
     files: dict[str, bytes] = field(repr=False)
     contribution: Contribution | None = None
     aggregate: Aggregate | None = None
+    signer: str | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -156,61 +169,145 @@ def tensor_name(module: str, factor: str) -> str:
 
 
 def read_folder(path: Path, plan: Plan | None = None) -> AdapterFolder:
-    """Read an adapter folder through the gate. With `plan`, it must be exactly the adapter the plan implies.
+    """Read an adapter folder, or a bundle of one, through the gate.
 
-    Raises InputError (exit code 3) for what is missing or corrupt, CombineError (4) for an adapter of
-    another kind, rank, base or plan, TrustError (7) where a digest does not hold.
+    With `plan`, it must be exactly the adapter the plan implies. A signature must hold for the key that it
+    names; whether that key is trusted is `trust.check_signer`'s question. Raises InputError (exit code 3) for
+    what is missing or corrupt, CombineError (4) for an adapter of another kind, rank, base or plan,
+    TrustError (7) where a digest or a signature does not hold.
     """
-    files = _read_files(path)
-    digests = {name: sha256_bytes(data) for name, data in files.items()}
-    config = parse_json(files[CONFIG_NAME], str(path / CONFIG_NAME))
-    adapter = _parse_adapter(config, files[WEIGHTS_NAME], digests[WEIGHTS_NAME], path)
-    contribution = aggregate = None
-    if CONTRIBUTION_NAME in files:
-        contribution = Contribution.from_bytes(files[CONTRIBUTION_NAME], str(path / CONTRIBUTION_NAME))
-        _check_digests(path, digests, contribution.files, contribution.adapter, adapter, CONTRIBUTION_NAME)
-    if AGGREGATE_NAME in files:
-        aggregate = Aggregate.from_bytes(files[AGGREGATE_NAME], str(path / AGGREGATE_NAME))
-        _check_digests(path, digests, aggregate.files, aggregate.adapter, adapter, AGGREGATE_NAME)
-    if plan is not None:
-        record = contribution or aggregate
-        check_against_plan(path, adapter, plan, plan.rank_of(contribution.site) if contribution else plan.lora.r)
-        if record is not None:
-            check_record(path, record.plan, record.base_fingerprint, plan)
-    return AdapterFolder(path, adapter, files, contribution, aggregate)
+    result, faults = _pass_gate(path, plan, first_only=True)
+    if result is None:
+        raise faults[0]
+    return result
 
 
-def _read_files(path: Path) -> dict[str, bytes]:
+def find_faults(path: Path, plan: Plan | None = None) -> list[FedmedError]:
+    """All that the gate has against a folder or bundle, in the order of its steps; empty where it passes."""
+    return _pass_gate(path, plan, first_only=False)[1]
+
+
+class _Refused(Exception):
+    """The gate stops at the first fault."""
+
+
+def _pass_gate(path: Path, plan: Plan | None, first_only: bool) -> tuple[AdapterFolder | None, list[FedmedError]]:
+    """The gate's steps in order. A step that needs what an earlier one refused is left out."""
+    faults: list[FedmedError] = []
+
+    def attempt(step: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return step(*arguments)
+        except FedmedError as error:
+            faults.append(error)
+            if first_only:
+                raise _Refused from None
+            return None
+
+    try:
+        if is_bundle(path):
+            files = attempt(_read_bundle, path) or {}
+            attempt(check_names, path, list(files))
+        else:
+            names = attempt(_list, path) or []
+            attempt(check_names, path, names)
+            small = [name for name in names if name in ALLOWED_NAMES and name != WEIGHTS_NAME]
+            read = {name: attempt(read_file, path / name, MAX_SMALL_FILE_BYTES) for name in small}
+            files = {name: data for name, data in read.items() if data is not None}
+        contribution = aggregate = None
+        if CONTRIBUTION_NAME in files:
+            contribution = attempt(Contribution.from_bytes, files[CONTRIBUTION_NAME], str(path / CONTRIBUTION_NAME))
+        if AGGREGATE_NAME in files:
+            aggregate = attempt(Aggregate.from_bytes, files[AGGREGATE_NAME], str(path / AGGREGATE_NAME))
+        rank = plan.rank_of(contribution.site) if plan and contribution else plan.lora.r if plan else None
+        config = attempt(_read_config, path, files, plan, rank) if CONFIG_NAME in files else None
+        if config is not None and WEIGHTS_NAME not in files:
+            attempt(_read_weights, path, files, config, plan)
+        digests = {name: sha256_bytes(data) for name, data in files.items()}
+        adapter = None
+        if config is not None and WEIGHTS_NAME in files:
+            adapter = attempt(_parse_adapter, config, files[WEIGHTS_NAME], digests[WEIGHTS_NAME], path)
+        if adapter is not None and plan is not None:
+            attempt(check_against_plan, path, adapter, plan, rank)
+        for record, name in ((contribution, CONTRIBUTION_NAME), (aggregate, AGGREGATE_NAME)):
+            if record is not None:
+                attempt(_check_digests, path, digests, record.files, record.adapter, adapter, name)
+                if plan is not None:
+                    attempt(check_record, path, record.plan, record.base_fingerprint, plan)
+        if contribution is not None:
+            attempt(_check_sizes, path, files, contribution, plan)
+        signers = [attempt(_check_signature, path, files, name) for name in (CONTRIBUTION_NAME, AGGREGATE_NAME)]
+        if CONTRIBUTION_NAME in files and AGGREGATE_NAME in files:
+            attempt(_refuse_two_records, path)
+    except _Refused:
+        return None, faults
+    if faults or adapter is None:
+        return None, faults
+    return AdapterFolder(path, adapter, files, contribution, aggregate, signers[0] or signers[1]), faults
+
+
+def _list(path: Path) -> list[str]:
+    """The names in a folder."""
     if path.is_symlink():
         raise InputError(f"{path}: is a link, expected an adapter folder")
     if not path.is_dir():
         kind = "is a file" if path.exists() else "no such folder"
-        raise InputError(f"{path}: {kind}, expected an adapter folder")
-    entries = sorted(path.iterdir())
-    for entry in entries:
-        shown = ascii(entry.name)[:80]
-        if entry.suffix.lower() in _PICKLES:
+        raise InputError(f"{path}: {kind}, expected an adapter folder or a bundle (…{BUNDLE_SUFFIX})")
+    with os.scandir(path) as entries:
+        names = sorted(entry.name for entry in itertools.islice(entries, MAX_ENTRIES + 1))
+    if len(names) > MAX_ENTRIES:
+        raise InputError(f"{path}: holds more than {MAX_ENTRIES} files, expected an adapter folder")
+    return names
+
+
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """InputError unless these names, and no others, may stand in an adapter folder."""
+    for name in names:
+        shown_name = ascii(name)[:80]
+        if name.lower().endswith(_PICKLES):
             raise InputError(
-                f"{path}: holds {shown}; files that can carry code are never opened",
+                f"{path}: holds {shown_name}; files that can carry code are never opened",
                 hint="save the adapter as safetensors, in a folder without that file",
             )
-        if entry.name not in ALLOWED_NAMES:
+        if name not in ALLOWED_NAMES:
             raise InputError(
-                f"{path}: holds {shown}, which does not belong in an adapter folder",
+                f"{path}: holds {shown_name}, which does not belong in an adapter folder",
                 hint=f"an adapter folder holds only {', '.join(sorted(ALLOWED_NAMES))}",
             )
-        if entry.is_symlink() or not entry.is_file():
-            raise InputError(f"{path}: {entry.name} is not a plain file")
-    names = {entry.name for entry in entries}
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if name not in names:
             raise InputError(f"{path}: has no {name}")
-    limits = {WEIGHTS_NAME: MAX_WEIGHTS_BYTES}
-    return {entry.name: read_file(entry, limits.get(entry.name, 1_000_000)) for entry in entries}
+    for name in SIGNATURES:
+        if name in names and name.removesuffix(".sig") not in names:
+            raise InputError(f"{path}: holds {name}, but no {name.removesuffix('.sig')} that it could sign")
 
 
-def _parse_adapter(config: Any, weights: bytes, weights_digest: str, path: Path) -> Adapter:
-    r, alpha, targets, base_name, use_rslora = _check_config(config, str(path / CONFIG_NAME))
+def _read_bundle(path: Path) -> dict[str, bytes]:
+    files = unpack(read_file(path, MAX_WEIGHTS_BYTES), str(path))
+    for name, data in files.items():
+        if name != WEIGHTS_NAME and len(data) > MAX_SMALL_FILE_BYTES:
+            raise InputError(f"{path / name}: expected at most {MAX_SMALL_FILE_BYTES:,} bytes, found {len(data):,}")
+    return files
+
+
+def _read_config(path: Path, files: Mapping[str, bytes], plan: Plan | None, rank: int) -> _Config:
+    name = path / CONFIG_NAME
+    config = _check_config(parse_json(files[CONFIG_NAME], str(name)), str(name))
+    if plan is not None:
+        _check_config_against_plan(path, config, plan, rank)
+    return config
+
+
+def _read_weights(path: Path, files: dict[str, bytes], config: _Config, plan: Plan | None) -> None:
+    """Add the weights to `files`; no more is read than the plan's shapes can need."""
+    limit = MAX_WEIGHTS_BYTES
+    if plan is not None:
+        limit = 4 * config.r * sum(map(sum, plan.modules.values())) + MAX_HEADER_BYTES
+    files[WEIGHTS_NAME] = read_file(path / WEIGHTS_NAME, limit)
+
+
+def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: Path) -> Adapter:
+    r, targets = config.r, config.targets
     name = str(path / WEIGHTS_NAME)
     buffer = memoryview(weights)
     tensors, start = parse_header(buffer, len(weights), name)
@@ -224,16 +321,21 @@ def _parse_adapter(config: Any, weights: bytes, weights_digest: str, path: Path)
             raise CombineError(f"{name}: tensor {key!r} is of a module that target_modules does not name")
         if info.dtype not in ("F32", "F16", "BF16"):
             raise CombineError(f"{name}: tensor {key!r} has dtype {info.dtype}, expected F32, F16 or BF16")
-        if len(info.shape) != 2 or info.shape[0 if factor == "A" else 1] != r:
+        if len(info.shape) != 2 or info.shape[0 if factor == "A" else 1] != r or 0 in info.shape:
             raise CombineError(
                 f"{name}: tensor {key!r} has shape {list(info.shape)}, expected rank {r} "
                 f"({'(r, in)' if factor == 'A' else '(out, r)'})"
             )
         array = to_float32(buffer[start + info.start : start + info.end], info)
-        # A sum is finite only where every value is (or where it overflows, which min and max settle).
-        if not np.isfinite(array.sum(dtype=np.float64)):
+        smallest, largest = float(array.min()), float(array.max())  # NaN where any value is
+        if not (math.isfinite(smallest) and math.isfinite(largest)):
             bad = int(array.size - np.isfinite(array).sum())
             raise InputError(f"{name}: tensor {key!r} holds {bad} values that are NaN or infinite")
+        if max(-smallest, largest) > MAX_VALUE:
+            raise InputError(
+                f"{name}: tensor {key!r} holds a value of size {max(-smallest, largest):.3g}, "
+                f"expected at most {MAX_VALUE:g}"
+            )
         factors.setdefault(module, {})[factor] = array
     if not factors:
         raise InputError(f"{name}: holds no tensor")
@@ -242,76 +344,128 @@ def _parse_adapter(config: Any, weights: bytes, weights_digest: str, path: Path)
             missing = "B" if "A" in pair else "A"
             raise InputError(f"{name}: tensor {tensor_name(module, missing)!r} is missing")
     pairs = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
-    adapter = Adapter(r, alpha, targets, base_name, pairs, use_rslora)
+    adapter = Adapter(r, config.alpha, targets, config.base_name, pairs, config.use_rslora)
     if weights[:start] == header_bytes(tensors):
         # The file is as fedmed would write it: what follows from it need not be computed again.
         adapter.__dict__.update(weights_bytes=weights, weights_digest=weights_digest)
     return adapter
 
 
-def _check_config(config: Any, name: str) -> tuple[int, float, tuple[str, ...], str, bool]:
+@dataclass(frozen=True)
+class _Config:
+    """What an adapter_config.json says that fedmed needs."""
+
+    r: int
+    alpha: float
+    targets: tuple[str, ...]
+    base_name: str
+    use_rslora: bool
+
+
+def _check_config(config: Any, name: str) -> _Config:
     if not isinstance(config, dict):
         raise InputError(f"{name}: expected an object, found {type(config).__name__}")
     for key, value in config.items():
-        shown = ascii(key)[1:-1][:60]
+        what = ascii(key)[1:-1][:60]
         if key not in _CONFIG_KEYS:
             if value is not None and value is not False and value != [] and value != {}:
-                raise CombineError(f"{name}: {shown} is set; fedmed combines plain LoRA adapters only")
-        elif (allowed := _CONFIG_KEYS[key]) is not None and not any(value is x or value == x for x in allowed):
-            raise CombineError(f"{name}: {shown} must be {allowed[0]!r}, found {ascii(value)[:60]}")
-        elif key in _INFORMATION_KEYS and isinstance(value, dict | list) and len(canonical_json(value)) > 2000:
-            raise CombineError(f"{name}: {shown} is larger than any known use")
+                raise CombineError(f"{name}: {what} is set; fedmed combines plain LoRA adapters only")
+        elif (allowed := _CONFIG_KEYS[key]) is not None and not any(
+            type(value) is type(x) and value == x for x in allowed
+        ):
+            raise CombineError(f"{name}: {what} must be {allowed[0]!r}, found {shown(value)}")
     for key in ("peft_type", "r", "lora_alpha", "target_modules"):
         if key not in config:
             raise InputError(f"{name}: {key} is missing")
     r, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
     if type(r) is not int or not 1 <= r <= 1024:
-        raise CombineError(f"{name}: r must be a whole number from 1 to 1024, found {ascii(r)[:40]}")
+        raise CombineError(f"{name}: r must be a whole number from 1 to 1024, found {shown(r)}")
     if type(alpha) not in (int, float) or not 0 < alpha <= 65536:
-        raise CombineError(f"{name}: lora_alpha must be above 0 and at most 65536, found {ascii(alpha)[:40]}")
-    if (
-        not isinstance(targets, list)
-        or not targets
-        or not all(isinstance(target, str) and target.isascii() and target.isprintable() for target in targets)
-    ):
+        raise CombineError(f"{name}: lora_alpha must be above 0 and at most 65536, found {shown(alpha)}")
+    if not isinstance(targets, list):
         raise CombineError(f"{name}: target_modules must be a plain list of names, found {type(targets).__name__}")
-    base_name = config.get("base_model_name_or_path") or ""
-    if not isinstance(base_name, str) or len(base_name) > 1000 or not base_name.isprintable():
-        raise CombineError(f"{name}: base_model_name_or_path is unusable")
-    return r, float(alpha), tuple(sorted(targets)), base_name, config.get("use_rslora") is True
+    if not 0 < len(targets) <= 1000 or not all(isinstance(x, str) and _TARGET.fullmatch(x) for x in targets):
+        raise CombineError(f"{name}: target_modules must be a plain list of names, found other entries")
+    dropout = config.get("lora_dropout", 0)
+    if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
+        raise CombineError(f"{name}: lora_dropout must be from 0 to below 1, found {shown(dropout)}")
+    for key, limit in (("base_model_name_or_path", 1000), ("revision", 100), ("peft_version", 100)):
+        text = config.get(key)
+        if text is not None and (not isinstance(text, str) or len(text) > limit or not text.isprintable()):
+            raise CombineError(f"{name}: {key} must be at most {limit} printable characters, found {shown(text)}")
+    return _Config(
+        r,
+        float(alpha),
+        tuple(sorted(targets)),
+        config.get("base_model_name_or_path") or "",
+        config.get("use_rslora") is True,
+    )
 
 
 def _check_digests(
-    path: Path, found: Mapping[str, str], stated: Mapping[str, str], digest: str, adapter: Adapter, record: str
+    path: Path,
+    found: Mapping[str, str],
+    stated: Mapping[str, str],
+    digest: str,
+    adapter: Adapter | None,
+    record: str,
 ) -> None:
     wanted = {name for name in found if name not in (CONTRIBUTION_NAME, AGGREGATE_NAME, *SIGNATURES)}
     for name in sorted(wanted | set(stated)):
-        shown = ascii(name)[1:-1][:80]
-        if name not in found:
-            raise TrustError(f"{path}: {record} names {shown}, which is missing")
+        shown_name = ascii(name)[1:-1][:80]
+        if name not in wanted:
+            raise TrustError(f"{path}: {record} names {shown_name}, which is missing")
         if name not in stated:
-            raise TrustError(f"{path}: {record} does not name {shown}")
+            raise TrustError(f"{path}: {record} does not name {shown_name}")
         if found[name] != stated[name]:
             raise TrustError(
                 f"{path / name}: {record} says sha256 {stated[name][:12]}…, found {found[name][:12]}…",
                 hint="the folder was damaged or changed on its way; ask for it again",
             )
-    if digest != adapter.digest:
+    if adapter is not None and digest != adapter.digest:
         raise TrustError(f"{path}: {record} says adapter {digest[:12]}…, found {adapter.digest[:12]}…")
 
 
-def check_against_plan(path: Path, adapter: Adapter, plan: Plan, r: int) -> None:
-    """CombineError unless the rank is `r` and alpha / r, targets, base name and every shape are the plan's."""
+def _check_sizes(path: Path, files: Mapping[str, bytes], record: Contribution, plan: Plan | None) -> None:
+    """TrustError where a contribution claims other sizes than its own or its base model's."""
+    found = sum(len(data) for name, data in files.items() if name in record.files)
+    if record.adapter_bytes != found:
+        raise TrustError(f"{path}: {CONTRIBUTION_NAME} says {record.adapter_bytes:,} adapter bytes, found {found:,}")
+    if plan is not None and record.base_bytes != plan.base.num_bytes:
+        raise TrustError(
+            f"{path}: {CONTRIBUTION_NAME} says {record.base_bytes:,} base model bytes, the plan {plan.base.num_bytes:,}"
+        )
+
+
+def _check_signature(path: Path, files: Mapping[str, bytes], name: str) -> str | None:
+    """The key that signed a record, as a public key line; None without a signature. TrustError if it is wrong."""
+    if f"{name}.sig" not in files or name not in files:
+        return None
+    from fedmed_cli.signatures import verify  # not needed to read unsigned folders
+
+    return verify(files[name], files[f"{name}.sig"], str(path / f"{name}.sig"))
+
+
+def _refuse_two_records(path: Path) -> None:
+    raise CombineError(f"{path}: holds both {CONTRIBUTION_NAME} and {AGGREGATE_NAME}, expected one of them")
+
+
+def _check_config_against_plan(path: Path, config: _Config | Adapter, plan: Plan, rank: int) -> None:
     expected: list[tuple[str, object, object]] = [
-        ("rank r", r, adapter.r),
-        ("lora_alpha", plan.lora.scaling * r, adapter.alpha),
-        ("target_modules", sorted(plan.lora.targets), list(adapter.targets)),
-        ("base_model_name_or_path", plan.base.name, adapter.base_name),
-        ("use_rslora", False, adapter.use_rslora),
+        ("rank r", rank, config.r),
+        ("lora_alpha", plan.lora.scaling * rank, config.alpha),
+        ("target_modules", sorted(plan.lora.targets), list(config.targets)),
+        ("base_model_name_or_path", plan.base.name, config.base_name),
+        ("use_rslora", False, config.use_rslora),
     ]
     for what, wanted, found in expected:
         if wanted != found:
             raise CombineError(f"{path}: the plan expects {what} {wanted}, found {ascii(found)[:200]}")
+
+
+def check_against_plan(path: Path, adapter: Adapter, plan: Plan, r: int) -> None:
+    """CombineError unless the rank is `r` and alpha / r, targets, base name and every shape are the plan's."""
+    _check_config_against_plan(path, adapter, plan, r)
     for module in plan.modules:
         if module not in adapter.factors:
             raise InputError(f"{path / WEIGHTS_NAME}: tensor {tensor_name(module, 'A')!r} is missing")
@@ -341,12 +495,12 @@ def read_contribution(path: Path, plan: Plan, round_number: int, parent: str) ->
     """Read a contribution to the given round through the gate; it must start from adapter digest `parent`."""
     folder = read_folder(path, plan)
     record = folder.contribution
+    if folder.aggregate is not None:
+        raise CombineError(f"{path}: is a global adapter, not a site's contribution")
     if record is None:
         raise InputError(
             f"{path}: has no {CONTRIBUTION_NAME}", hint="send the whole folder that 'fedmed train-local' wrote"
         )
-    if folder.aggregate is not None:
-        raise CombineError(f"{path}: is a global adapter, not a site's contribution")
     if record.site not in plan.sites.names:
         raise CombineError(f"{path}: site {record.site} is not in the plan ({', '.join(plan.sites.names)})")
     if record.round != round_number:
@@ -367,10 +521,10 @@ def read_contribution(path: Path, plan: Plan, round_number: int, parent: str) ->
 def read_global(path: Path, plan: Plan) -> AdapterFolder:
     """Read a global adapter through the gate; it must hold its aggregate.json."""
     folder = read_folder(path, plan)
-    if folder.aggregate is None:
-        raise InputError(f"{path}: has no {AGGREGATE_NAME}", hint="name a rounds/NNN/global folder of the coordinator")
     if folder.contribution is not None:
         raise CombineError(f"{path}: is a site's contribution, not a global adapter")
+    if folder.aggregate is None:
+        raise InputError(f"{path}: has no {AGGREGATE_NAME}", hint="name a rounds/NNN/global folder of the coordinator")
     return folder
 
 

@@ -19,9 +19,12 @@ from fedmed_cli.commands import (
     compare,
     init,
     inspect_adapter,
+    keys,
+    pack,
     round,
     split,
     train_local,
+    verify,
 )
 from fedmed_cli.errors import FedmedError, InputError, Interrupted, MachineError
 
@@ -43,6 +46,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "chat": chat.chat,
     "inspect-adapter": inspect_adapter.inspect_adapter,
+    "verify": verify.verify,
+    "pack": pack.pack,
+}
+GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = {
+    "keys": (keys.keys, {"new": keys.new, "show": keys.show, "trust": keys.trust}),
 }
 
 
@@ -81,6 +89,12 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
 
 for _name, _command in COMMANDS.items():
     app.command(_name)(_guard(_command))
+for _name, (_about, _commands) in GROUPS.items():
+    _group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+    _group.callback()(_about)
+    for _inner, _command in _commands.items():
+        _group.command(_inner)(_guard(_command))
+    app.add_typer(_group, name=_name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
 import math
+import os
+import re
+import stat
 import types
 import typing
 from dataclasses import dataclass
@@ -17,11 +21,34 @@ from fedmed_cli.errors import InputError
 
 MAX_RECORD_BYTES = 1_000_000
 MAX_DEPTH = 12
+CONTAINERS_PER_BYTE = 0.06
+MAX_INTEGER = 2**63 - 1
+_CHUNK = 1 << 20
+_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,40}")
+# Control characters (but tab and line feed), line and paragraph separators, and what turns the direction of text.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 T = TypeVar("T", bound="Record")
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def shown(value: Any) -> str:
+    """A foreign value as an error may show it: short, and never the inside of a list or an object."""
+    if isinstance(value, str):
+        return ascii(value[:80])
+    if isinstance(value, bool | float | None):
+        return str(value)
+    if isinstance(value, int):
+        return str(value) if value.bit_length() <= 64 else "a number of more than 64 bits"
+    return type(value).__name__
+
+
+def control_character(text: str) -> str | None:
+    """The first character of `text` that could steer a terminal, as U+XXXX; None where there is none."""
+    found = _CONTROLS.search(text)
+    return f"U+{ord(found.group()):04X}" if found else None
+
+
+def decode(kind: Any, value: Any, where: str) -> Any:
     """Turn a JSON or TOML value into `kind`; ValueError names the place, what it wants and what it found."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
@@ -31,34 +58,38 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         for option in options:
             if option is not type(None):
                 try:
-                    return _decode(option, value, where)
+                    return decode(option, value, where)
                 except ValueError:
-                    if len([o for o in options if o is not type(None)]) == 1:
+                    if option is type(value) or len([o for o in options if o is not type(None)]) == 1:
                         raise
         raise ValueError(f"{where} has an unexpected type ({type(value).__name__})")
     if origin is Literal:
-        if value not in typing.get_args(kind):
+        if not isinstance(value, str) or value not in typing.get_args(kind):
             known = ", ".join(map(str, typing.get_args(kind)))
-            raise ValueError(f"{where} must be one of {known}, found {str(value)[:80]!r}")
+            raise ValueError(f"{where} must be one of {known}, found {shown(value)}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list, found {type(value).__name__}")
         item = typing.get_args(kind)[0]
-        return tuple(_decode(item, part, f"{where}[{i}]") for i, part in enumerate(value))
+        return tuple(decode(item, part, f"{where}[{i}]") for i, part in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where} must be an object, found {type(value).__name__}")
         item = typing.get_args(kind)[1]
-        return {key: _decode(item, part, f"{where}.{key[:80]}") for key, part in value.items()}
+        return {decode(str, key, where): decode(item, part, f"{where}.{key[:80]}") for key, part in value.items()}
     if dataclasses.is_dataclass(kind):
         return decode_fields(typing.cast(type, kind), value, where)
+    if type(value) is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        raise ValueError(f"{where} does not fit into 64 bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not kind:
         raise ValueError(f"{where} must be {kind.__name__}, found {type(value).__name__}")
     if kind is float and not math.isfinite(value):
         raise ValueError(f"{where} must be finite, found {value}")
+    if kind is str and (control := control_character(value)):
+        raise ValueError(f"{where} holds the control character {control}")
     return value
 
 
@@ -80,7 +111,7 @@ def decode_fields(kind: type, value: Any, where: str) -> Any:
     arguments = {}
     for name, f in known.items():
         if name in value:
-            arguments[name] = _decode(hints[name], value[name], prefix + name)
+            arguments[name] = decode(hints[name], value[name], prefix + name)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"missing field {prefix + name!r}")
     return kind(**arguments)
@@ -128,37 +159,72 @@ def _depth(value: Any) -> int:
 def parse_json(data: bytes, name: str, max_bytes: int = MAX_RECORD_BYTES) -> Any:
     """Parse foreign JSON strictly; `name` is how errors call the file.
 
-    Refuses more than `max_bytes`, nesting deeper than `MAX_DEPTH`, duplicate keys, NaN and Infinity, and
-    bytes that are not UTF-8 (InputError, exit code 3).
+    Refuses more than `max_bytes`, nesting deeper than `MAX_DEPTH`, more brackets than any record of
+    that size has, duplicate keys, NaN and Infinity, half characters (lone surrogates), and bytes that are not UTF-8
+    (InputError, exit code 3).
     """
     if len(data) > max_bytes:
         raise InputError(f"{name}: expected at most {max_bytes:,} bytes, found {len(data):,}")
+    # A byte of brackets becomes a hundred bytes of objects, so they are counted before anything is built.
+    containers = data.count(b"{") + data.count(b"[")
+    if containers > max_bytes * CONTAINERS_PER_BYTE:
+        raise InputError(
+            f"{name}: expected at most {max_bytes * CONTAINERS_PER_BYTE:,.0f} lists and objects, found {containers:,}"
+        )
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{name}: is not JSON at line {error.lineno}, column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+    except RecursionError:
+        raise InputError(f"{name}: nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        reason = "a number has too many digits" if "digits" in str(error) else str(error)
         raise InputError(f"{name}: {reason}") from None
+    if b"\\u" in data:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except (UnicodeEncodeError, RecursionError):
+            raise InputError(f"{name}: holds half a character (a lone surrogate), or is nested too deep") from None
     if _depth(value) > MAX_DEPTH:
         raise InputError(f"{name}: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
 def read_file(path: Path, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
-    """Read a small file whole, once; InputError where it is missing, unreadable or too large."""
+    """Read a plain file whole, once; InputError where it is missing, unreadable, no plain file or too large.
+
+    The last part of `path` may not be a link. What is returned is what was there while it was read, whatever
+    happens to the file meanwhile: it is never memory-mapped.
+    """
+    # Without O_NONBLOCK the opening of a pipe that nobody writes to would wait for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+        handle = os.open(path, flags)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
+        reason = "is a link" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
+        raise InputError(f"{path}: {reason}") from None
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path}: is not a plain file")
+        if found.st_size > max_bytes:
+            raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found {found.st_size:,}")
+        parts, size = [], 0
+        # In pieces: a single read of the limit would first reserve that much memory.
+        while part := os.read(handle, min(_CHUNK, max_bytes + 1 - size)):
+            parts.append(part)
+            size += len(part)
+            if size > max_bytes:
+                raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found more (it grows)")
+        return b"".join(parts)
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > max_bytes:
-        raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found more")
-    return data
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -205,14 +271,14 @@ def check_header(value: dict[str, Any], kind: str, version: int, name: str) -> d
     rest = dict(value)
     found = rest.pop("format", None)
     if found != f"fedmed/{kind}":
-        raise InputError(f"{name}: expected format 'fedmed/{kind}', found {str(found)[:80]!r}")
+        raise InputError(f"{name}: expected format 'fedmed/{kind}', found {shown(found)}")
     found = rest.pop("version", None)
     if type(found) is not int or found != version:
         raise InputError(
-            f"{name}: expected version {version}, found {str(found)[:80]}",
+            f"{name}: expected version {version}, found {shown(found)}",
             hint="a newer fedmed wrote this file; install that version to read it",
         )
     writer = rest.pop("fedmed_version", None)
-    if not isinstance(writer, str):
-        raise InputError(f"{name}: missing field 'fedmed_version'")
+    if not isinstance(writer, str) or not _VERSION.fullmatch(writer):
+        raise InputError(f"{name}: expected fedmed_version to be a version, found {shown(writer)}")
     return rest

@@ -65,6 +65,7 @@ class AdapterFacts:
             "reduction": self.reduction,
             "norm": self.norm,
             "effective_rank": self.effective_rank,
+            "signer": folder.signer,
             "contribution": folder.contribution.to_dict() if folder.contribution else None,
             "aggregate": folder.aggregate.to_dict() if folder.aggregate else None,
             "modules": {

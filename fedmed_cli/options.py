@@ -74,6 +74,12 @@ BatchSizeOption = Annotated[
     int, _option("--per-device-train-batch-size", text="Examples in a training step.", min=1, max=4096)
 ]
 DeviceOption = Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")]
+KeyOption = Annotated[
+    Path | None, _option("--key", text="The private key to sign with [the one of 'fedmed keys new', if there is one].")
+]
+RequireSignaturesOption = Annotated[
+    bool, _option("--require-signatures", text="Refuse what is not signed with a key that the plan pins.")
+]
 AGGREGATION_PANEL = "How to combine"
 WeightsOption = Annotated[
     str | None,

@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -330,7 +331,7 @@ def _read_file(path: Path, name: str) -> Iterator[_Chunk]:
                 yield from _csv(file, "\t" if kind == ".tsv" else None, name)
             else:
                 yield from _jsonl(file, name)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             if not ending or (isinstance(error, OSError) and error.errno):
                 raise
             what = "gzip" if ending == ".gz" else "zstd"
@@ -380,7 +381,7 @@ def _json_line(part: bytes, number: int, offset: int, name: str) -> Mapping[str,
         value = json.loads(part.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow("encoding", f"{name}: line {number} is not UTF-8 at byte {offset + error.start}")
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: also a number with too many digits
         return BadRow("not_json", f"{name}: line {number} is not JSON")
     return value if isinstance(value, dict) else BadRow("not_object", f"{name}: line {number} is no JSON object")
 
@@ -431,8 +432,8 @@ def _json(data: bytes, name: str) -> Iterator[_Chunk]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{name}: is not JSON at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise InputError(f"{name}: nested too deep") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{name}: nested too deep, or a number has too many digits") from None
     if isinstance(value, dict):
         lists = [part for part in value.values() if isinstance(part, list)]
         if value and all(isinstance(part, dict) for part in value.values()):

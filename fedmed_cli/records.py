@@ -16,16 +16,34 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fedmed_cli import __version__
-from fedmed_cli.codec import Record, check_header, decode_fields, encode, parse_json, read_file
+from fedmed_cli.codec import (
+    Record,
+    check_header,
+    control_character,
+    decode,
+    decode_fields,
+    encode,
+    parse_json,
+    read_file,
+    shown,
+)
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 
 OVERALL = "overall"
+COORDINATOR = "coordinator"
+MAX_MODULES = 20_000
+MAX_PARAMETERS = 2**31
+MAX_PLAN_BYTES = 200_000
+MAX_METRICS_BYTES = 1_000_000_000
 MAX_LAYERS = 1024
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 RESERVED_NAMES = frozenset({"base", "global", "best", "train", "test", "coordinator"})
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.([A-Za-z0-9_]+|\*))*")
+# An Ed25519 key takes 51 bytes in OpenSSH's form, which are 68 characters of base64; all begin alike.
+_PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 _TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 
 Run = dict[str, str | int | float | None]
@@ -53,6 +71,12 @@ def check_site_names(names: tuple[str, ...]) -> None:
 def _check_digest(name: str, value: str) -> None:
     if not _DIGEST.fullmatch(value):
         raise ValueError(f"{name} must be 64 hexadecimal digits, found {value[:80]!r}")
+
+
+def _check_range(low: float, high: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} must be from {low:g} to {high:g}, found {value!r}")
 
 
 def _check_not_negative(**values: float) -> None:
@@ -94,6 +118,8 @@ class Base:
                 raise ValueError(f"base.linear: {name[:80]!r} has an unusable shape {list(shape)[:5]}")
             if "*" in name and shape[2] > MAX_LAYERS:
                 raise ValueError(f"base.linear: {name[:80]!r} has more than {MAX_LAYERS} layers")
+        if sum(shape[2] if len(shape) == 3 else 1 for shape in self.linear.values()) > MAX_MODULES:
+            raise ValueError(f"base.linear names more than {MAX_MODULES} modules")
 
     @cached_property
     def modules(self) -> dict[str, tuple[int, int]]:
@@ -142,6 +168,9 @@ class Prompt:
             raise ValueError("prompt.user must contain {question} once")
         if len(self.system) > 4000 or len(self.user) > 4000:
             raise ValueError("prompt texts may have at most 4000 characters")
+        for name in ("system", "user"):
+            if control := control_character(getattr(self, name)):
+                raise ValueError(f"prompt.{name} holds the control character {control}")
 
 
 @dataclass(frozen=True)
@@ -181,9 +210,11 @@ class Sites:
     names: tuple[str, ...]
     min_sites: int
     ranks: dict[str, int] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_site_names(self.names)
+        self._check_keys()
         if not self.names:
             raise ValueError("sites.names names no site")
         if not 1 <= self.min_sites <= len(self.names):
@@ -194,9 +225,24 @@ class Sites:
             if rank < 1:
                 raise ValueError(f"sites.ranks.{name} must be at least 1, found {rank}")
 
+    def _check_keys(self) -> None:
+        """ValueError unless every key is one line of Ed25519 for somebody who takes part, and nobody else's."""
+        owners: dict[str, str] = {}
+        for name, key in self.keys.items():
+            if name != COORDINATOR and name not in self.names:
+                raise ValueError(f"sites.keys: {name[:80]!r} is neither a site nor {COORDINATOR}")
+            if not _PUBLIC_KEY.fullmatch(key):
+                raise ValueError(f"sites.keys.{name} must be 'ssh-ed25519 AAAA…' without a comment")
+            if key in owners:
+                raise ValueError(f"sites.keys: {owners[key]} and {name} have the same key")
+            owners[key] = name
+
     @property
     def digest(self) -> str:
-        return sha256_json(encode(self))
+        value = encode(self)
+        if not self.keys:
+            del value["keys"]
+        return sha256_json(value)
 
 
 _PLAN_COMMENTS = {
@@ -205,7 +251,8 @@ _PLAN_COMMENTS = {
     "lora": "What every site trains: LoRA of rank r with scaling alpha / r on the target modules.",
     "prompt": "Plain texts; the base model's own chat template wraps them.",
     "training": "Agreed by all sites. Device and batch size are free; max_steps is the default of a round.",
-    "sites": "Who takes part, and the fewest contributions a round may be made of. Not part of the plan digest.",
+    "sites": "Who takes part, and the fewest contributions a round may be made of. Not part of the plan digest.\n"
+    "# `keys` holds the public key of a site or of the coordinator: what they send must be signed with it.",
 }
 
 
@@ -233,6 +280,8 @@ class Plan:
         for name, rank in self.sites.ranks.items():
             if rank > self.lora.r:
                 raise ValueError(f"sites.ranks.{name} is {rank}, above the plan's rank {self.lora.r}")
+        if (parameters := self.lora.r * sum(map(sum, self.modules.values()))) > MAX_PARAMETERS:
+            raise ValueError(f"an adapter would have {parameters:,} parameters, expected at most {MAX_PARAMETERS:,}")
 
     @cached_property
     def modules(self) -> dict[str, tuple[int, int]]:
@@ -270,10 +319,15 @@ class Plan:
 
     @classmethod
     def read(cls, path: Path) -> Plan:
-        return cls.from_bytes(read_file(path), str(path))
+        return cls.from_bytes(read_file(path, MAX_PLAN_BYTES), str(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> Plan:
+        if len(data) > MAX_PLAN_BYTES:
+            raise InputError(f"{name}: expected at most {MAX_PLAN_BYTES:,} bytes, found {len(data):,}")
+        # tomllib's time grows with the square of the number of dots in one key.
+        if max(line.count(b".") for line in data.split(b"\n")) > 500 or data.count(b".") > 10_000:
+            raise InputError(f"{name}: expected at most 500 dots in a line and 10,000 in all, found more")
         try:
             value = tomllib.loads(data.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -282,6 +336,8 @@ class Plan:
             raise InputError(f"{name}: is not TOML ({error})") from None
         except RecursionError:
             raise InputError(f"{name}: nested too deep") from None
+        except ValueError:  # not TOMLDecodeError: from int()
+            raise InputError(f"{name}: a number has too many digits") from None
         rest = check_header(value, cls.FORMAT, cls.VERSION, name)
         try:
             return typing.cast(Plan, decode_fields(cls, rest, ""))
@@ -315,6 +371,10 @@ class Loss:
     num_examples: int
     num_groups: int
     num_tokens: int
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "standard_error", "num_examples", "num_groups", "num_tokens"):
+            _check_not_negative(**{f"a loss's {name}": getattr(self, name)})
 
 
 @dataclass(frozen=True)
@@ -449,10 +509,13 @@ class Contribution(Record):
             raise ValueError(f"round must be at least 1, found {self.round}")
         for name in ("plan", "sites", "base_fingerprint", "parent", "adapter"):
             _check_digest(name, getattr(self, name))
-        for name, value in self.files.items():
-            _check_digest(f"files.{name[:80]}", value)
+        _check_files(self.files)
         counts = ("adapter_bytes", "base_bytes", "num_examples", "num_tokens", "num_truncated", "num_skipped")
-        _check_not_negative(**{name: getattr(self, name) for name in (*counts, "max_steps", "update_norm")})
+        trained = ("max_steps", "num_trained_examples", "num_trained_tokens", "per_device_train_batch_size")
+        _check_not_negative(**{name: getattr(self, name) for name in (*counts, *trained, "update_norm")})
+        _check_not_negative(**{f"losses[{i}]": loss for i, loss in enumerate(self.losses)})
+        if len(self.losses) > self.max_steps:
+            raise ValueError(f"losses must be at most max_steps ({self.max_steps}) many, found {len(self.losses)}")
 
     @property
     def reduction(self) -> float:
@@ -473,6 +536,13 @@ class Contribution(Record):
                 raise InputError(f"{name}: reduction must be {record.reduction:.6f}, found {str(stated)[:80]}")
             return record
         return super().from_dict(value, name)
+
+
+def _check_files(files: dict[str, str]) -> None:
+    for name, value in files.items():
+        if not 0 < len(name) <= 80 or not name.isascii() or not name.isprintable():
+            raise ValueError(f"files: {name[:80]!a} is no file name")
+        _check_digest(f"files.{name}", value)
 
 
 Verdict = Literal["accepted", "clipped", "rejected"]
@@ -513,6 +583,8 @@ class Evidence:
         _check_not_negative(num_examples=self.num_examples, num_tokens=self.num_tokens, update_norm=self.update_norm)
         for name in (*self.cosines, *self.copies):
             check_site_name(name)
+        for name, cosine in self.cosines.items():
+            _check_range(-1.000001, 1.000001, **{f"cosines.{name}": cosine})
 
 
 @dataclass(frozen=True)
@@ -536,7 +608,9 @@ class SiteDecision:
     def __post_init__(self) -> None:
         _check_digest("adapter", self.adapter)
         _check_digest("contribution", self.contribution)
-        _check_not_negative(weight=self.weight, prior=self.prior, clip_factor=self.clip_factor)
+        _check_not_negative(prior=self.prior)
+        _check_range(0, 2, weight=self.weight)
+        _check_range(0, 1, clip_factor=self.clip_factor)
 
 
 @dataclass(frozen=True)
@@ -545,6 +619,10 @@ class Truncation:
 
     overall: float
     modules: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for name, value in {OVERALL: self.overall, **self.modules}.items():
+            _check_not_negative(**{f"truncation of {name[:200]}": value})
 
 
 @dataclass(frozen=True)
@@ -584,17 +662,37 @@ class Aggregate(Record):
     examination: Examination | None
     truncation: Truncation
     files: dict[str, str]
+    parent_record: str | None = None
+    signers: dict[str, str] = field(default_factory=dict)
     run: Run = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `Record`, without the two fields above where they say nothing."""
+        value = super().to_dict()
+        for name in ("parent_record", "signers"):
+            if not value[name]:
+                del value[name]
+        return value
 
     def __post_init__(self) -> None:
         if self.round < 1:
             raise ValueError(f"round must be at least 1, found {self.round}")
         for name in ("plan", "sites_digest", "base_fingerprint", "parent", "adapter"):
             _check_digest(name, getattr(self, name))
-        for name in (*self.sites, *self.missing, *self.excluded):
+        if self.parent_record is not None:
+            _check_digest("parent_record", self.parent_record)
+        for name in (*self.sites, *self.missing, *self.excluded, *self.signers):
             check_site_name(name)
-        for name, value in self.files.items():
-            _check_digest(f"files.{name[:80]}", value)
+        for name, signer in self.signers.items():
+            if not _FINGERPRINT.fullmatch(signer):
+                raise ValueError(f"signers.{name} must be 'SHA256:' and 43 characters, found {shown(signer)}")
+            if name not in self.sites:
+                raise ValueError(f"signers.{name}: no contribution of this site is named")
+        if not self.sites:
+            raise ValueError("sites names no contribution")
+        _check_range(0, 100, server_lr=self.server_lr, clip=self.clip)
+        _check_range(0, 1, server_momentum=self.server_momentum)
+        _check_files(self.files)
 
 
 @dataclass(frozen=True)
@@ -628,6 +726,9 @@ class Scores(Record):
             _check_digest(name, getattr(self, name))
         for name in self.gains:
             _check_digest("gains", name)
+        if self.round < 1:
+            raise ValueError(f"round must be at least 1, found {self.round}")
+        _check_not_negative(num_examples=self.num_examples, num_groups=self.num_groups)
 
 
 @dataclass(frozen=True)
@@ -672,11 +773,15 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
 
     A damaged line anywhere else is an InputError.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    lines = read_file(path, MAX_METRICS_BYTES).split(b"\n") if path.exists() else [b""]
     events: list[dict[str, Any]] = []
     for number, line in enumerate(lines[:-1], 1):
         event = parse_json(line, f"{path}:{number}")
         if not isinstance(event, dict) or event.get("format") != "fedmed/metric" or event.get("version") != 1:
             raise InputError(f"{path}:{number}: expected a fedmed/metric of version 1")
+        try:
+            decode(Run, event, "metric")
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
         events.append(event)
     return events, bool(lines[-1])

@@ -8,15 +8,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedmed_cli import adapters, coordination
+from fedmed_cli import adapters, coordination, trust
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.coordinator import Combination, Examiner, Rules, Submission, combine
+from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
+from fedmed_cli.codec import read_file
 from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records import Aggregate, Plan, Scores
 from fedmed_cli.staging import stage
 from fedmed_cli.workspace import Workspace, new_folder, utc_now, write_synced
+
+if TYPE_CHECKING:
+    from fedmed_cli.signatures import Signer
 
 Say = Callable[[str], None]
 
@@ -56,13 +62,16 @@ def aggregate(
     output: Path | None = None,
     dry_run: bool = False,
     examiner: Examiner | None = None,
+    require_signatures: bool = False,
+    signer: Signer | None = None,
     say: Say = lambda message: None,
 ) -> RoundResult:
     """Combine the contributions in `paths` and write `rounds/NNN/`, or with `output` only that folder.
 
     A contribution that does not pass the gate aborts (its FedmedError gets the hint to exclude its site).
     With `dry_run` nothing is written. `examiner` measures on the coordinator's examples, for the rules that
-    need it. `say` is told of what is skipped. The caller holds the workspace's lock.
+    need it. With `signer` the record is signed. `say` is told of what is skipped and of what is not signed.
+    The caller holds the workspace's lock.
     """
     started = time.perf_counter()
     plan = workspace.read_plan()
@@ -87,7 +96,8 @@ def aggregate(
     target = None if dry_run else output or workspace.round(round_number)
     with _stage(workspace, target) as folder:
         archive = folder if output is None else folder / "sites"
-        submissions = _admit(chosen, plan, round_number, parent, exclude, archive, say)
+        signers: dict[str, str] = {}
+        submissions = _admit(chosen, plan, round_number, parent, exclude, archive, require_signatures, signers, say)
         _check_number(plan, submissions)
         missing = tuple(site for site in plan.sites.names if site not in submissions and site not in exclude)
         if missing:
@@ -122,6 +132,8 @@ def aggregate(
             examination=result.examination,
             truncation=result.truncation,
             files={name: sha256_bytes(data) for name, data in files.items()},
+            parent_record=_parent_record(workspace, round_number),
+            signers=dict(sorted(signers.items())),
             run={
                 "created": utc_now(),
                 "seconds": round(time.perf_counter() - started, 3),
@@ -130,6 +142,7 @@ def aggregate(
             },
         )
         files[adapters.AGGREGATE_NAME] = record.to_bytes()
+        files |= trust.signed(adapters.AGGREGATE_NAME, files, signer)
         num_bytes = sum(map(len, files.values()))
         if target is None:
             return RoundResult(record, None, num_bytes)
@@ -190,21 +203,29 @@ def _admit(
     parent: Adapter,
     exclude: Sequence[str],
     archive: Path,
+    require_signatures: bool,
+    signers: dict[str, str],
     say: Say,
 ) -> dict[str, Submission]:
-    """Read each folder through the gate and copy it into the archive, one in memory at a time."""
+    """Read each folder through the gate and copy it into the archive, one in memory at a time.
+
+    `signers` is given the fingerprint of each key that the plan pins and that signed.
+    """
     submissions: dict[str, Submission] = {}
     homes: dict[str, Path] = {}
     for path in paths:
         folder = _gate(path, plan, round_number, parent.digest)
         assert folder.contribution is not None
         site = folder.contribution.site
+        fingerprint = _check_signer(folder, plan, require_signatures, say)
         if site in homes:
             raise CombineError(f"site {site} stands in two folders: {homes[site]} and {path}")
         if site in exclude:
             say(f"{path}: left out (--exclude {site})")
             continue
         homes[site] = path
+        if fingerprint is not None:
+            signers[site] = fingerprint
         submissions[site] = stage(folder, archive / site)
     return submissions
 
@@ -250,15 +271,27 @@ def _read_scores(workspace: Workspace, plan: Plan, round_number: int, say: Say) 
 def _candidates(paths: Sequence[Path], exclude: Sequence[str], say: Say) -> list[Path]:
     chosen = []
     for path in paths:
-        if path.is_file():
+        if path.is_file() and not is_bundle(path):
             say(f"{path}: skipped, it is a plain file")
-        elif path.name in exclude:
-            say(f"{path}: left out (--exclude {path.name})")
+        elif _site_of(path) in exclude:
+            say(f"{path}: left out (--exclude {_site_of(path)})")
         else:
             chosen.append(path)
     if not chosen:
         raise InputError("there is no contribution to aggregate", hint="run 'fedmed train-local' first")
     return sorted(chosen, key=lambda path: path.name)
+
+
+def _site_of(path: Path) -> str:
+    """The site that a folder's or a bundle's name speaks of."""
+    return path.name.removesuffix(BUNDLE_SUFFIX)
+
+
+def _parent_record(workspace: Workspace, round_number: int) -> str | None:
+    """SHA-256 of the aggregate.json of the round before, so that records form a chain; None for round 1."""
+    if round_number == 1:
+        return None
+    return sha256_bytes(read_file(workspace.global_adapter(round_number - 1) / adapters.AGGREGATE_NAME))
 
 
 def _stated_round(path: Path) -> int:
@@ -272,16 +305,31 @@ def _gate(path: Path, plan: Plan, round_number: int, parent: str) -> AdapterFold
     try:
         return adapters.read_contribution(path, plan, round_number, parent)
     except FedmedError as error:
-        error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {path.name}"
-        raise
+        raise _with_way_out(error, path) from None
 
 
-def accept_global(workspace: Workspace, plan: Plan, path: Path) -> tuple[AdapterFolder, int, bool]:
+def _check_signer(folder: AdapterFolder, plan: Plan, require: bool, say: Say) -> str | None:
+    try:
+        return trust.check_signer(folder, plan, require, say)
+    except FedmedError as error:
+        raise _with_way_out(error, folder.path) from None
+
+
+def _with_way_out(error: FedmedError, path: Path) -> FedmedError:
+    """The error with the hint how to go on without that site."""
+    error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
+    return error
+
+
+def accept_global(
+    workspace: Workspace, plan: Plan, path: Path, require_signatures: bool = False, say: Say = lambda message: None
+) -> tuple[AdapterFolder, int, bool]:
     """Check a global adapter that came from the coordinator: it, its round, and whether it is new here.
 
     It must be of the newest round known here or a later one; a different adapter for a known round is refused.
     """
     folder = adapters.read_global(path, plan)
+    trust.check_signer(folder, plan, require_signatures, say)
     record = folder.aggregate
     assert record is not None
     filed = workspace.global_adapter(record.round)

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli.codec import parse_json
+from fedmed_cli.codec import parse_json, shown
 from fedmed_cli.errors import InputError
 
 MAX_HEADER_BYTES = 1_000_000
+LEAST_ENTRY_BYTES = 50
+MAX_METADATA_BYTES = 20_000
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -54,12 +56,21 @@ def parse_header(
     data_bytes = file_bytes - 8 - length
     if data_bytes < 0:
         raise InputError(f"{name}: is truncated: its header needs {8 + length:,} bytes, the file has {file_bytes:,}")
-    entries = parse_json(bytes(head[8 : 8 + length]), f"{name}: header", max_header)
+    text = bytes(head[8 : 8 + length])
+    if not text.startswith(b"{"):
+        raise InputError(f"{name}: header: expected an object, found another first byte")
+    entries = parse_json(text, f"{name}: header", max_header)
     if not isinstance(entries, dict):
         raise InputError(f"{name}: header: expected an object, found {type(entries).__name__}")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise InputError(f"{name}: header: __metadata__ must map names to texts")
+    if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA_BYTES:
+        raise InputError(f"{name}: header: __metadata__ holds more than {MAX_METADATA_BYTES:,} characters")
+    if len(entries) > max_header // LEAST_ENTRY_BYTES:
+        raise InputError(
+            f"{name}: header: expected at most {max_header // LEAST_ENTRY_BYTES:,} tensors, found {len(entries):,}"
+        )
     tensors = {key: _entry(key, value, name) for key, value in entries.items()}
     position = 0
     for key, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
@@ -81,7 +92,7 @@ def _entry(key: str, value: Any, name: str) -> TensorInfo:
         raise InputError(f"{name}: header: tensor {key!r} must have dtype, shape and data_offsets alone")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise InputError(f"{name}: header: tensor {key!r} has an unknown dtype {str(dtype)[:40]!r}")
+        raise InputError(f"{name}: header: tensor {key!r} has an unknown dtype {shown(dtype)}")
     for part, what in ((shape, "shape"), (offsets, "data_offsets")):
         if not isinstance(part, list) or len(part) > 8 or any(type(x) is not int or not 0 <= x < 2**48 for x in part):
             raise InputError(f"{name}: header: tensor {key!r} has an unusable {what}")

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from fedmed_cli.codec import control_character
 from fedmed_cli.errors import FedmedError
 
 
@@ -41,7 +42,7 @@ class Screen:
     def say(self, message: str) -> None:
         """A sentence about what happens, on stderr."""
         if not self.quiet:
-            self.err.print(escape(message), soft_wrap=True)
+            self.err.print(escape(_plain(message)), soft_wrap=True)
 
     def detail(self, message: str) -> None:
         """A sentence that only --verbose shows, on stderr."""
@@ -51,13 +52,14 @@ class Screen:
     def result(self, value: Any, *shown: Table | str) -> None:
         """The command's result: `value` as JSON, or the tables and lines for people."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8") + "\n")
             return
         if self.quiet:
             return
         for part in shown:
             if isinstance(part, str):
-                self.out.print(escape(part), soft_wrap=True)
+                self.out.print(escape(_plain(part)), soft_wrap=True)
             else:
                 self._table(part)
 
@@ -66,7 +68,7 @@ class Screen:
         from rich.table import Table as RichTable
 
         wide = RichTable(
-            title=escape(table.title),
+            title=escape(_plain(table.title)),
             title_justify="left",
             title_style="bold",
             caption=escape(table.caption) if table.caption else None,
@@ -77,12 +79,12 @@ class Screen:
         for i, column in enumerate(table.columns):
             wide.add_column(escape(column), justify="left" if i in table.left else "right", overflow="fold")
         for row in table.rows:
-            wide.add_row(*(escape(cell) for cell in row))
+            wide.add_row(*(escape(_plain(cell)) for cell in row))
         self.out.print(wide)
 
     def write(self, text: str) -> None:
-        """A piece of streamed text on stdout, as it is."""
-        sys.stdout.write(text)
+        """A piece of streamed text on stdout, as it is, but for control characters."""
+        sys.stdout.write(_plain(text))
         sys.stdout.flush()
 
     @contextlib.contextmanager
@@ -101,6 +103,14 @@ class Screen:
                 bar.update(task, completed=done, total=total, note=escape(note))
 
             yield update
+
+
+def _plain(text: str) -> str:
+    """`text` without what could steer a terminal: foreign names and a model's answers are shown, never obeyed."""
+    if text.isascii() and text.isprintable():
+        return text
+    kept = "".join(c if c in "\n\t" or not control_character(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return kept.encode("utf-8", "replace").decode("utf-8")
 
 
 def show_error(error: FedmedError) -> None:

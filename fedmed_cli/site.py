@@ -21,8 +21,10 @@ from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Contribution, DivisionRecord, Loss, NearDuplicates, Plan, SplitRecord
+from fedmed_cli.signatures import Signer
 from fedmed_cli.training import Step, order_seed, train
-from fedmed_cli.workspace import Workspace, utc_now, write_file
+from fedmed_cli.trust import signed
+from fedmed_cli.workspace import Workspace, utc_now
 
 DEFAULT_BATCH_SIZE = 2
 DEFAULT_EVAL_SAMPLES = 100
@@ -42,12 +44,12 @@ class Events:
 
 @dataclass(frozen=True)
 class SiteData:
-    """A site's training and validation examples; `pending` are files to write once the step succeeded."""
+    """A site's training and validation examples; `pending` is the folder data/SITE to write once the step succeeded."""
 
     train: list[Example]
     validation: list[Example]
     group_by: str | None
-    pending: dict[Path, bytes]
+    pending: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,11 @@ def file_data(
         phi_found=found,
         run={"created": utc_now()},
     )
-    pending = {folder / f"{name}.jsonl": examples.to_jsonl(members) for name, members in sets.items()}
-    pending[folder / DIVISION_NAME] = record.to_bytes()
+    pending = {f"{name}.jsonl": examples.to_jsonl(members) for name, members in sets.items()}
+    if _is_divided(folder, record, pending):
+        pending = {}
+    else:
+        pending[DIVISION_NAME] = record.to_bytes()
     return SiteData(sets["train"], sets["validation"], group_by, pending)
 
 
@@ -175,6 +180,13 @@ def _roots(
     return roots, NearDuplicates(similarity, alike, 0, 0)
 
 
+def _is_divided(folder: Path, record: DivisionRecord, files: dict[str, bytes]) -> bool:
+    """Whether the folder already holds exactly this division."""
+    if not folder.exists() or replace(DivisionRecord.read(folder / DIVISION_NAME), run=record.run) != record:
+        return False
+    return all((folder / name).exists() and (folder / name).read_bytes() == data for name, data in files.items())
+
+
 def train_local(
     workspace: Workspace,
     plan: Plan,
@@ -188,13 +200,14 @@ def train_local(
     batch_size: int = DEFAULT_BATCH_SIZE,
     max_eval_samples: int = DEFAULT_EVAL_SAMPLES,
     accepted: AdapterFolder | None = None,
+    signer: Signer | None = None,
     events: Events = Events(),  # frozen
 ) -> SiteResult:
     """Train a site's adapter from `parent` and write its contribution to `adapters/SITE/`.
 
     A site of a lower rank than the plan's starts from the first components of `parent`. Until the training
     is done nothing outside `.fedmed/` is written. `accepted` is a global adapter from the coordinator that is
-    then filed as the round before. The caller holds the workspace's lock.
+    then filed as the round before. With `signer` the record is signed. The caller holds the workspace's lock.
     """
     began = time.perf_counter()
     steps = max_steps or plan.training.max_steps
@@ -273,12 +286,13 @@ def train_local(
         },
     )
     files[adapters.CONTRIBUTION_NAME] = record.to_bytes()
+    files |= signed(adapters.CONTRIBUTION_NAME, files, signer)
 
     if accepted is not None:
         round_before = {f"global/{name}": content for name, content in accepted.files.items()}
         workspace.replace_folder(workspace.round(round_number - 1), dict(round_before))
-    for path, content in data.pending.items():
-        write_file(path, content)
+    if data.pending:
+        workspace.replace_folder(workspace.site_data(site), dict(data.pending))
     target = workspace.contribution(site)
     replaced = workspace.replace_folder(target, dict(files))
     workspace.log(

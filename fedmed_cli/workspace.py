@@ -17,6 +17,7 @@ from fedmed_cli.records import Plan, metric_line
 
 PLAN_NAME = "federation.toml"
 _ROUND = re.compile(r"[0-9]{3,6}")
+_REPLACEMENT = re.compile(r"\.([^.].*)\.[0-9]+\.new\.tmp")
 
 
 def utc_now() -> str:
@@ -36,15 +37,31 @@ def _sync_folder(path: Path) -> None:
 
 def write_synced(path: Path, data: bytes | memoryview) -> None:
     """Write a new file and have it on disk; for files inside a folder that is being built."""
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        _write_all(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(handle, left) :]
+
+
+def _make_folders(path: Path) -> None:
+    """Make a folder and those above it, durably."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Write a file atomically and durably: readers see the old bytes or the new ones, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -64,7 +81,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise ConflictError(f"{target} exists already")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(target.parent)
     staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         staged.chmod(0o777 & ~_umask())
@@ -88,6 +105,18 @@ def write_folder(target: Path, files: dict[str, bytes | memoryview]) -> None:
             path = staged / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(path, data)
+
+
+def _end_of_last_line(handle: int, end: int) -> int:
+    """The offset behind the last line feed of an open file of `end` bytes, read backwards in pieces."""
+    while end:
+        start = max(0, end - 65536)
+        os.lseek(handle, start, os.SEEK_SET)
+        found = os.read(handle, end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _umask() -> int:
@@ -194,18 +223,31 @@ class Workspace:
             lock.release()
 
     def _sweep(self) -> None:
-        """Remove the temporaries of a process that died while writing."""
-        for folder in (self.root, self.data, self.adapters, self.rounds, *self.rounds.glob("*"), self.reports):
-            for orphan in folder.glob(".*.tmp") if folder.is_dir() else ():
-                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
-                self.say(f"removed {self.relative(orphan)}, left by a command that was interrupted")
+        """Finish or remove what a process left that died while writing.
+
+        A folder that replaces another is complete before the old one moves (see `replace_folder`): where it
+        is still waiting and its place is empty, it moves there now.
+        """
+        places = (self.root, self.data, self.adapters, self.rounds, self.reports, self.private)
+        nested = (folder for place in (self.data, self.rounds, self.private) for folder in place.glob("*"))
+        for folder in (*places, *nested):
+            for orphan in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
+                replacement = _REPLACEMENT.fullmatch(orphan.name)
+                target = folder / replacement.group(1) if replacement else None
+                if target is not None and not target.exists():
+                    os.rename(orphan, target)
+                    _sync_folder(folder)
+                    self.say(f"{self.relative(target)}: put in place what an interrupted command had finished writing")
+                else:
+                    shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+                    self.say(f"removed {self.relative(orphan)}, left by a command that was interrupted")
 
     def set_aside(self, path: Path) -> Path | None:
         """Move what lies at `path` to `.fedmed/replaced/`; None where nothing lies there."""
         if not path.exists():
             return None
         replaced = self.private / "replaced"
-        replaced.mkdir(parents=True, exist_ok=True)
+        _make_folders(replaced)
         stamp = utc_now().replace(":", "").replace("-", "")
         for attempt in range(10_000):
             target = replaced / f"{path.name}-{stamp}-{attempt}"
@@ -217,29 +259,47 @@ class Workspace:
     def replace_folder(self, target: Path, files: dict[str, bytes | memoryview]) -> Path | None:
         """Write `target` new; what lay there is kept. Returns where the old folder is now, or None.
 
-        The new folder is complete on disk before the old one moves.
+        The new folder is complete on disk before the old one moves; should its own move fail, the old one
+        moves back. A process that is killed between the two moves leaves the second to the next `lock`.
         """
         staged = target.with_name(f".{target.name}.{os.getpid()}.new.tmp")
         shutil.rmtree(staged, ignore_errors=True)
-        write_folder(staged, files)
-        kept = self.set_aside(target)
-        os.rename(staged, target)
+        kept = None
+        try:
+            write_folder(staged, files)
+            kept = self.set_aside(target)
+            os.rename(staged, target)
+        except BaseException:
+            if kept is not None and not target.exists():
+                os.rename(kept, target)
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
         _sync_folder(target.parent)
         return kept
 
     def log(self, event: str, **values: str | int | float | None) -> None:
         """Append one line to `metrics.jsonl`; a torn last line of a crash is cut off first."""
         path = self.root / "metrics.jsonl"
-        with path.open("ab+") as file:
-            file.seek(0)
-            data = file.read()
-            whole = data.rfind(b"\n") + 1
-            if whole != len(data):
-                file.truncate(whole)
+        new = not path.exists()
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        handle = os.open(path, flags, 0o666)
+        try:
+            end = os.fstat(handle).st_size
+            whole = _end_of_last_line(handle, end)
+            if whole != end:
+                os.ftruncate(handle, whole)
                 self.say("metrics.jsonl: dropped its torn last line, left by a command that was interrupted")
-            file.write(metric_line(event, **values))
-            file.flush()
-            os.fsync(file.fileno())
+            try:
+                _write_all(handle, metric_line(event, **values))
+                os.fsync(handle)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(handle, whole)
+                raise
+        finally:
+            os.close(handle)
+        if new:
+            _sync_folder(self.root)
 
     def relative(self, path: Path) -> str:
         """`path` as people see it: relative to the workspace where it lies inside."""

@@ -25,6 +25,7 @@ def _environment(tmp_path_factory):
     for name in [name for name in os.environ if name.startswith("FEDMED_") and name != "FEDMED_CACHE"]:
         del os.environ[name]
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["FEDMED_CONFIG"] = str(tmp_path_factory.mktemp("config"))  # no key of the user signs a test
 
 
 def make_tiny_llama(folder, seed=0):
@@ -147,7 +148,7 @@ def reseal(folder, **changes):
 
     record = json.loads((folder / "contribution.json").read_text())
     adapter = adapters._parse_adapter(
-        json.loads((folder / "adapter_config.json").read_text()),
+        adapters._check_config(json.loads((folder / "adapter_config.json").read_text()), "config"),
         (folder / "adapter_model.safetensors").read_bytes(),
         sha256_bytes((folder / "adapter_model.safetensors").read_bytes()),
         folder,

@@ -12,7 +12,8 @@ from fedmed_cli import options as o
 
 def aggregate(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Contributions [all of adapters/].", show_default=False)
+        list[Path] | None,
+        typer.Argument(help="Contributions, folders or bundles [all of adapters/].", show_default=False),
     ] = None,
     weights: o.WeightsOption = None,
     method: o.MethodOption = "svd",
@@ -32,6 +33,8 @@ def aggregate(
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
+    key: o.KeyOption = None,
+    require_signatures: o.RequireSignaturesOption = False,
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -47,7 +50,10 @@ def aggregate(
     import contextlib
 
     from fedmed_cli import coordination, rounds
+    from fedmed_cli.commands.signing import load_signer
+    from fedmed_cli.records import COORDINATOR
     from fedmed_cli.screen import Screen
+    from fedmed_cli.trust import signer_for
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -55,6 +61,7 @@ def aggregate(
     plan = place.read_plan()
     chosen = weights or rounds.default_weights(place)
     rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum)
+    signer = signer_for(COORDINATOR, plan, load_signer(screen, key, workspace))
     paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
     with place.lock(), contextlib.ExitStack() as stack:
         examiner = None
@@ -75,6 +82,8 @@ def aggregate(
             output=output,
             dry_run=dry_run,
             examiner=examiner,
+            require_signatures=require_signatures,
+            signer=signer,
             say=screen.say,
         )
     from fedmed_cli.commands.tables import aggregate_table, end_of_aggregate

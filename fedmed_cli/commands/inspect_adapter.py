@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmed_cli import options as o
+
+if TYPE_CHECKING:
+    from fedmed_cli.inspection import AdapterFacts
+    from fedmed_cli.records import Plan
+    from fedmed_cli.screen import Screen
 
 
 def inspect_adapter(
@@ -19,11 +24,13 @@ def inspect_adapter(
     quiet: o.QuietOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Show an adapter's rank, size, norms, spectrum, digest, record and lineage. Never loads torch.
+    """Show an adapter's rank, size, norms, spectrum, digest, record, signature and lineage. Never loads torch.
+
+    Of an adapter that does not pass the gate, all that is wrong with it is shown, and nothing else.
 
     Example: fedmed inspect-adapter adapters/B
     """
-    from fedmed_cli.inspection import inspect, relate
+    from fedmed_cli.inspection import relate
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
@@ -32,14 +39,28 @@ def inspect_adapter(
     plan = place.read_plan() if place.plan_path.exists() else None
     if plan is None:
         screen.say("no plan here: the adapter is checked against itself alone")
-    facts = inspect(path, plan)
+    facts = _inspect(path, plan, screen)
     value = {"adapter": facts.to_dict()}
     from fedmed_cli.commands.inspect_tables import facts_table, modules_table, relation_table
 
-    shown = [facts_table(facts), modules_table(facts, everything=modules)]
+    shown = [facts_table(facts, plan), modules_table(facts, everything=modules)]
     if other is not None:
-        second = inspect(other, plan)
+        second = _inspect(other, plan, screen)
         relation = relate(facts, second)
         value |= {"other": second.to_dict(), "relation": relation}
-        shown += [facts_table(second), relation_table(relation)]
+        shown += [facts_table(second, plan), relation_table(relation)]
     screen.result(value, *shown)
+
+
+def _inspect(path: Path, plan: Plan | None, screen: Screen) -> AdapterFacts:
+    """The facts of an adapter; where the gate refuses it, all its faults are said and the first is raised."""
+    from fedmed_cli.adapters import find_faults
+    from fedmed_cli.errors import FedmedError
+    from fedmed_cli.inspection import inspect
+
+    try:
+        return inspect(path, plan)
+    except FedmedError:
+        for number, fault in enumerate(find_faults(path, plan), 1):
+            screen.say(f"fault {number}: {fault.message}")
+        raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fedmed_cli.inspection import AdapterFacts
+from fedmed_cli.records import Plan
 from fedmed_cli.screen import Table, number_of_bytes
 
 
-def facts_table(facts: AdapterFacts) -> Table:
+def facts_table(facts: AdapterFacts, plan: Plan | None) -> Table:
     adapter, folder = facts.adapter, facts.folder
     size = number_of_bytes(folder.num_bytes)
     if facts.base_bytes is not None and facts.reduction is not None:
@@ -38,7 +39,22 @@ def facts_table(facts: AdapterFacts) -> Table:
         ]
     if not contribution and not aggregate:
         rows.append(["record", "none: nobody says where it comes from"])
+    rows.append(["signature", _signature(facts, plan)])
     return Table(str(folder.path), ("", ""), rows, frozenset({0, 1}))
+
+
+def _signature(facts: AdapterFacts, plan: Plan | None) -> str:
+    folder = facts.folder
+    if folder.signer is None:
+        return "none"
+    from fedmed_cli.signatures import fingerprint
+    from fedmed_cli.trust import party
+
+    pinned = plan.sites.keys.get(party(folder)) if plan else None
+    known = (
+        f"the plan's key for {party(folder)}" if pinned == folder.signer else "a key that the plan does not pin for it"
+    )
+    return f"{fingerprint(folder.signer)}, {known}"
 
 
 def modules_table(facts: AdapterFacts, everything: bool) -> Table:

@@ -34,6 +34,8 @@ def train_local(
         int, typer.Option("--max-eval-samples", min=1, help="Validation examples to measure on.")
     ] = 100,
     device: o.DeviceOption = "auto",
+    key: o.KeyOption = None,
+    require_signatures: o.RequireSignaturesOption = False,
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
     learning_rate: o.LearningRateOption = None,
@@ -56,11 +58,13 @@ def train_local(
     Example: fedmed train-local --site B --data records.jsonl
     """
     from fedmed_cli import bases, rounds
+    from fedmed_cli.commands.signing import load_signer
     from fedmed_cli.errors import InputError, UsageError
     from fedmed_cli.examples import read_dataset
     from fedmed_cli.phi import MODES, Mode
     from fedmed_cli.plans import PlanOptions, check_options
     from fedmed_cli.screen import Screen
+    from fedmed_cli.trust import signer_for
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -85,11 +89,12 @@ def train_local(
     phi_mode: Mode = o.choice("--phi", phi, MODES)  # type: ignore[assignment]  # one of MODES
     alike = o.similarity("--near-duplicates", near_duplicates)
     mapped = o.mapping("--columns", columns) if columns else None
+    signer = signer_for(site, plan, load_signer(screen, key, workspace))
     with place.lock():
         rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
         accepted, round_number, start = None, place.newest_round() + 1, None
         if global_adapter is not None:
-            folder, number, new = rounds.accept_global(place, plan, global_adapter)
+            folder, number, new = rounds.accept_global(place, plan, global_adapter, require_signatures, screen.say)
             accepted, round_number, start = folder if new else None, number + 1, folder.adapter
         start = start or rounds.starting_adapter(place, plan, round_number)
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
@@ -119,6 +124,7 @@ def train_local(
                 batch_size=batch_size,
                 max_eval_samples=max_eval_samples,
                 accepted=accepted,
+                signer=signer,
                 events=events,
             )
     from fedmed_cli.commands.tables import contribution_lines

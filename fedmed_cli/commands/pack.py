@@ -1,0 +1,51 @@
+"""`fedmed pack`: one adapter folder as one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmed_cli import options as o
+
+
+def pack(
+    folder: Annotated[Path, typer.Argument(help="An adapter's folder.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write [FOLDER.fedmed.tar].", show_default=False)
+    ] = None,
+    workspace: o.WorkspaceOption = Path("."),
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
+) -> None:
+    """Make one file of an adapter folder that passed the gate: the same bytes whenever it is made.
+
+    Every command that takes an adapter folder takes this file as well; 'tar xf' unpacks it without fedmed.
+
+    Example: fedmed pack adapters/B
+    """
+    from fedmed_cli import adapters
+    from fedmed_cli.bundles import BUNDLE_SUFFIX
+    from fedmed_cli.bundles import pack as pack_files
+    from fedmed_cli.digests import sha256_bytes
+    from fedmed_cli.errors import ConflictError, UsageError
+    from fedmed_cli.screen import Screen, number_of_bytes
+    from fedmed_cli.workspace import Workspace, write_file
+
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
+    if output is not None and not output.name.endswith(BUNDLE_SUFFIX):
+        raise UsageError(f"--output: expected a name that ends with {BUNDLE_SUFFIX}, found {output.name}")
+    target = output or Path(folder.resolve().name + BUNDLE_SUFFIX)
+    if target.exists():
+        raise ConflictError(f"{target} exists already", hint="name another file with --output")
+    plan = place.read_plan() if place.plan_path.exists() else None
+    passed = adapters.read_folder(folder, plan)
+    data = pack_files(passed.files)
+    write_file(target, data)
+    screen.result(
+        {"path": str(target), "num_bytes": len(data), "sha256": sha256_bytes(data), "adapter": passed.adapter.digest},
+        f"wrote {target} ({number_of_bytes(len(data))}, sha256 {sha256_bytes(data)})",
+    )

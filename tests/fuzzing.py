@@ -1,0 +1,335 @@
+"""Random mutations of every kind of file that fedmed reads, and what must hold for each.
+
+A target is a file of a federation that is in order, and a `check` that reads its mutated bytes as a command
+would. The check may refuse with a FedmedError. Anything else that it raises is a traceback a user would see;
+what it accepts it hands to assertions of its own: in a signed folder nothing but the original may pass, and
+in an unsigned file every value must be in its range.
+"""
+
+import gzip
+import json
+import math
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import lab
+import numpy as np
+
+from fedmed_cli import adapters, bundles, examples, records, rounds, signatures, trust
+from fedmed_cli.codec import encode
+from fedmed_cli.errors import FedmedError
+
+SECONDS = 5.0
+TOKENS = [
+    b"-1", b"0", b"1e999", b"-1e999", b"NaN", b"null", b"true", b"{}", b"[]", b'""', b'"', b"\\", b",", b":",
+    b"99999999999999999999", b"1" * 400, b"1.0", b"1e5", b"\\ud800", b"\\u0000", b"\x00", b"\x1b[2J", b"\xff", b"\n",
+    b"2026-01-01",
+    b"[" * 50, b"../../x", b"\xe2\x80\xae", b"Infinity", b"0x" + b"f" * 5000, b"a." * 300, b"#", b"=", b"'''",
+]  # fmt: skip
+
+
+class Hang(BaseException):
+    """A check took longer than SECONDS. Not an Exception, so that nothing in fedmed could catch it."""
+
+
+class Silent(AssertionError):
+    """Something was accepted that must not be."""
+
+
+@dataclass
+class Target:
+    """A file, the regions of it to aim at, and the check of its mutated bytes."""
+
+    name: str
+    data: bytes
+    check: object
+    regions: dict = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """How many mutations were tried and refused by exception, by target and region."""
+
+    tried: Counter = field(default_factory=Counter)
+    refused: Counter = field(default_factory=Counter)
+    slowest: float = 0.0
+
+
+def mutate(rng, data, region):
+    """One mutation of `data` that begins in the region (start, end)."""
+    start, end = region
+    at = rng.randrange(start, max(start + 1, end))
+    length = min(rng.choice((1, 1, 2, 4, 8, 64, 512)), max(0, len(data) - at))
+    kind = rng.randrange(9)
+    if kind == 0 and at < len(data):
+        return data[:at] + bytes([data[at] ^ (1 << rng.randrange(8))]) + data[at + 1 :]
+    if kind == 1:
+        return data[:at] + rng.randbytes(length) + data[at + length :]
+    if kind == 2:
+        return data[:at] + rng.randbytes(rng.choice((1, 4, 100))) + data[at:]
+    if kind == 3:
+        return data[:at] + data[at + length :]
+    if kind == 4:
+        return data[:at]
+    if kind == 5:
+        return data[: at + length] + data[at:]
+    if kind == 6:
+        other = rng.randrange(max(1, len(data)))
+        return data[:at] + data[other : other + length] + data[at + length :]
+    if kind == 7:
+        return data[:at] + rng.choice(TOKENS) + data[at + length :]
+    # A whole number or word of a text file is replaced by a token.
+    end = at
+    while end < len(data) and data[end : end + 1].isalnum():
+        end += 1
+    return data[:at] + rng.choice(TOKENS) + data[end:]
+
+
+def run(target, count, seed, result):
+    """Try `count` mutations; an exception that is no FedmedError, a hang or a silent acceptance is raised."""
+    rng = random.Random(f"{target.name} {seed}")
+    regions = target.regions or {"all": (0, len(target.data))}
+    names = list(regions)
+
+    def alarm(number, frame):
+        raise Hang(target.name)
+
+    before = signal.signal(signal.SIGALRM, alarm)
+    try:
+        for number in range(count):
+            region = names[number % len(names)]
+            data = mutate(rng, target.data, regions[region])
+            if rng.random() < 0.1:
+                data = mutate(rng, data, (0, len(data)))
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            began = time.perf_counter()
+            try:
+                target.check(data)
+            except FedmedError as error:
+                result.refused[target.name, region] += 1
+                if error.exit_code not in (2, 3, 4, 7) or len(error.message) > 2000:
+                    raise AssertionError(f"exit code {error.exit_code}, {len(error.message)} characters") from None
+            except Exception as error:
+                error.add_note(f"target {target.name}, region {region}, seed {seed}, number {number}: {data[:3000]!r}")
+                raise
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            result.slowest = max(result.slowest, time.perf_counter() - began)
+            result.tried[target.name, region] += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- what must hold of what is accepted -------------------------------------------------------------
+
+
+def in_range(value):
+    """Every number of a decoded record is finite and fits into 64 bits; every text is without controls."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            in_range(key)
+            in_range(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            in_range(part)
+    elif isinstance(value, float):
+        assert math.isfinite(value)
+    elif isinstance(value, int):
+        assert abs(value) < 2**63
+    elif isinstance(value, str):
+        assert all(c in "\n\t" or (c >= " " and c not in "\x7f\x9b\u202e") for c in value)
+        value.encode("utf-8")
+
+
+def contribution_in_range(record):
+    in_range(encode(record))
+    assert record.site[0].isalnum()
+    assert "/" not in record.site
+    assert record.round >= 1
+    counts = (record.num_examples, record.num_tokens, record.num_truncated, record.num_skipped, record.max_steps)
+    assert min(*counts, record.update_norm, record.adapter_bytes, record.base_bytes) >= 0
+    assert all(loss >= 0 for loss in record.losses)
+    assert all(len(digest) == 64 for digest in (record.plan, record.parent, record.adapter, *record.files.values()))
+
+
+def aggregate_in_range(record):
+    in_range(encode(record))
+    assert record.round >= 1
+    for decision in record.sites.values():
+        assert 0 <= decision.weight <= 2
+        assert 0 <= decision.clip_factor <= 1
+        assert all(abs(cosine) < 1.0001 for cosine in decision.evidence.cosines.values())
+    assert record.truncation.overall >= 0
+
+
+def adapter_in_range(adapter, plan):
+    assert adapter.alpha == plan.lora.alpha
+    assert list(adapter.factors) == list(plan.modules)
+    for module, (a, b) in adapter.factors.items():
+        size_out, size_in = plan.modules[module]
+        assert a.shape == (plan.lora.r, size_in)
+        assert b.shape == (size_out, plan.lora.r)
+        assert np.isfinite(a).all()
+        assert np.isfinite(b).all()
+        assert max(np.abs(a).max(), np.abs(b).max()) <= 1e6
+
+
+def plan_in_range(plan):
+    in_range(encode(plan))
+    assert 0 < plan.lora.alpha <= 65536
+    assert 1 <= plan.sites.min_sites <= len(plan.sites.names)
+    again = records.Plan.from_bytes(plan.to_bytes(), "again")
+    assert again == plan
+
+
+# --- the targets ------------------------------------------------------------------------------------
+
+
+def make_targets(folder):
+    """All targets, with their files under `folder`."""
+    plan = lab.make_plan(hidden=8, layers=1, r=2)
+    workspace = lab.make_workspace(folder / "signed", plan, 1)
+    start = rounds.starting_adapter(workspace, plan, 2)
+    bare = lab.without_keys(plan)
+    targets = []
+
+    def signed(path, read, name):
+        """Each file of a signed folder: nothing but the original passes."""
+        for file in sorted(path.iterdir()):
+            original = file.read_bytes()
+
+            def check(data, file=file, original=original):
+                try:
+                    file.write_bytes(data)
+                    trust.check_signer(read(), plan, True)
+                    if data != original:
+                        raise Silent(f"{file.name} was accepted changed")
+                finally:
+                    file.write_bytes(original)
+
+            targets.append(Target(f"{name} {file.name}", original, check, regions_of(file.name, original)))
+
+    path = workspace.contribution("B")
+    signed(path, lambda: adapters.read_contribution(path, plan, 2, start.digest), "signed contribution")
+    newest = workspace.global_adapter(1)
+    signed(newest, lambda: adapters.read_global(newest, plan), "signed global")
+
+    bundle = folder / "B.fedmed.tar"
+    packed = bundles.pack(adapters.read_folder(path, plan).files)
+
+    def check_bundle(data):
+        bundle.write_bytes(data)
+        trust.check_signer(adapters.read_contribution(bundle, plan, 2, start.digest), plan, True)
+        if data != packed:
+            raise Silent("a bundle was accepted changed")
+
+    targets.append(Target("signed bundle", packed, check_bundle))
+
+    plain = folder / "plain"
+    plain.mkdir()
+    files = lab.contribution(bare, "B", start, 2)
+    for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
+        (plain / name).write_bytes(files[name])
+    for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
+
+        def check_plain(data, name=name):
+            try:
+                (plain / name).write_bytes(data)
+                adapter_in_range(adapters.read_folder(plain, bare).adapter, bare)
+            finally:
+                (plain / name).write_bytes(files[name])
+
+        targets.append(Target(f"unsigned {name}", files[name], check_plain, regions_of(name, files[name])))
+
+    contribution = files[adapters.CONTRIBUTION_NAME]
+    aggregate = (newest / adapters.AGGREGATE_NAME).read_bytes()
+    plan_bytes = plan.to_bytes()
+    counts = records.SiteCounts(80, 10, 5, 5, {"a": 60, "other": 40}, 0.25)
+    split = records.SplitRecord(
+        source="file", source_digest="0" * 64, method="dirichlet", column=None, label_column="label", group_by=None,
+        alpha=0.5, seed=1, limit=None, requested_sizes=None, shares={"train": 0.8}, num_examples=100, num_groups=90,
+        num_moved=1, checks={"rows": 100}, sites={"A": counts, "B": counts},
+    ).to_bytes()  # fmt: skip
+    division = records.DivisionRecord("A", "0" * 64, None, 1, 80, 10, 10, 100).to_bytes()
+    interval = records.Interval(0.1, 0.0, 0.2)
+    score = records.Score(1.0, 2.7, 0.1, 10, 10, 100, interval, None)
+    comparison = records.Comparison(
+        plan.digest, "ab" * 32, "test", "0" * 64, 1000, 0, {"base": None}, {"base": {"overall": score}}
+    ).to_bytes()
+    gains = {"0" * 64: records.SiteScore(0.1, 0.01)}
+    scores = records.Scores(
+        "A", 1, plan.digest, "ab" * 32, start.digest, "0" * 64, 10, 10, gains, {"seconds": 1.5}
+    ).to_bytes()
+    metrics = b"".join(records.metric_line("round", round=number, loss=2.5) for number in range(5))
+    rows = b"".join(json.dumps({"question": f"q {n}", "answer": f"a {n}"}).encode() + b"\n" for n in range(20))
+    public = lab.SIGNERS["A"].public + " a comment\n"
+    key = lab.write_key(folder / "key", lab.SIGNERS["A"])
+    message = b"a message"
+    signature = signatures.sign(lab.SIGNERS["A"], message)
+
+    def check_metrics(data):
+        (folder / "metrics.jsonl").write_bytes(data)
+        for event in records.read_metrics(folder / "metrics.jsonl")[0]:
+            in_range(event)
+
+    def check_rows(suffix, pack=lambda data: data):
+        def check(data):
+            path = folder / f"rows{suffix}"
+            path.write_bytes(pack(data))
+            examples.to_jsonl(examples.read_dataset(str(path), None).examples)
+
+        return check
+
+    def check_workspace_rows(data):
+        (folder / "train.jsonl").write_bytes(data)
+        examples.to_jsonl(examples.read_jsonl(folder / "train.jsonl"))
+
+    def check_key(data):
+        key.write_bytes(data)
+        signatures.load(key, None)
+
+    def check_signature(data):
+        if signatures.verify(message, data, "x.sig") != lab.SIGNERS["A"].public or data != signature:
+            raise Silent("a signature was accepted changed")
+
+    def check_public(data):
+        line = signatures.parse_public(data.decode("utf-8", "replace"), "key")
+        assert records._PUBLIC_KEY.fullmatch(line)
+        assert signatures.fingerprint(line).startswith("SHA256:")
+
+    def record(kind, holds=lambda value: in_range(encode(value))):
+        return lambda data: holds(kind.from_bytes(data, "record"))
+
+    csv = b"question,answer\n" + b"".join(b'q %d,"a, %d"\n' % (n, n) for n in range(20))
+    listed = json.dumps([{"question": f"q {n}", "answer": f"a {n}"} for n in range(20)]).encode()
+    targets += [
+        Target("unsigned contribution.json", contribution, record(records.Contribution, contribution_in_range)),
+        Target("unsigned aggregate.json", aggregate, record(records.Aggregate, aggregate_in_range)),
+        Target("federation.toml", plan_bytes, record(records.Plan, plan_in_range)),
+        Target("split.json", split, record(records.SplitRecord)),
+        Target("division.json", division, record(records.DivisionRecord)),
+        Target("compare.json", comparison, record(records.Comparison)),
+        Target("scores.json", scores, record(records.Scores)),
+        Target("metrics.jsonl", metrics, check_metrics),
+        Target("detached signature", signature, check_signature),
+        Target("public key", public.encode(), check_public),
+        Target("private key", key.read_bytes(), check_key),
+        Target("examples train.jsonl", rows, check_workspace_rows),
+        Target("examples data.jsonl", rows, check_rows(".jsonl")),
+        Target("examples data.json", listed, check_rows(".json")),
+        Target("examples data.csv", csv, check_rows(".csv")),
+        Target("examples data.jsonl.gz", gzip.compress(rows), check_rows(".jsonl.gz")),
+        Target("examples in gzip", rows, check_rows(".jsonl.gz", gzip.compress)),
+    ]
+    return targets
+
+
+def regions_of(name, data):
+    """Where to aim at in a file: the parts of a safetensors file, else the whole file and its two ends."""
+    if name == adapters.WEIGHTS_NAME:
+        end = 8 + int.from_bytes(data[:8], "little")
+        return {"length": (0, 8), "header": (8, end), "data": (end, len(data))}
+    return {"all": (0, len(data)), "head": (0, min(40, len(data))), "tail": (max(0, len(data) - 40), len(data))}

@@ -1,0 +1,110 @@
+"""Federations without a model: plans, signed contributions and workspaces made with numpy alone, in milliseconds."""
+
+from dataclasses import replace
+
+import numpy as np
+from cryptography.hazmat.primitives import serialization
+
+from fedmed_cli import adapters, rounds
+from fedmed_cli.aggregation.coordinator import Rules
+from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.records import Base, Contribution, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
+from fedmed_cli.workspace import Workspace, write_folder
+
+SITES = ("A", "B", "C")
+
+
+def make_signer(seed):
+    """A key that is the same in every run."""
+    private = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
+    return Signer(private, _line(_blob(private.public_key())))
+
+
+SIGNERS = {name: make_signer(number) for number, name in enumerate((*SITES, "coordinator", "stranger"), 1)}
+
+
+def write_key(path, signer):
+    """The file of a private key, without a passphrase."""
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH
+    path.write_bytes(signer.private.private_bytes(encoding, form, serialization.NoEncryption()))
+    path.chmod(0o600)
+    return path
+
+
+def make_plan(signed=True, hidden=16, layers=2, r=4):
+    attention = "model.layers.*.self_attn."
+    linear = {attention + "q_proj": (hidden, hidden, layers), attention + "k_proj": (hidden // 2, hidden, layers)}
+    linear[attention + "v_proj"] = (hidden // 2, hidden, layers)
+    keys = {name: SIGNERS[name].public for name in (*SITES, "coordinator")} if signed else {}
+    base = Base("tiny", "", "ab" * 32, 4_000_000, linear)
+    return Plan(base, Lora(r=r, alpha=2.0 * r), Prompt(), Training(seed=7), Sites(SITES, 2, keys=keys))
+
+
+def trained(plan, start, seed):
+    """An adapter that somebody could have trained from `start`."""
+    rng = np.random.default_rng(seed)
+    factors = {
+        module: tuple((x + rng.normal(0, 0.02, x.shape)).astype(np.float32) for x in pair)
+        for module, pair in start.factors.items()
+    }
+    return adapters.plan_adapter(plan, factors)
+
+
+def contribution(plan, site, start, number=1, seed=None, signer=None):
+    """The files of a site's contribution."""
+    adapter = trained(plan, start, sum(site.encode()) + number if seed is None else seed)
+    files = adapters.adapter_files(adapter, adapters.readme(plan.base, adapter, "a title", "an origin"))
+    record = Contribution(
+        site=site,
+        round=number,
+        plan=plan.digest,
+        sites=plan.sites.digest,
+        base_fingerprint=plan.base.fingerprint,
+        parent=start.digest,
+        adapter=adapter.digest,
+        adapter_bytes=sum(map(len, files.values())),
+        base_bytes=plan.base.num_bytes,
+        num_examples=100,
+        num_tokens=5000,
+        num_truncated=1,
+        num_skipped=0,
+        max_steps=3,
+        num_trained_examples=6,
+        num_trained_tokens=300,
+        per_device_train_batch_size=2,
+        losses=(2.5, 2.25, 2.125),
+        validation_before=None,
+        validation_after=None,
+        update_norm=1.5,
+        files={name: sha256_bytes(data) for name, data in files.items()},
+        run={"created": "2026-01-01T00:00:00Z", "seconds": 1.5},
+    )
+    files[adapters.CONTRIBUTION_NAME] = record.to_bytes()
+    if signer is not None:
+        name = adapters.CONTRIBUTION_NAME
+        files[f"{name}.sig"] = sign(signer, files[name])
+    return files
+
+
+def make_workspace(root, plan, num_rounds=0, mailbox=True):
+    """A workspace with `num_rounds` rounds, and contributions to the next one in its mailbox."""
+    workspace = Workspace(root)
+    root.mkdir(parents=True)
+    workspace.plan_path.write_bytes(plan.to_bytes())
+    signed = bool(plan.sites.keys)
+    for number in range(1, num_rounds + 2):
+        start = rounds.starting_adapter(workspace, plan, number)
+        for site in SITES:
+            files = contribution(plan, site, start, number, signer=SIGNERS[site] if signed else None)
+            workspace.set_aside(workspace.contribution(site))
+            if number <= num_rounds or mailbox:
+                write_folder(workspace.contribution(site), dict(files))
+        if number <= num_rounds:
+            paths = [workspace.contribution(site) for site in SITES]
+            rounds.aggregate(workspace, paths, Rules(), signer=SIGNERS["coordinator"] if signed else None)
+    return workspace
+
+
+def without_keys(plan):
+    return replace(plan, sites=replace(plan.sites, keys={}))

@@ -1,0 +1,118 @@
+"""Kills, full disks and two processes at once: nothing is lost, nothing half-made is left, the bytes are the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import snapshot
+
+from fedmed_cli.app import main
+from fedmed_cli.workspace import Workspace
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests fork")
+
+
+def crash(tmp_path, template, argv, makes, *tasks):
+    """Run tests/crashing.py in a process of its own and return its result."""
+    job = {
+        "template": str(template),
+        "scratch": str(tmp_path / "scratch"),
+        "argv": argv,
+        "makes": makes,
+        "tasks": tasks,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    program = os.path.join(os.path.dirname(__file__), "crashing.py")
+    done = subprocess.run(
+        [sys.executable, program, tmp_path / "job.json"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT ")
+    )
+
+
+def test_aggregate_killed_at_every_write_and_at_random_and_two_at_once(trained_once, tmp_path):
+    argv = ["aggregate", "-q", "--weights", "tokens"]
+    tasks = [["every_write", "kill"], ["every_write", "full", 3], ["random_kills", 10, 1], ["two_at_once", 20]]
+    result = crash(tmp_path, trained_once, argv, ["rounds/"], *tasks)
+    assert result["every_write kill"]["points"] > 40
+    assert {"write", "fsync", "rename", "mkdir"} <= set(result["every_write full 3"]["kinds"])
+    assert result["random_kills 10 1"]["trials"] == 10
+    assert sum(result["two_at_once 20"].values()) == 20
+
+
+def test_train_local_killed_at_every_write_and_at_random(trained_once, tiny_base, tmp_path):
+    argv = ["train-local", "-q", "--site", "A", "--max-steps", "1", "--max-eval-samples", "2", "--base", str(tiny_base)]
+    result = crash(tmp_path, trained_once, argv, ["adapters/A"], ["every_write", "kill", 4], ["random_kills", 6, 1])
+    assert result["every_write kill 4"]["points"] > 6
+    assert result["random_kills 6 1"]["killed"] > 1
+
+
+def test_round_killed_at_random(split_once, tiny_base, tmp_path):
+    argv = ["round", "-q", "--rounds", "1", "--max-steps", "1", "--max-eval-samples", "2", "--base", str(tiny_base)]
+    result = crash(tmp_path, split_once, argv, ["rounds/"], ["random_kills", 3, 1])
+    assert result["random_kills 3 1"]["trials"] == 3
+
+
+def test_a_hospitals_own_file_is_divided_whole_or_not_at_all(tiny_base, tmp_path, split_once):
+    """The folder data/SITE is replaced whole, so that a kill never leaves one set of the old and one of the new."""
+    home = tmp_path / "home"
+    argv = ["init", "-q", "--names", "A,B", "--base", str(tiny_base), "--lora-r", "4", "--max-length", "256"]
+    assert main([*argv, "-C", str(home)]) == 0
+    rows = "".join((split_once / f"data/{site}/train.jsonl").read_text() for site in "ABC")
+    (tmp_path / "own.jsonl").write_text(rows)
+    argv = ["train-local", "-q", "--site", "B", "--data", str(tmp_path / "own.jsonl"), "--max-steps", "1"]
+    argv += ["--base", str(tiny_base), "--max-eval-samples", "2"]
+    result = crash(tmp_path, home, argv, ["adapters/"], ["every_write", "kill", 8])
+    assert result["every_write kill 8"]["points"] > 3
+
+
+def test_a_replacement_that_was_complete_is_put_in_place_by_the_next_command(trained_workspace, capsys):
+    target = trained_workspace.contribution("A")
+    before = snapshot(target)
+    target.rename(trained_workspace.adapters / ".A.123.new.tmp")
+    (trained_workspace.adapters / ".B.123.new.tmp").mkdir()
+    said = []
+    with Workspace(trained_workspace.root, said.append).lock():
+        pass
+    assert snapshot(target) == before
+    assert sorted(path.name for path in trained_workspace.adapters.iterdir()) == ["A", "B", "C"]
+    assert any("adapters/A: put in place" in line for line in said)
+    assert any("removed adapters/.B.123.new.tmp" in line for line in said)
+
+
+def test_a_file_size_limit_at_every_size_leaves_the_old_state(trained_once, tmp_path):
+    """RLIMIT_FSIZE makes real writes fail with EFBIG, at whichever file grows beyond it."""
+    import resource
+
+    limits = [0, 100, 700, 2000]
+    for limit in limits:
+        root = shutil.copytree(trained_once, tmp_path / str(limit))
+        before = snapshot(root)
+        done = subprocess.run(
+            [sys.executable, "-m", "fedmed_cli", "aggregate", "-q", "-C", root],
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 5, done.stderr
+        assert "no space left on the disk" in done.stderr
+        assert snapshot(root) == before
+        assert not list(root.rglob(".*.tmp"))
+
+
+def test_written_files_follow_the_umask(trained_workspace):
+    old = os.umask(0o027)
+    try:
+        assert main(["aggregate", "-q", "-C", str(trained_workspace.root)]) == 0
+    finally:
+        os.umask(old)
+    for path in (trained_workspace.rounds / "001").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o750 if path.is_dir() else 0o640), path

@@ -1,0 +1,175 @@
+"""The gate refuses every case of the hostile corpus, each by name, and lets what is in order through."""
+
+import json
+import os
+import shutil
+import threading
+
+import hostile
+import lab
+import pytest
+from conftest import snapshot
+
+from fedmed_cli import adapters, rounds, trust
+from fedmed_cli.app import main
+from fedmed_cli.errors import FedmedError
+
+
+@pytest.fixture(autouse=True)
+def _coordinators_key(tmp_path, monkeypatch):
+    (tmp_path / "config").mkdir()
+    lab.write_key(tmp_path / "config/id_ed25519", lab.SIGNERS["coordinator"])
+    monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path / "config"))
+
+
+@pytest.fixture(scope="session")
+def signed_once(tmp_path_factory):
+    """A workspace with three signed contributions to round 1, and keys for all in its plan."""
+    plan = lab.make_plan()
+    return lab.make_workspace(tmp_path_factory.mktemp("signed") / "work", plan), plan
+
+
+@pytest.fixture
+def place(signed_once, tmp_path):
+    workspace, plan = signed_once
+    root = shutil.copytree(workspace.root, tmp_path / "work")
+    return hostile.Place(type(workspace)(root), plan)
+
+
+@pytest.mark.parametrize("case", hostile.CASES, ids=lambda case: case.name)
+def test_hostile(case, place, fails):
+    case.change(place)
+    argv = case.argv(place)
+    before = snapshot(place.root) if case.name not in ("a terabyte of weights", "weights are a pipe") else None
+    message = fails(case.code, *argv)
+    assert case.message in message
+    assert message.isprintable()
+    assert len(message) < 1000
+    if before is not None:
+        assert snapshot(place.root) == before
+
+
+def test_the_corpus_has_at_least_sixty_cases_each_with_its_own_message():
+    names = [case.name for case in hostile.CASES]
+    assert len(names) == len(set(names)) >= 60
+    assert len({(case.message, case.code) for case in hostile.CASES}) > 0.95 * len(names)
+
+
+def test_what_is_in_order_passes(place):
+    assert main(["aggregate", "-q", "-C", str(place.root)]) == 0
+    record = json.loads((place.root / "rounds/001/global/aggregate.json").read_text())
+    assert record["signers"] == {site: lab.SIGNERS[site].fingerprint for site in lab.SITES}
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_half_precision_is_read_as_it_is_meant(place, dtype):
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    plan = place.plan
+    adapter = adapters.read_folder(place.folder, plan).adapter
+    kind = {"F16": torch.float16, "BF16": torch.bfloat16}[dtype]
+    tensors = {}
+    for module, (a, b) in adapter.factors.items():
+        for name, array in (("A", a), ("B", b)):
+            tensors[f"base_model.model.{module}.lora_{name}.weight"] = torch.from_numpy(array.copy()).to(kind)
+    save_file(tensors, place.folder / hostile.WEIGHTS, metadata={"format": "pt"})
+    for name in (hostile.RECORD, hostile.SIGNATURE):
+        (place.folder / name).unlink()
+    read = adapters.read_folder(place.folder, plan).adapter
+    for module, (a, b) in read.factors.items():
+        for name, array in (("A", a), ("B", b)):
+            wanted = tensors[f"base_model.model.{module}.lora_{name}.weight"].float().numpy()
+            assert np.array_equal(array, wanted)
+
+
+def test_inspect_shows_all_faults_of_a_refused_adapter_and_nothing_of_it(place, capsys):
+    place.config(use_dora=True)
+    place.write("notes.txt", b"secret words")
+    place.record(num_examples=-1)
+    assert main(["inspect-adapter", str(place.folder), "-C", str(place.root)]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    for part in ("fault 1", "notes.txt", "use_dora", "num_examples must not be negative"):
+        assert part in err
+    assert "secret" not in err
+
+
+def test_a_file_that_shrinks_while_it_is_read_never_ends_the_process(place):
+    """A memory map would die of SIGBUS here; a hundred trials with another thread cutting the file."""
+    path = place.folder / hostile.WEIGHTS
+    whole = path.read_bytes()
+    plan = lab.make_plan(hidden=512, layers=4)
+    big = lab.contribution(plan, "B", adapters.plan_adapter(plan, adapters.initial_factors(plan)))[hostile.WEIGHTS]
+    refused = 0
+    for trial in range(100):
+        path.write_bytes(big)
+        start = threading.Barrier(2)
+
+        def shrink(size=len(big) * trial // 100, start=start):
+            start.wait()
+            os.truncate(path, size)
+
+        thread = threading.Thread(target=shrink)
+        thread.start()
+        start.wait()
+        try:
+            adapters.read_folder(place.folder)
+        except FedmedError:
+            refused += 1
+        thread.join()
+    assert refused == 100  # it is not what the record names in any case; what counts is that we are still here
+    path.write_bytes(whole)
+    adapters.read_folder(place.folder)
+
+
+def test_a_file_that_grows_is_refused(tmp_path):
+    from fedmed_cli.codec import read_file
+
+    (tmp_path / "x").write_bytes(b"x" * 100)
+    with pytest.raises(FedmedError, match="expected at most 99 bytes, found 100"):
+        read_file(tmp_path / "x", 99)
+    assert read_file(tmp_path / "x", 100) == b"x" * 100
+
+
+def test_a_bundle_is_taken_wherever_a_folder_is(place, capsys):
+    root, out = place.root, place.root.parent
+    assert main(["pack", str(place.folder), "-o", str(out / "B.fedmed.tar"), "-q", "-C", str(root)]) == 0
+    assert main(["pack", str(place.folder), "-o", str(out / "again.fedmed.tar"), "-q", "-C", str(root)]) == 0
+    assert (out / "B.fedmed.tar").read_bytes() == (out / "again.fedmed.tar").read_bytes()
+    whole = shutil.copytree(root, out / "whole")
+    shutil.rmtree(place.folder)
+    shutil.move(out / "B.fedmed.tar", root / "adapters")
+    for folder in (root, whole):
+        assert main(["aggregate", "-q", "-C", str(folder)]) == 0
+    weights = "rounds/001/global/adapter_model.safetensors"
+    assert (root / weights).read_bytes() == (whole / weights).read_bytes()
+    assert snapshot(root / "rounds/001/B") == snapshot(whole / "rounds/001/B")
+    for argv in (["inspect-adapter"], ["verify"]):
+        assert main([*argv, str(root / "adapters/B.fedmed.tar"), "-C", str(root)]) == 0
+    assert main(["verify", "--recompute", "-C", str(root)]) == 0
+
+
+def test_a_bundle_unpacks_with_plain_tar(place, tmp_path):
+    import tarfile
+
+    bundle = tmp_path / "B.fedmed.tar"
+    assert main(["pack", str(place.folder), "-o", str(bundle), "-q", "-C", str(place.root)]) == 0
+    with tarfile.open(bundle) as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    assert snapshot(tmp_path / "out") == snapshot(place.folder)
+
+
+def test_an_excluded_bundle_is_left_out(place, capsys):
+    place.bundle(lambda files: b"not a bundle at all")
+    assert main(["aggregate", "-C", str(place.root)]) == 3
+    assert "--exclude B" in capsys.readouterr().err
+    assert main(["aggregate", "-C", str(place.root), "--exclude", "B"]) == 0
+
+
+def test_the_door_of_a_round_checks_the_signer(signed_once):
+    workspace, plan = signed_once
+    start = rounds.starting_adapter(workspace, plan, 1).digest
+    folder = adapters.read_contribution(workspace.contribution("B"), plan, 1, start)
+    assert trust.check_signer(folder, plan, require=True) == lab.SIGNERS["B"].fingerprint

@@ -1,0 +1,306 @@
+"""verify proves what the global adapters were made of, and names each thing that does not hold."""
+
+import json
+import shutil
+
+import lab
+import numpy as np
+import pytest
+from conftest import snapshot
+from hostile import RECORD, WEIGHTS
+
+from fedmed_cli import adapters, signatures, verification
+from fedmed_cli.aggregation.coordinator import Rules
+from fedmed_cli.app import main
+from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.workspace import Workspace
+
+
+@pytest.fixture(scope="session", params=["signed", "unsigned"])
+def three_rounds(request, tmp_path_factory):
+    plan = lab.make_plan(signed=request.param == "signed")
+    return lab.make_workspace(tmp_path_factory.mktemp("rounds") / "work", plan, 3).root
+
+
+@pytest.fixture
+def workspace(three_rounds, tmp_path):
+    return Workspace(shutil.copytree(three_rounds, tmp_path / "work"))
+
+
+@pytest.fixture(scope="session")
+def signed_rounds(tmp_path_factory):
+    return lab.make_workspace(tmp_path_factory.mktemp("signed-rounds") / "work", lab.make_plan(), 3).root
+
+
+@pytest.fixture
+def signed(signed_rounds, tmp_path):
+    return Workspace(shutil.copytree(signed_rounds, tmp_path / "work"))
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def reseal_global(folder, sign=True, **changes):
+    """Make a changed global folder's digests hold, and sign it, as a dishonest coordinator would."""
+    record = json.loads((folder / "aggregate.json").read_text()) | changes
+    names = ("adapter_config.json", WEIGHTS, "README.md")
+    record["files"] = {name: sha256_bytes((folder / name).read_bytes()) for name in names}
+    config = adapters._check_config(json.loads((folder / "adapter_config.json").read_text()), "config")
+    record_adapter = adapters._parse_adapter(config, (folder / WEIGHTS).read_bytes(), "", folder)
+    vars(record_adapter).pop("weights_digest", None)
+    record["adapter"] = record_adapter.digest
+    (folder / "aggregate.json").write_text(json.dumps(record))
+    if sign:
+        data = (folder / "aggregate.json").read_bytes()
+        (folder / "aggregate.json.sig").write_bytes(signatures.sign(lab.SIGNERS["coordinator"], data))
+
+
+def test_three_rounds_hold_and_give_the_same_bytes_again(workspace, capsys):
+    before = snapshot(workspace.root)
+    assert main(["verify", "--recompute", "--json", "-C", str(workspace.root)]) == 0
+    out, err = capsys.readouterr()
+    value = json.loads(out)
+    assert len(value["checked"]) == 3 * 4 + 3
+    globals_ = [one for one in value["checked"] if one["party"] == "coordinator"]
+    assert [one["round"] for one in globals_] == [3, 2, 1]
+    assert {one["difference"] for one in globals_} == {0.0}
+    if workspace.read_plan().sites.keys:
+        assert {one["signature"] for one in globals_} == {"coordinator"}
+        assert err == ""
+        assert main(["verify", "--require-signatures", "-C", str(workspace.root)]) == 0
+    else:
+        assert err.count("is not signed") == 3 * 4 + 3
+        assert main(["verify", "--require-signatures", "-C", str(workspace.root)]) == 7
+    assert snapshot(workspace.root) == before
+
+
+def test_a_recomputed_round_is_what_dense_matrices_give(workspace):
+    """The reference: dense weighted means of s·B·A in float64, and their best approximation of rank r."""
+    plan = workspace.read_plan()
+    one, two = (adapters.read_global(workspace.global_adapter(number), plan) for number in (1, 2))
+    for module in plan.modules:
+        start = one.adapter.scaling * one.adapter.factors[module][1].astype(float) @ one.adapter.factors[module][0]
+        mean = start.copy()
+        for site, decision in two.aggregate.sites.items():
+            adapter = adapters.read_folder(workspace.round(2) / site).adapter
+            product = adapter.scaling * adapter.factors[module][1].astype(float) @ adapter.factors[module][0]
+            mean += decision.weight * decision.clip_factor * (product - start)
+        u, s, vt = np.linalg.svd(mean)
+        best = u[:, : plan.lora.r] * s[: plan.lora.r] @ vt[: plan.lora.r]
+        found = two.adapter.scaling * two.adapter.factors[module][1].astype(float) @ two.adapter.factors[module][0]
+        assert np.linalg.norm(found - best) < 1e-5 * np.linalg.norm(best)
+
+
+def test_rounding_elsewhere_is_told_from_another_adapter(signed, capsys, fails):
+    """Factors that differ in their last bits, as another machine's do, are within 1e-6; a changed one is not."""
+    folder = signed.global_adapter(3)
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-4] ^= 1  # the last bit of one mantissa
+    (folder / WEIGHTS).write_bytes(data)
+    reseal_global(folder)
+    shutil.rmtree(signed.adapters)  # what started from the old one
+    assert main(["verify", "--recompute", "--json", "-C", str(signed.root)]) == 0
+    difference = next(x for x in json.loads(capsys.readouterr().out)["checked"] if x["path"] == "rounds/003/global")
+    assert 0 < difference["difference"] < 1e-6
+    values = np.frombuffer(data[-64:], "<f4") * np.float32(1.001)
+    (folder / WEIGHTS).write_bytes(bytes(data[:-64]) + values.tobytes())
+    reseal_global(folder)
+    assert main(["verify", "-q", "-C", str(signed.root)]) == 0  # all digests and signatures hold
+    assert "computed again from the recorded weights it differs by" in fails(
+        7, "verify", "--recompute", "-C", signed.root
+    )
+
+
+def test_other_weights_in_the_record_are_found_by_computing_again(signed, fails):
+    folder = signed.global_adapter(3)
+    sites = json.loads((folder / "aggregate.json").read_text())["sites"]
+    sites["A"]["weight"], sites["B"]["weight"] = 0.5, 0.17
+    reseal_global(folder, sites=sites)
+    assert main(["verify", "-q", "-C", str(signed.root)]) == 0
+    assert "computed again" in fails(7, "verify", "--recompute", "-C", signed.root)
+
+
+CHANGES = {
+    "a flipped bit in an archived contribution": (
+        lambda w: flip(w.round(2) / "B" / WEIGHTS),
+        "contribution.json says sha256",
+    ),
+    "a flipped bit in a global adapter": (lambda w: flip(w.global_adapter(2) / WEIGHTS), "aggregate.json says sha256"),
+    "an archived contribution is gone": (lambda w: shutil.rmtree(w.round(1) / "C"), "rounds/001/C: is missing"),
+    "a contribution that nobody named": (
+        lambda w: shutil.copytree(w.round(1) / "C", w.round(1) / "D"),
+        "rounds/001/D: the record of round 1 does not name it",
+    ),
+    "two contributions swapped": (
+        lambda w: swap(w.round(1) / "A", w.round(1) / "B"),
+        "expected a contribution of site",
+    ),
+    "a contribution of another round": (lambda w: copy(w.round(1) / "A", w.round(2) / "A"), "found one to round 1"),
+    "a round in another's place": (
+        lambda w: copy(w.global_adapter(1), w.global_adapter(2)),
+        "expected the record of round 2",
+    ),
+    "two rounds swapped": (lambda w: swap(w.round(1), w.round(2)), "expected the record of round"),
+    "a replayed contribution in the mailbox": (
+        lambda w: edit(w.contribution("A") / RECORD, round=4, parent="0" * 64),
+        "does not hold",
+    ),
+    "a record without its signature": (
+        lambda w: (w.round(3) / "A" / f"{RECORD}.sig").unlink(),
+        "when it was aggregated, found no signature",
+    ),
+    "the newest record without its signature": (
+        lambda w: (w.global_adapter(3) / "aggregate.json.sig").unlink(),
+        "rounds/003/global: is not signed, but the plan pins a key for the coordinator",
+    ),
+    "a contribution signed anew by another": (
+        lambda w: resign(w.round(3) / "A", "stranger"),
+        f"was signed with {lab.SIGNERS['A'].fingerprint} when it was aggregated",
+    ),
+    "an older global adapter, sealed and signed": (
+        lambda w: (scale(w.global_adapter(2)), reseal_global(w.global_adapter(2))),
+        "started from adapter",
+    ),
+    "an older record, sealed and signed": (
+        lambda w: reseal_global(w.global_adapter(2), missing=["C"]),
+        "names the record",
+    ),
+    "a damaged line of metrics": (
+        lambda w: (w.root / "metrics.jsonl").write_bytes(b"{\n" + (w.root / "metrics.jsonl").read_bytes()),
+        "metrics.jsonl:1: is not JSON",
+    ),
+    "a damaged split": (
+        lambda w: ((w.data).mkdir(), (w.data / "split.json").write_bytes(b"{}")),
+        "split.json: expected format 'fedmed/split'",
+    ),
+}
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 4
+    path.write_bytes(data)
+
+
+def copy(source, target):
+    shutil.rmtree(target)
+    shutil.copytree(source, target)
+
+
+def swap(one, two):
+    one.rename(one.with_name("swap"))
+    two.rename(one)
+    one.with_name("swap").rename(two)
+
+
+def resign(folder, name):
+    (folder / f"{RECORD}.sig").write_bytes(signatures.sign(lab.SIGNERS[name], (folder / RECORD).read_bytes()))
+
+
+def scale(folder):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-64] + (np.frombuffer(data[-64:], "<f4") * np.float32(1.01)).tobytes())
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_does_not_hold_is_named(change, signed, fails, capsys):
+    spoil, message = CHANGES[change]
+    spoil(signed)
+    code = 3 if "damaged" in change else 7
+    error = fails(code, "verify", "-C", signed.root)
+    assert main(["verify", "-C", str(signed.root)]) == code
+    assert message in error + capsys.readouterr().err
+
+
+def test_every_fault_is_shown(signed, capsys):
+    flip(signed.round(1) / "A" / WEIGHTS)
+    flip(signed.round(3) / "B" / WEIGHTS)
+    assert main(["verify", "-C", str(signed.root)]) == 7
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "rounds/001/A" in err
+    assert "rounds/003/B" in err
+    assert "(2 faults in all)" in err
+
+
+def test_an_unsigned_round_before_the_key_was_pinned_is_covered_by_the_signed_ones_after_it(tmp_path, capsys, fails):
+    bare = lab.make_plan(signed=False)
+    workspace = lab.make_workspace(tmp_path / "work", bare, 1)
+    plan = lab.make_plan()
+    workspace.plan_path.write_bytes(plan.to_bytes())
+    assert "is not signed" in fails(7, "verify", "-C", workspace.root)
+    from fedmed_cli import rounds
+
+    start = rounds.starting_adapter(workspace, plan, 2)
+    for site in lab.SITES:
+        for name, data in lab.contribution(plan, site, start, 2, signer=lab.SIGNERS[site]).items():
+            (workspace.contribution(site) / name).write_bytes(data)
+    rounds.aggregate(
+        workspace, [workspace.contribution(site) for site in lab.SITES], Rules(), signer=lab.SIGNERS["coordinator"]
+    )
+    capsys.readouterr()
+    assert main(["verify", "--require-signatures", "--json", "-C", str(workspace.root)]) == 0
+    seen = {one["path"]: one["signature"] for one in json.loads(capsys.readouterr().out)["checked"]}
+    assert seen["rounds/001/global"] == "covered"
+    assert seen["rounds/001/A"] == "covered"
+    assert seen["rounds/002/global"] == "coordinator"
+    assert seen["rounds/002/A"] == "site A"
+    flip(workspace.global_adapter(1) / "README.md")
+    assert main(["verify", "-q", "-C", str(workspace.root)]) == 7
+
+
+def test_a_hospital_has_only_the_global_adapters(signed, capsys):
+    for number in (1, 2, 3):
+        for site in lab.SITES:
+            shutil.rmtree(signed.round(number) / site)
+    shutil.rmtree(signed.round(1))
+    assert main(["verify", "--recompute", "-C", str(signed.root)]) == 0
+    err = capsys.readouterr().err
+    assert "round 1 is not here, so the lineage ends at round 2" in err
+    assert "round 3: its contributions are not here" in err
+    assert "round 3: cannot be computed again" in err
+
+
+def test_verifying_never_loads_torch_and_takes_one_folder(signed, tmp_path, capsys, fails):
+    from test_torch_free import run
+
+    code, out, loaded = run(signed.root, "verify", "--recompute", "--json")
+    assert (code, loaded) == (0, [])
+    code, out, loaded = run(signed.root, "verify", "rounds/002/B", "--json")
+    assert (code, loaded) == (0, [])
+    assert json.loads(out)["checked"][0]["signature"] == "site B"
+    (tmp_path / "elsewhere").mkdir()
+    argv = ["verify", str(signed.round(2) / "B"), "-C", str(tmp_path / "elsewhere")]
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "checked against itself alone" in capsys.readouterr().err
+    assert "no key is trusted" in fails(7, *argv, "--require-signatures")
+
+
+def test_a_replayed_folder_is_refused(signed, tmp_path, monkeypatch, fails):
+    monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path))
+    lab.write_key(tmp_path / "id_ed25519", lab.SIGNERS["coordinator"])
+    for site in lab.SITES:
+        copy(signed.round(3) / site, signed.contribution(site))
+    before = snapshot(signed.root)
+    assert "round 3 is already aggregated" in fails(7, "aggregate", "-C", signed.root)
+    assert snapshot(signed.root) == before
+
+
+def test_an_interrupted_command_is_mentioned_and_is_no_fault(signed, capsys):
+    (signed.adapters / ".A.1.tmp").mkdir()
+    assert main(["verify", "-C", str(signed.root)]) == 0
+    assert "left by an interrupted command" in capsys.readouterr().err
+
+
+def test_relative_difference_is_that_of_the_products():
+    plan = lab.make_plan()
+    start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    one, two = lab.trained(plan, start, 1), lab.trained(plan, start, 2)
+    dense = [
+        np.concatenate([(x.scaling * b.astype(float) @ a).ravel() for a, b in x.factors.values()]) for x in (one, two)
+    ]
+    expected = np.linalg.norm(dense[0] - dense[1]) / np.linalg.norm(dense[0])
+    assert verification.relative_difference(one, two) == pytest.approx(expected, rel=1e-9)
+    assert verification.relative_difference(one, one) < 1e-7
