@@ -137,26 +137,34 @@ class _Compiler:
 
     def item(self, text: str, anywhere: bool = False) -> Item:
         self.bounds = []
-        expression = re.compile(r"(?<= )" + self._phrase(text))
-        return Item(expression, tuple(self.bounds), anywhere)
+        expression = self._phrase(text)
+        if re.fullmatch(expression, ""):
+            raise ValueError(f"guardrail_rules.toml: {text!r} matches everything")
+        return Item(re.compile(r"(?<= )" + expression), tuple(self.bounds), anywhere)
 
     def any_of(self, phrases: Iterable[str], start: str = "(?<= )") -> re.Pattern[str]:
         self.bounds = []
-        return re.compile(start + "(?:" + "|".join(self._phrase(phrase) for phrase in phrases) + ")")
+        compiled = [(phrase, self._phrase(phrase)) for phrase in phrases]
+        for phrase, expression in compiled:
+            if re.fullmatch(expression, ""):
+                raise ValueError(f"guardrail_rules.toml: {phrase!r} matches everything")
+        return re.compile(start + "(?:" + "|".join(expression for _, expression in compiled) + ")")
 
     def _phrase(self, text: str) -> str:
         """Each word with the blank after it, so that optional words and gaps need no care."""
         parts = []
+        after = ""
         for word in text.split():
             if word == "..":
                 parts.append(r"(?:\S+ ){0,4}")
                 continue
             optional = word.endswith("?")
-            choices = [self._word(choice) for choice in word.rstrip("?").split("|")]
+            choices = [self._word(choice, after) for choice in word.rstrip("?").split("|")]
+            after = word
             parts.append(f"(?:{'|'.join(choice for choice in choices if choice)})" + ("?" if optional else ""))
         return "".join(part for part in parts if part != "(?:)")
 
-    def _word(self, word: str) -> str:
+    def _word(self, word: str, after: str) -> str:
         """A choice with its closing blank: a number, a name, or words joined by "_"."""
         if number := re.fullmatch(r"#([\d.]+)([+-])", word):
             self.bounds.append((float(number[1]), number[2] == "+"))
@@ -165,13 +173,15 @@ class _Compiler:
             if word not in self._expanded:
                 phrases = (phrase.strip() for phrase in self.names[word].split(","))
                 self._expanded[word] = "|".join(self._phrase(phrase) for phrase in phrases if phrase)
+                if re.fullmatch(self._expanded[word], ""):
+                    raise ValueError(f"guardrail_rules.toml: a phrase of {word} matches everything")
                 if "(\\d" in self._expanded[word]:
                     raise ValueError(f"guardrail_rules.toml: {word} holds a number, which only a pattern may")
             return self._expanded[word]
         parts = []
         for part in word.split("_"):
             plain = part.strip("*")
-            if plain in wording.FILLERS or plain in wording.NOW_FILLERS:
+            if (plain in wording.FILLERS or plain in wording.NOW_FILLERS) and after != "not":
                 continue
             plain = " ".join(wording.plain_form(plain)) or plain
             self._learn(plain, part.endswith("*"))
@@ -226,6 +236,12 @@ def load() -> Rules:
 # After these a denial is over: another thought or another subject begins.
 _BREAKS = frozenset("but however although though except yet and because so then now i he she my his her it".split())
 _SUBJECTS = frozenset("i he she we they my his her our it there".split())
+_CONNECTIVES = frozenset("but however although though yet and because so then now".split())
+_OPENERS = frozenset("when as in back after before since last once during years".split())
+_OWN = frozenset("my his her it".split())
+
+
+_ABOUT_SOMEBODY = re.compile(r" (?:i|my|mine|me|he|she|his|her|him|we|our|us|this|these|it|FAMILY) ".replace("FAMILY", "mother|father|son|daughter|husband|wife"))
 
 
 @dataclass(frozen=True)
@@ -237,10 +253,12 @@ class _Reading:
     is_informational: bool
     is_personal: bool
     is_now: bool
-    is_past: bool
+    past: tuple[tuple[int, int], ...]  # words that say it was long ago
+    over: tuple[tuple[int, int], ...]  # words that say it has ended
+    is_back: bool
+    clauses: tuple[int, ...]  # for each word, the number of its clause
     is_supposed: bool
-    denied: frozenset[int]
-    is_over: bool
+    denials: tuple[tuple[int, int, int], ...]  # where each begins, and the words from-to that it covers
 
 
 def _read(sentence: Sentence, rules: Rules) -> _Reading:
@@ -254,51 +272,95 @@ def _read(sentence: Sentence, rules: Rules) -> _Reading:
         bool(context["informational_start"].search(head) or context["informational_anywhere"].search(plain)),
         bool(context["personal"].search(asked)),
         sentence.is_now or bool(context["now"].search(plain)),
-        bool(context["past"].search(plain)),
+        _word_spans(context["past"], plain),
+        _word_spans(context["ended"], plain),
+        sentence.is_now or bool(context["back"].search(plain)),
+        _clauses(sentence),
         bool(context["supposed"].search(plain)),
-        _denied(sentence, plain, context),
-        bool(context["ended"].search(plain)),
+        _denials(sentence, plain, context),
     )
 
 
-def _denied(sentence: Sentence, plain: str, context: Mapping[str, re.Pattern[str]]) -> frozenset[int]:
-    """Indices of the words that stand in the scope of a denial (after NegEx, Chapman 2001, 10.1006/jbin.2001.1029)."""
-    spared: set[int] = set()
-    for match in context["not_negation"].finditer(plain):
-        spared.add(plain.count(" ", 0, match.start() + 1) - 1)
-    denied: set[int] = set()
-    words = sentence.words
-    for match in context["negation"].finditer(plain):
+def _word_spans(expression: re.Pattern[str], plain: str) -> tuple[tuple[int, int], ...]:
+    """First and last + 1 word of each match."""
+    spans = []
+    for match in expression.finditer(plain):
         first = plain.count(" ", 0, match.start() + 1) - 1
-        size = match.group().strip().count(" ") + 1
-        if first in spared or any(index in spared for index in range(first, first + size)):
+        spans.append((first, first + match.group().strip().count(" ") + 1))
+    return tuple(spans)
+
+
+def _clauses(sentence: Sentence) -> tuple[int, ...]:
+    """The number of each word's clause; an opening "when I was a child, …" belongs to what follows it."""
+    numbers: list[int] = []
+    number = 0
+    for index, word in enumerate(sentence.words):
+        opens = word.text in _CONNECTIVES or (word.after_comma and word.text in _SUBJECTS)
+        if index and opens and not (number == 0 and sentence.words[0].text in _OPENERS):
+            number += 1
+        numbers.append(number)
+    return tuple(numbers)
+
+
+def _governs(marks: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]], reading: _Reading) -> bool:
+    """Whether one of the marks stands in the clause of a match."""
+    clause = reading.clauses[spans[0][0]]
+    return any(reading.clauses[first] == clause for first, _ in marks)
+
+
+def _denials(
+    sentence: Sentence, plain: str, context: Mapping[str, re.Pattern[str]]
+) -> tuple[tuple[int, int, int], ...]:
+    """Each denial with the words in its scope (after NegEx, Chapman et al. 2001, doi 10.1006/jbin.2001.1029)."""
+
+    spared = {first for first, _ in _word_spans(context["not_negation"], plain)}
+    found = []
+    words = sentence.words
+    for first, start in _word_spans(context["negation"], plain):
+        if not spared.isdisjoint(range(first, start)):
             continue
-        is_bare = match.group() == "not "
-        for index in range(first + size, min(first + size + (2 if is_bare else NEGATION_REACH), len(words))):
-            word = words[index]
-            if word.text in _BREAKS and not (word.text in ("my", "his", "her", "it") and index == first + size):
+        is_bare = start == first + 1 and words[first].text == "not"
+        reach = 2 if is_bare else NEGATION_REACH
+        stop = start
+        while stop < min(start + reach, len(words)):
+            word = words[stop]
+            if word.text == "or":
+                reach += 3
+            if word.text in _BREAKS and not (stop == start and word.text in _OWN):
                 break
-            if word.after_comma and index > first + size and word.text in _SUBJECTS:
+            if word.after_comma and stop > start and word.text in _SUBJECTS:
                 break
-            denied.add(index)
-    return frozenset(denied)
+            stop += 1
+        found.append((first, start, stop))
+    return tuple(found)
+
+
+def _is_denied(spans: Sequence[tuple[int, int]], reading: _Reading) -> bool:
+    """Whether a match is in the scope of a denial that is not a part of it ("not breathing" denies itself)."""
+    for first, start, stop in reading.denials:
+        is_part = any(begin < start and first < end for begin, end in spans)
+        if not is_part and any(begin < stop and start < end for begin, end in spans):
+            return True
+    return False
 
 
 # --- matching ----------------------------------------------------------------------------------------
 
 
-def _places(pattern: Sequence[Item], reading: _Reading, message: Sequence[_Reading]) -> list[tuple[int, int]] | None:
-    """Word spans of a pattern's parts in a sentence, near each other; None where it does not match."""
+def _places(
+    pattern: Sequence[Item], reading: _Reading, message: Sequence[_Reading]
+) -> Iterator[list[tuple[int, int]]]:
+    """Word spans of a pattern's parts near each other in a sentence, for each place where its first part stands."""
     near = [item for item in pattern if not item.anywhere]
     options: list[list[tuple[int, int]]] = []
     for item in near:
         spans = list(item.spans(reading.plain))
         if not spans:
-            return None
+            return
         options.append(spans)
     for item in pattern:
         if item.anywhere and not any(item.expression.search(other.plain) for other in message):
-            return None
+            return
     for first in options[0]:
         chosen = [first]
         for spans in options[1:]:
@@ -308,8 +370,7 @@ def _places(pattern: Sequence[Item], reading: _Reading, message: Sequence[_Readi
             chosen.append(min(free, key=lambda span: abs(span[0] - first[0])))
         else:
             if max(span[0] for span in chosen) - min(span[1] for span in chosen) <= WINDOW:
-                return chosen
-    return None
+                yield chosen
 
 
 def _apart(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -318,24 +379,23 @@ def _apart(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 def _is_silent(rule: Rule, spans: list[tuple[int, int]], reading: _Reading, message: Sequence[_Reading]) -> bool:
     """Whether a rule that matched says nothing, because of how the sentence is meant."""
-    if any(_places(pattern, reading, message) for pattern in rule.unless):
+    if any(True for pattern in rule.unless for _ in _places(pattern, reading, message)):
         return True
-    if rule.personal and not reading.is_personal and not any(other.is_personal for other in message):
+    if rule.personal and not any(_ABOUT_SOMEBODY.search(other.plain) for other in message):
         return True
     if rule.generic or rule.kind is Kind.DIAGNOSIS:
         return False
-    denied = any(first in reading.denied for first, _ in spans)
+    denied = _is_denied(spans, reading)
     if rule.kind is Kind.MISUSE:
         return denied
-    if denied or (reading.is_over and not rule.gone and not reading.is_now):
+    is_long_ago = _governs(reading.past, spans, reading) and not reading.is_back
+    if denied or is_long_ago or (not rule.gone and _governs(reading.over, spans, reading) and not reading.is_back):
         return True
+    is_asked = reading.is_informational and not reading.is_personal
     if rule.kind is Kind.CRISIS:
-        is_asked = reading.is_informational and not reading.is_personal
-        return is_asked or (reading.is_past and not reading.is_now)
-    if reading.is_informational and not reading.is_personal:
+        return is_asked
+    if is_asked:
         return not _turns_out_here(reading, message)
-    if reading.is_past and not reading.is_now:
-        return True
     return reading.is_supposed and not reading.is_now
 
 
@@ -372,13 +432,13 @@ def _by_weight(found: Iterable[Finding]) -> tuple[Finding, ...]:
 def _apply(rule: Rule, message: Sequence[_Reading], notices: Mapping[str, str]) -> Finding | None:
     for reading in message:
         for pattern in rule.match:
-            spans = _places(pattern, reading, message)
-            if spans is None or _is_silent(rule, spans, reading, message):
-                continue
-            words = reading.sentence.words
-            start = min(words[first].start for first, _ in spans)
-            end = max(words[last - 1].end for _, last in spans)
-            return Finding(rule.id, rule.kind, rule.level, start, end, notices[rule.notice], rule.source)
+            for spans in _places(pattern, reading, message):
+                if _is_silent(rule, spans, reading, message):
+                    continue
+                words = reading.sentence.words
+                start = min(words[first].start for first, _ in spans)
+                end = max(words[last - 1].end for _, last in spans)
+                return Finding(rule.id, rule.kind, rule.level, start, end, notices[rule.notice], rule.source)
     return None
 
 

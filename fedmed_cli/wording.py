@@ -117,7 +117,7 @@ NUMBERS: Mapping[str, str] = {
 } | {"thirty": "30", "forty": "40", "fifty": "50", "sixty": "60", "hundred": "100", "dozen": "12"}
 FILLERS = frozenset(
     "a an the really very so literally actually basically totally pretty quite super extremely please fucking "
-    "fuckin freaking frigging damn terribly awfully incredibly um uh oh omg any some sort kinda bit maybe perhaps "
+    "fuckin freaking frigging damn terribly awfully incredibly um uh oh omg any some sort kinda maybe perhaps "
     "honestly seriously absolutely completely also".split()
 )
 NOW_FILLERS = frozenset("just still currently presently".split())
@@ -227,7 +227,8 @@ class Speller:
                 if len(word) == 4 and len(known) == 4:
                     edits = 1 if sorted(word) == sorted(known) and distance(word, known, 1) == 1 else 9
                 elif len(word) == 4 or len(known) == 4:
-                    edits = distance(word, known, 1) if len(word) > len(known) and word[-1] != "s" else 9
+                    # A letter may be missing or too many; a plural is no typing error.
+                    edits = distance(word, known, 1) if len(word) != len(known) and word[-1] != "s" else 9
                 else:
                     edits = distance(word, known, limit)
                 if edits <= limit and first != word[0] and sorted(word) != sorted(known):
@@ -304,9 +305,10 @@ def sentences(text: str, speller: Speller, compounds: re.Pattern[str] | None = N
             comma = True
         elif raw not in "-/":
             for plain in _plain_words(raw, speller):
+                # "not just" and "not really" deny nothing: after "not" a filler is a word that counts.
                 if plain in NOW_FILLERS:
                     is_now = True
-                elif plain not in FILLERS:
+                if (plain not in FILLERS and plain not in NOW_FILLERS) or (words and words[-1].text == "not"):
                     words.append(Word(plain, match.start(), match.end(), comma))
                     comma = False
     close("")
