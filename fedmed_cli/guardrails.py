@@ -169,6 +169,8 @@ class _Compiler:
         if number := re.fullmatch(r"#([\d.]+)([+-])", word):
             self.bounds.append((float(number[1]), number[2] == "+"))
             return r"(\d+(?:\.\d+)?) "
+        if word == "YEAR":
+            return r"(?:19|20)\d\d "
         if word in self.names:
             if word not in self._expanded:
                 phrases = (phrase.strip() for phrase in self.names[word].split(","))
@@ -238,6 +240,7 @@ _BREAKS = frozenset("but however although though except yet and because so then 
 _SUBJECTS = frozenset("i he she we they my his her our it there".split())
 _CONNECTIVES = frozenset("but however although though yet and because so then now".split())
 _OPENERS = frozenset("when as in back after before since last once during years".split())
+_DENYING = frozenset("no not never without neither nor none nobody".split())
 _OWN = frozenset("my his her it".split())
 
 
@@ -331,14 +334,15 @@ def _denials(
             if word.after_comma and stop > start and word.text in _SUBJECTS:
                 break
             stop += 1
-        found.append((first, start, stop))
+        denial = next((index for index in range(first, start) if words[index].text in _DENYING), first)
+        found.append((denial, start, stop))
     return tuple(found)
 
 
 def _is_denied(spans: Sequence[tuple[int, int]], reading: _Reading) -> bool:
     """Whether a match is in the scope of a denial that is not a part of it ("not breathing" denies itself)."""
-    for first, start, stop in reading.denials:
-        is_part = any(begin < start and first < end for begin, end in spans)
+    for denial, start, stop in reading.denials:
+        is_part = any(begin <= denial < end for begin, end in spans)
         if not is_part and any(begin < stop and start < end for begin, end in spans):
             return True
     return False

@@ -26,7 +26,7 @@ CONTRACTIONS: Mapping[str, str] = {
     **{"hes": "he is", "shes": "she is", "its": "it is", "thats": "that is", "theres": "there is"},
     **{"whats": "what is", "whos": "who is", "hows": "how is", "wheres": "where is", "lets": "let us"},
     **{"youve": "you have", "weve": "we have", "theyve": "they have", "itll": "it will", "ill": "ill"},
-    **{"gonna": "going to", "wanna": "want to", "gotta": "have to", "tryna": "trying to", "dunno": "do not know"},
+    **{"gonna": "going to", "wanna": "want to", "wana": "want to", "want2": "want to", "gotta": "have to", "tryna": "trying to", "dunno": "do not know"},
     **{"hafta": "have to", "kinda": "", "sorta": "", "lemme": "let me", "gimme": "give me", "outta": "out of"},
     **{"u": "you", "ur": "your", "r": "are", "pls": "", "plz": "", "bc": "because", "cuz": "because"},
     **{"coz": "because", "cos": "because", "rn": "right now", "atm": "right now", "kms": "kill myself"},
