@@ -244,7 +244,11 @@ _DENYING = frozenset("no not never without neither nor none nobody".split())
 _OWN = frozenset("my his her it".split())
 
 
-_ABOUT_SOMEBODY = re.compile(r" (?:i|my|mine|me|he|she|his|her|him|we|our|us|this|these|it|FAMILY) ".replace("FAMILY", "mother|father|son|daughter|husband|wife"))
+_ABOUT_SOMEBODY = re.compile(
+    r" (?:i|my|mine|me|he|she|his|her|him|we|our|us|this|these|it|FAMILY) ".replace(
+        "FAMILY", "mother|father|son|daughter|husband|wife"
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -351,9 +355,7 @@ def _is_denied(spans: Sequence[tuple[int, int]], reading: _Reading) -> bool:
 # --- matching ----------------------------------------------------------------------------------------
 
 
-def _places(
-    pattern: Sequence[Item], reading: _Reading, message: Sequence[_Reading]
-) -> Iterator[list[tuple[int, int]]]:
+def _places(pattern: Sequence[Item], reading: _Reading, message: Sequence[_Reading]) -> Iterator[list[tuple[int, int]]]:
     """Word spans of a pattern's parts near each other in a sentence, for each place where its first part stands."""
     near = [item for item in pattern if not item.anywhere]
     options: list[list[tuple[int, int]]] = []
@@ -462,7 +464,9 @@ _IDENTIFIERS: Mapping[str, re.Pattern[str]] = {
         r"(?i)\b(?:mrn|medical record|patient id|patient number|hospital number|chart|case|record|insurance|policy|member|account|passport|licen[cs]e)"
         r"\s*(?:number|no\.?|id|#)?\s*(?:is|:|#)?\s*[A-Z]{0,3}[- ]?\d[\d-]{4,}"
     ),
-    "birth-date": re.compile(rf"(?i)\b(?:dob|d\.o\.b\.?|born(?: on)?|date of birth|birthday|birthdate)\b[\s:is]{{0,6}}{_DATE}"),
+    "birth-date": re.compile(
+        rf"(?i)\b(?:dob|d\.o\.b\.?|born(?: on)?|date of birth|birthday|birthdate)\b[\s:is]{{0,6}}{_DATE}"
+    ),
     "date": re.compile(rf"(?i)\b(?:on|admitted|discharged|seen|since|dated?)\s+(?:on\s+)?{_DATE}"),
     "address": re.compile(
         r"\b\d{1,5}[a-zA-Z]?\s+(?:[A-Z][a-z]+\s+){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Close|Court|Ct|Way|Place|Boulevard|Blvd)\b"
@@ -502,7 +506,9 @@ def _language(text: str, message: Sequence[_Reading], notices: Mapping[str, str]
     unread = len(words) >= 5 and not any(word in _ENGLISH for word in words)
     if not letters or not (foreign > len(letters) / 2 or unread):
         return []
-    if foreign <= len(letters) / 2 and any(word.text in load().speller.vocabulary for r in message for word in r.sentence.words):
+    if foreign <= len(letters) / 2 and any(
+        word.text in load().speller.vocabulary for r in message for word in r.sentence.words
+    ):
         known = sum(word.text in load().speller.vocabulary for r in message for word in r.sentence.words)
         if known * 3 >= len(words):
             return []
@@ -512,7 +518,9 @@ def _language(text: str, message: Sequence[_Reading], notices: Mapping[str, str]
 # --- answers -----------------------------------------------------------------------------------------
 
 _ANSWERS: Mapping[str, re.Pattern[str]] = {
-    "dose": re.compile(r"(?i)\b\d[\d.,]*\s?(?:-|to)?\s?[\d.,]*\s?(?:mg|mcg|µg|micrograms?|milligrams?|ml|millilit\w+|units|iu|tablets?|pills|capsules|puffs)\b"),
+    "dose": re.compile(
+        r"(?i)\b\d[\d.,]*\s?(?:-|to)?\s?[\d.,]*\s?(?:mg|mcg|µg|micrograms?|milligrams?|ml|millilit\w+|units|iu|tablets?|pills|capsules|puffs)\b"
+    ),
     "stopping": re.compile(
         r"(?i)\b(?:stop|discontinue|quit|avoid) (?:taking|using) (?:your|the|any|all|this|that|these)? ?\w* ?(?:medic\w+|pills?|tablets?|insulin|antibiotics?|antidepressants?|drugs?|treatment)"
     ),
@@ -526,7 +534,15 @@ def check_answer(text: str, question: Sequence[Finding] = ()) -> tuple[Finding, 
     """What a generated answer holds: a dose, a word about stopping a medicine, a reassurance, an identifier."""
     notices = load().notices
     found = [
-        Finding(f"answer-{name}", Kind.ANSWER, Level.NOTICE, match.start(), match.end(), notices[f"answer_{name}"], "docs/guardrails.md")
+        Finding(
+            f"answer-{name}",
+            Kind.ANSWER,
+            Level.NOTICE,
+            match.start(),
+            match.end(),
+            notices[f"answer_{name}"],
+            "docs/guardrails.md",
+        )
         for name, expression in _ANSWERS.items()
         if (match := expression.search(text[:MAX_CHARACTERS]))
     ]

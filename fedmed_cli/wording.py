@@ -17,16 +17,22 @@ _JOINED_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 CONTRACTIONS: Mapping[str, str] = {
     **{
         f"{verb}nt": f"{verb} not"
-        for verb in (
-            "is are was were do does did has have had would could should must need might dare".split()
-        )
+        for verb in ("is are was were do does did has have had would could should must need might dare".split())
     },
     **{"cant": "cannot", "cannot": "cannot", "wont": "will not", "shant": "will not", "aint": "is not"},
     **{"im": "i am", "ive": "i have", "id": "i would", "youre": "you are", "theyre": "they are", "were": "were"},
     **{"hes": "he is", "shes": "she is", "its": "it is", "thats": "that is", "theres": "there is"},
     **{"whats": "what is", "whos": "who is", "hows": "how is", "wheres": "where is", "lets": "let us"},
     **{"youve": "you have", "weve": "we have", "theyve": "they have", "itll": "it will", "ill": "ill"},
-    **{"gonna": "going to", "wanna": "want to", "wana": "want to", "want2": "want to", "gotta": "have to", "tryna": "trying to", "dunno": "do not know"},
+    **{
+        "gonna": "going to",
+        "wanna": "want to",
+        "wana": "want to",
+        "want2": "want to",
+        "gotta": "have to",
+        "tryna": "trying to",
+        "dunno": "do not know",
+    },
     **{"hafta": "have to", "kinda": "", "sorta": "", "lemme": "let me", "gimme": "give me", "outta": "out of"},
     **{"u": "you", "ur": "your", "r": "are", "pls": "", "plz": "", "bc": "because", "cuz": "because"},
     **{"coz": "because", "cos": "because", "rn": "right now", "atm": "right now", "kms": "kill myself"},
@@ -263,7 +269,9 @@ def plain_form(word: str) -> list[str]:
 def _plain_words(raw: str, speller: Speller) -> list[str]:
     """A token as typed, folded, to its plain words: none for a filler, several for a contraction."""
     token = raw.strip("'’`´*@$!").replace("\0", "")
-    token = re.sub(r"['’`´]s$", lambda match: "s", token) if token[:-2] in _IS_OWNERS else re.sub(r"['’`´]s$", "", token)
+    token = (
+        re.sub(r"['’`´]s$", lambda match: "s", token) if token[:-2] in _IS_OWNERS else re.sub(r"['’`´]s$", "", token)
+    )
     token = re.sub(r"['’`´]", "", token)
     if _JOINED_NUMBER.fullmatch(token):
         return [token.replace(",", "." if len(token.split(",")[-1]) != 3 else "")]
@@ -328,8 +336,6 @@ def _join(words: list[Word], compounds: re.Pattern[str] | None) -> tuple[Word, .
             continue
         joined += words[position:first]
         whole = words[first : first + size]
-        joined.append(
-            Word("_".join(word.text for word in whole), whole[0].start, whole[-1].end, whole[0].after_comma)
-        )
+        joined.append(Word("_".join(word.text for word in whole), whole[0].start, whole[-1].end, whole[0].after_comma))
         position = first + size
     return tuple(joined + words[position:])
