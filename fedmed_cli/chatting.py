@@ -136,6 +136,9 @@ class Reply:
     num_forgotten: int
 
 
+SETTINGS: dict[str, tuple[float, float]] = {"temperature": (0.0, 2.0), "max-new-tokens": (1, 4096)}
+
+
 @dataclass
 class Settings:
     """What /set changes."""
@@ -143,13 +146,11 @@ class Settings:
     temperature: float = 0.0
     max_new_tokens: int = 256
 
-    RANGES = {"temperature": (0.0, 2.0), "max-new-tokens": (1, 4096)}
-
     def set(self, name: str, text: str) -> float:
         """Change a setting by its name. UsageError for an unknown one, or a value out of range."""
-        if name not in self.RANGES:
-            raise UsageError(f"no setting {name!r}, expected one of {', '.join(self.RANGES)}")
-        least, most = self.RANGES[name]
+        if name not in SETTINGS:
+            raise UsageError(f"no setting {name!r}, expected one of {', '.join(SETTINGS)}")
+        least, most = SETTINGS[name]
         try:
             value = type(least)(text)
         except ValueError:

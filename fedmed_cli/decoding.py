@@ -23,7 +23,7 @@ PREFILL_TOKENS = 256  # read at once, so that Ctrl-C is heard
 
 
 class Decoder(Protocol):
-    """What a conversation needs of a model: it reads tokens after those it has read, and gives the next one's logits."""
+    """What a conversation needs of a model: it reads tokens after those it knows, and gives the next one's logits."""
 
     kernels: str
 
@@ -114,7 +114,7 @@ def _crop(cache: Any, length: int) -> bool:
     if cache.get_seq_length() < length:
         return False
     if cache.get_seq_length() > length:
-        cache.crop(length)
+        cache.crop(length - cache.get_seq_length())  # a negative number: how many to take off
     return bool(cache.get_seq_length() == length)
 
 

@@ -451,17 +451,22 @@ def _apply(rule: Rule, message: Sequence[_Reading], notices: Mapping[str, str]) 
 # --- identifiers and other languages -----------------------------------------------------------------
 
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
-_DATE = rf"(?:\d{{1,2}}[./-]\d{{1,2}}[./-]\d{{2,4}}|\d{{4}}-\d{{2}}-\d{{2}}|\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTH},?\s+\d{{4}}|{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}})"
+_DATE = (
+    rf"(?:\d{{1,2}}[./-]\d{{1,2}}[./-]\d{{2,4}}|\d{{4}}-\d{{2}}-\d{{2}}"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTH},?\s+\d{{4}}|{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}})"
+)
 # After the kinds of 45 CFR 164.514(b)(2), HIPAA's Safe Harbor list, as far as a form gives them away.
 _IDENTIFIERS: Mapping[str, re.Pattern[str]] = {
     "email": re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w"),
     "phone": re.compile(
-        r"(?<![\w.])(?:\+\d{1,3}[ ./-]?(?:\(?\d{1,4}\)?[ ./-]?){2,5}\d{2,4}|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,4})(?!\w)"
+        r"(?<![\w.])(?:\+\d{1,3}[ ./-]?(?:\(?\d{1,4}\)?[ ./-]?){2,5}\d{2,4}"
+        r"|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,4})(?!\w)"
     ),
     "ssn": re.compile(r"(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)"),
     "nhs-number": re.compile(r"(?i)\bnhs\s*(?:number|no\.?|#)?[:\s#]*\d{3}[ -]?\d{3}[ -]?\d{4}\b"),
     "record-number": re.compile(
-        r"(?i)\b(?:mrn|medical record|patient id|patient number|hospital number|chart|case|record|insurance|policy|member|account|passport|licen[cs]e)"
+        r"(?i)\b(?:mrn|medical record|patient id|patient number|hospital number|chart|case|record|insurance|policy"
+        r"|member|account|passport|licen[cs]e)"
         r"\s*(?:number|no\.?|id|#)?\s*(?:is|:|#)?\s*[A-Z]{0,3}[- ]?\d[\d-]{4,}"
     ),
     "birth-date": re.compile(
@@ -469,13 +474,15 @@ _IDENTIFIERS: Mapping[str, re.Pattern[str]] = {
     ),
     "date": re.compile(rf"(?i)\b(?:on|admitted|discharged|seen|since|dated?)\s+(?:on\s+)?{_DATE}"),
     "address": re.compile(
-        r"\b\d{1,5}[a-zA-Z]?\s+(?:[A-Z][a-z]+\s+){1,3}(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Close|Court|Ct|Way|Place|Boulevard|Blvd)\b"
+        r"\b\d{1,5}[a-zA-Z]?\s+(?:[A-Z][a-z]+\s+){1,3}"
+        r"(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Close|Court|Ct|Way|Place|Boulevard|Blvd)\b"
     ),
     "postcode": re.compile(r"\b[A-Z]{1,2}\d[A-Z\d]?\s\d[A-Z]{2}\b"),
     "ip-address": re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])"),
     "url": re.compile(r"https?://\S+"),
     "name": re.compile(
-        r"(?:\b(?i:my name is|patient name is|patient name:|patient:|name:|named|called|signed)\s+|\b(?:Mr|Mrs|Ms|Miss)\.?\s+)[A-Z][a-zäöüéèß'-]+(?:\s+[A-Z][a-zäöüéèß'-]+)*"
+        r"(?:\b(?i:my name is|patient name is|patient name:|patient:|name:|named|called|signed)\s+"
+        r"|\b(?:Mr|Mrs|Ms|Miss)\.?\s+)[A-Z][a-zäöüéèß'-]+(?:\s+[A-Z][a-zäöüéèß'-]+)*"
     ),
 }
 
@@ -503,7 +510,7 @@ def _language(text: str, message: Sequence[_Reading], notices: Mapping[str, str]
     letters = [character for character in text if character.isalpha()]
     foreign = sum(character > "\u024f" for character in letters)
     words = re.findall(r"[^\W\d_]+", text.lower())
-    unread = len(words) >= 5 and not any(word in _ENGLISH for word in words)
+    unread = len(words) >= 5 and sum(word in _ENGLISH for word in words) * 6 < len(words)
     if not letters or not (foreign > len(letters) / 2 or unread):
         return []
     if foreign <= len(letters) / 2 and any(
@@ -519,13 +526,17 @@ def _language(text: str, message: Sequence[_Reading], notices: Mapping[str, str]
 
 _ANSWERS: Mapping[str, re.Pattern[str]] = {
     "dose": re.compile(
-        r"(?i)\b\d[\d.,]*\s?(?:-|to)?\s?[\d.,]*\s?(?:mg|mcg|µg|micrograms?|milligrams?|ml|millilit\w+|units|iu|tablets?|pills|capsules|puffs)\b"
+        r"(?i)\b\d[\d.,]*\s?(?:-|to)?\s?[\d.,]*\s?"
+        r"(?:mg|mcg|µg|micrograms?|milligrams?|ml|millilit\w+|units|iu|tablets?|pills|capsules|puffs)\b"
     ),
     "stopping": re.compile(
-        r"(?i)\b(?:stop|discontinue|quit|avoid) (?:taking|using) (?:your|the|any|all|this|that|these)? ?\w* ?(?:medic\w+|pills?|tablets?|insulin|antibiotics?|antidepressants?|drugs?|treatment)"
+        r"(?i)\b(?:stop|discontinue|quit|avoid) (?:taking|using) (?:your|the|any|all|this|that|these)? ?\w* ?"
+        r"(?:medic\w+|pills?|tablets?|insulin|antibiotics?|antidepressants?|drugs?|treatment)"
     ),
     "reassures": re.compile(
-        r"(?i)\b(?:no need to (?:see|worry|call|go)|(?:not|nothing) (?:a )?(?:serious|to worry about|an emergency|dangerous)|(?:you are|you're) (?:fine|healthy|not having)|do(?:n't| not) need to (?:see|call|go)|completely (?:normal|harmless)|will go away on its own)"
+        r"(?i)\b(?:no need to (?:see|worry|call|go)|(?:not|nothing) (?:a )?(?:serious|to worry about"
+        r"|an emergency|dangerous)|(?:you are|you're) (?:fine|healthy|not having)"
+        r"|do(?:n't| not) need to (?:see|call|go)|completely (?:normal|harmless)|will go away on its own)"
     ),
 }
 

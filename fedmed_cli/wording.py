@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 # Case, accents and look-alike letters are folded to these.
 _LOOKALIKES = str.maketrans("а е о р с х у і к м т н в".replace(" ", ""), "aeopcxyikmthb")
-_LEET = str.maketrans("013457@$!", "oleastasi")
-_TOKEN = re.compile(r"[^\W_]+(?:[.,]\d+)?(?:['’`´][^\W\d_]+)*(?:[*@$!][^\W_]+)*|[.!?;…\n]+|[,:()\[\]/–—-]", re.UNICODE)
+_LEET = (str.maketrans("013457@$!", "oieastasi"), str.maketrans("013457@$!", "oleastasl"))
+_TOKEN = re.compile(
+    r"[^\W_](?:[^\W_]|\0)*(?:[.,]\d+)?(?:['’`´][^\W\d_]+)*(?:[*@$!][^\W_]+)*|[.!?;…\n]+|[,:()\[\]/–—-]", re.UNICODE
+)
 _UNIT = re.compile(r"(\d+(?:[.,]\d+)?)([a-z]{1,5})")
 _JOINED_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 
@@ -84,7 +86,6 @@ SPELLINGS: Mapping[str, str] = {
     "wee": "urine",
     "peeing": "urinating",
     "puke": "vomit",
-    "puking": "vomiting",
     "puked": "vomited",
     "puking": "vomiting",
     "vomitting": "vomiting",
@@ -278,7 +279,8 @@ def _plain_words(raw: str, speller: Speller) -> list[str]:
     if unit := _UNIT.fullmatch(token):
         return [unit[1].replace(",", "."), *_plain_words(unit[2], speller)]
     if any(c.isdigit() for c in token) or any(c in "@$!" for c in token):
-        token = token.translate(_LEET)
+        forms = [token.translate(table) for table in _LEET]
+        token = next((form for form in forms if form in speller.vocabulary), forms[0])
     if token in NUMBERS or token in CONTRACTIONS:
         return plain_form(token)
     plain = speller.correct(" ".join(plain_form(token))).split()
