@@ -500,8 +500,8 @@ def _identifiers(text: str, notices: Mapping[str, str]) -> list[Finding]:
 
 
 _ENGLISH = frozenset(
-    "the a an i my me is are am was have has do does not it in on of to and for with what how why can should he she his "
-    "her you your if this that there when who at be help pain no or from after before about".split()
+    "the a an i my me is are am was have has do does not it in on of to and for with what how why can should he she "
+    "his her you your if this that there when who at be help pain no or from after before about".split()
 )
 
 

@@ -41,7 +41,8 @@ class Screen:
     def say(self, message: str) -> None:
         """A sentence about what happens, on stderr."""
         if not self.quiet:
-            self.err.print(escape(message), soft_wrap=True)
+            # Words are wrapped for a reader; what goes to a file stays one line.
+            self.err.print(escape(message), soft_wrap=not self.err.is_terminal)
 
     def detail(self, message: str) -> None:
         """A sentence that only --verbose shows, on stderr."""
@@ -118,7 +119,7 @@ class Screen:
         self.out.print(f"[dim]{escape(label)}[/dim]", width=self._width)
         stream = _MarkdownStream(self.out, self._width)
         try:
-            with stream:
+            with _no_echo(), stream:
                 yield stream.add
         finally:
             self.out.print()
@@ -170,6 +171,29 @@ class Screen:
                 bar.update(task, completed=done, total=total, note=escape(note))
 
             yield update
+
+
+@contextlib.contextmanager
+def _no_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile from being drawn into a moving picture; it is read afterwards all the same."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        handle = sys.stdin.fileno()
+        before = termios.tcgetattr(handle)
+    except (OSError, ValueError, termios.error):  # stdin is no terminal
+        yield
+        return
+    silent = termios.tcgetattr(handle)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(handle, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)
 
 
 class _MarkdownStream:
