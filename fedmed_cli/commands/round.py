@@ -43,8 +43,8 @@ def run_round(
     Example: fedmed round --rounds 3
     """
     from fedmed_cli import bases
-    from fedmed_cli.rounds import default_weights
     from fedmed_cli.errors import TrustError
+    from fedmed_cli.rounds import default_weights
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
