@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PLAN_PANEL = "What the plan fixes"
 COMMON_PANEL = "Everywhere"
+DATA_PANEL = "The data"
+LEAK_PANEL = "What must not leak"
 
 
 def _option(flag: str, *more: str, text: str, panel: str | None = None, **rest: Any) -> Any:
@@ -170,6 +172,42 @@ def rules(
     )
 
 
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        help="question=Q,answer=A for other names (or messages=M, text=T).",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+MaxBadOption = Annotated[
+    float,
+    typer.Option(
+        "--max-bad",
+        min=0.0,
+        max=1.0,
+        help="Share of rows that may be no examples; they are counted and skipped.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+NearDuplicatesOption = Annotated[
+    str,
+    typer.Option(
+        "--near-duplicates",
+        help="Keep texts together that are alike from this similarity (0.3 to 1) on, or off.",
+        rich_help_panel=LEAK_PANEL,
+    ),
+]
+PhiOption = Annotated[
+    str,
+    typer.Option(
+        "--phi",
+        help="Scan for dates, numbers and other identifiers of patients: off, warn, block or redact.",
+        rich_help_panel=LEAK_PANEL,
+    ),
+]
+
+
 def choice(flag: str, value: str, known: tuple[str, ...]) -> str:
     """`value`, or a UsageError that lists what is known."""
     if value not in known:
@@ -216,3 +254,16 @@ def assignment(text: str) -> dict[str, tuple[str, ...]]:
             raise UsageError(f"--assign: expected 'A=x,y;B=z' with each site once, found {part!r}")
         result[site.strip()] = names("--assign", values)
     return result
+
+
+def similarity(flag: str, text: str) -> float | None:
+    """A similarity from 0.3 to 1; None for "off"."""
+    if text == "off":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.3 <= value <= 1:
+        raise UsageError(f"{flag}: expected off or a number from 0.3 to 1, found {text!r}")
+    return value

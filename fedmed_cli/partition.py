@@ -1,130 +1,247 @@
-"""Divide examples among sites, and each site's examples into train, validation, coordinator and test sets.
+"""Divide rows among sites, and each site's rows into train, validation, coordinator and test sets.
 
-What may not be torn apart is a *unit*: examples that share a group or the same question and answer.
-Units go to one site and one set whole, so nothing leaks.
+What may not be torn apart is a *unit*: rows that share a group, are the same text or nearly so. Units go to
+one site and one set whole, so nothing leaks. Everything here works on numbers; no text is looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter, defaultdict
+import heapq
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedmed_cli.duplicates import merge
 from fedmed_cli.errors import InputError, UsageError
-from fedmed_cli.examples import Example
+from fedmed_cli.indexing import Codes, Index
 
 SETS = ("train", "validation", "coordinator", "test")
 HELD_OUT = ("test", "coordinator", "validation")
+METHODS = ("iid", "quantity", "dirichlet", "pathological", "column")
 DEFAULT_SHARES = {"validation": 0.1, "coordinator": 0.1, "test": 0.2}
 FILE_SHARES = {"validation": 0.1, "test": 0.1}
 MIN_LABEL_COUNT = 10
 MIN_UNITS = 8
 MAX_DRAWS = 1000
+NOWHERE = -1
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units in their drawn order. `unit[row]` is a row's unit, `size[unit]` its rows, `sequence` the units' order."""
+
+    unit: Ints
+    size: Ints
+    sequence: Ints
+
+    def members(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows sorted by unit, and where each unit's rows start."""
+        rows = np.argsort(self.unit, kind="stable")
+        return rows, np.concatenate([[0], np.cumsum(self.size, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
 class Partition:
-    """The result: `sets[site][set]` are examples; `num_moved` counts rows that followed their group."""
+    """The result. `places[row]` is site * 4 + set, or -1 for the rest; `num_moved` counts rows that followed others."""
 
-    sets: dict[str, dict[str, list[Example]]]
-    num_groups: int
+    places: Ints
+    num_units: int
     num_moved: int
 
 
-def find_units(examples: Sequence[Example], group_by: str | None) -> list[list[int]]:
-    """Indices of examples, united where they share a group or a text, in order of first appearance."""
-    parent = list(range(len(examples)))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    first: dict[str, int] = {}
-    for index, example in enumerate(examples):
-        for key in {example.group(group_by), example.text_key}:
-            a, b = root(index), root(first.setdefault(key, index))
-            parent[max(a, b)] = min(a, b)
-    units: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(examples)):
-        units[root(index)].append(index)
-    return list(units.values())
+def roots_of(*keys: NDArray[np.uint64] | None, size: int) -> Ints:
+    """For each row the first row that it is united with by an equal key; a key of 0 unites nothing."""
+    roots = np.arange(size, dtype=np.int32)
+    for key in keys:
+        if key is not None:
+            order = np.argsort(key, kind="stable").astype(np.int32)
+            ordered = key[order]
+            at = np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] != 0))
+            if len(at):
+                roots = merge(roots, order[at], order[at + 1])
+    return roots
 
 
-def _order(key: str, seed: int) -> str:
-    return hashlib.sha256(f"{seed}/{key}".encode()).hexdigest()
+def make_units(roots: Ints, order: NDArray[np.uint64]) -> Units:
+    """Units numbered by their first rows, in an order that depends on texts and seed, not on the input's order."""
+    firsts, unit = np.unique(roots, return_inverse=True)
+    if len(firsts) == len(roots):
+        least = order
+    else:
+        rows = np.argsort(unit, kind="stable")
+        starts = np.flatnonzero(np.diff(unit[rows], prepend=-1))
+        least = np.minimum.reduceat(order[rows], starts)
+    return Units(
+        unit.astype(np.int32),
+        np.bincount(unit, minlength=len(firsts)).astype(np.int32),
+        np.argsort(least, kind="stable").astype(np.int32),
+    )
 
 
-def _shuffled(examples: Sequence[Example], units: list[list[int]], seed: int) -> list[list[int]]:
-    """Units in an order that depends on the seed and their texts only, not on the order of the input."""
-    return sorted(units, key=lambda unit: min(_order(examples[index].text_key, seed) for index in unit))
-
-
-def check_columns(examples: Sequence[Example], *columns: str | None) -> None:
-    """InputError where a named column is in no example."""
-    known = set().union(*(example.columns for example in examples)) if examples else set()
-    for column in columns:
-        if column is not None and column not in known:
-            names = ", ".join(sorted(name[:40] for name in known)[:30]) or "no other column"
-            raise InputError(f"the data have no column {column!r}, found {names}")
-
-
-def label_of(example: Example, column: str | None) -> str:
-    return example.columns.get(column, "") if column else ""
-
-
-def by_iid(examples: Sequence[Example], units: list[list[int]], quotas: Mapping[str, float]) -> dict[str, list[int]]:
-    """Give each unit, in the given order, to the site that lacks most towards its quota."""
-    left = dict(quotas)
-    result: dict[str, list[int]] = {site: [] for site in quotas}
-    for unit in units:
-        site = max(left, key=lambda name: left[name])
-        result[site] += unit
-        left[site] -= len(unit)
-    return result
-
-
-def by_dirichlet(
-    examples: Sequence[Example],
-    units: list[list[int]],
+def partition(
+    index: Index,
+    roots: Ints,
     names: Sequence[str],
-    sizes: Sequence[int] | None,
-    label_column: str,
-    alpha: float,
-    seed: int,
-) -> dict[str, list[int]]:
-    """For each label draw the sites' shares from Dirichlet(alpha) (Hsu et al., arXiv 1909.06335).
+    method: str,
+    *,
+    assign: Mapping[str, str] | None = None,
+    alpha: float = 0.5,
+    sizes: Sequence[int] | None = None,
+    min_size: int | None = None,
+    labels_per_site: int = 2,
+    shares: Mapping[str, float] = DEFAULT_SHARES,
+    seed: int = 0,
+) -> Partition:
+    """Divide the rows among the sites `names` by one of METHODS, then each site's into sets.
 
-    With `sizes` the drawn matrix is scaled to them (iterative proportional fitting). Without, draws that
-    leave a site under a tenth of an equal share or under 8 units are drawn again.
+    `sizes` count what each site holds before its held-out sets are taken; they may add up to fewer rows than
+    there are, then the rest is left out (as whole units, last in the drawn order).
     """
-    by_label: dict[str, list[list[int]]] = defaultdict(list)
-    for unit in units:
-        by_label[Counter(label_of(examples[i], label_column) for i in unit).most_common(1)[0][0]].append(unit)
-    labels = sorted(by_label)
-    totals = np.array([sum(map(len, by_label[label])) for label in labels], dtype=float)
+    total = len(index)
+    if sizes is not None and len(sizes) != len(names):
+        raise UsageError(f"--sizes gives {len(sizes)} numbers for {len(names)} hospitals")
+    if sizes is not None and sum(sizes) > total:
+        raise InputError(f"--sizes add up to {sum(sizes)}, but there are {total} examples")
+    units = make_units(roots, index.order)
+    sequence, moved = units.sequence, 0
+    if sizes is not None:
+        sequence = _first(units, sum(sizes))
+    if method in ("iid", "quantity"):
+        quotas = [float(size) for size in sizes] if sizes is not None else [total / len(names)] * len(names)
+        if method == "quantity":
+            quotas = _skewed(total, len(names), alpha, min_size, seed)
+        home = by_quota(units, sequence, quotas)
+    elif method == "dirichlet":
+        assert index.label is not None
+        home = by_dirichlet(units, sequence, index.label, len(names), sizes, min_size, alpha, seed)
+    elif method == "pathological":
+        assert index.label is not None
+        home = by_few_labels(units, sequence, index.label, len(names), labels_per_site, seed)
+    else:
+        assert index.value is not None
+        home, moved = by_column(units, sequence, index.value, names, assign)
+    site_of = np.full(len(units.size), NOWHERE, dtype=np.int32)
+    site_of[sequence] = home
+    held = np.bincount(home, weights=units.size[sequence], minlength=len(names))
+    for name, count in zip(names, held, strict=True):
+        if not count:
+            raise InputError(f"site {name} would get no example")
+        if min_size is not None and count < min_size:
+            raise InputError(f"site {name} would get {int(count)} examples, fewer than --min-size {min_size}")
+    set_of = np.zeros(len(units.size), dtype=np.int32)
+    by_site = np.argsort(home, kind="stable")
+    bounds = np.searchsorted(home[by_site], np.arange(len(names) + 1))
+    for number, name in enumerate(names):
+        own = sequence[by_site[bounds[number] : bounds[number + 1]]]
+        set_of[own] = into_sets(units.size[own], shares, name)
+    place = np.where(site_of == NOWHERE, NOWHERE, site_of * len(SETS) + set_of).astype(np.int32)
+    return Partition(place[units.unit], len(units.size), moved)
+
+
+def _first(units: Units, total: int) -> Ints:
+    """As many units from the front as hold about `total` rows."""
+    kept, count = [], 0
+    for unit, size in zip(units.sequence.tolist(), units.size[units.sequence].tolist(), strict=True):
+        if count + size / 2 <= total:
+            kept.append(unit)
+            count += size
+    return np.array(kept, dtype=np.int32)
+
+
+# --- units to sites: each returns a site number for every unit of `sequence` -------------------------
+
+
+def by_quota(units: Units, sequence: Ints, quotas: Sequence[float]) -> Ints:
+    """Give each unit, in order, to the site that lacks most towards its quota."""
+    heap = [(-quota, site) for site, quota in enumerate(quotas)]
+    heapq.heapify(heap)
+    home = np.empty(len(sequence), dtype=np.int32)
+    for at, size in enumerate(units.size[sequence].tolist()):
+        left, site = heap[0]
+        home[at] = site
+        heapq.heapreplace(heap, (left + size, site))
+    return home
+
+
+def _skewed(total: int, count: int, alpha: float, min_size: int | None, seed: int) -> list[float]:
+    """Sizes of sites drawn from one symmetric Dirichlet(alpha), drawn again while a site has too few rows."""
     generator = np.random.Generator(np.random.Philox(seed))
+    least = min_size if min_size is not None else max(MIN_UNITS, total / count / 100)
     for _ in range(MAX_DRAWS):
-        wanted = generator.dirichlet([alpha] * len(names), size=len(labels)) * totals[:, None]
-        if sizes is not None:
-            wanted = _fit(wanted, totals, np.array(sizes, dtype=float))
-        result, num_units = _fill(wanted, [by_label[label] for label in labels], names, sizes)
-        fewest = min(len(members) for members in result.values())
-        if sizes is not None or (fewest >= len(examples) / len(names) / 10 and min(num_units.values()) >= MIN_UNITS):
-            return result
-    raise InputError(
-        f"no division among {len(names)} hospitals leaves each at least {MIN_UNITS} groups in {MAX_DRAWS} draws",
+        quotas = generator.dirichlet([alpha] * count) * total
+        if quotas.min() >= least:
+            return [float(quota) for quota in quotas]
+    raise _no_division(count, least)
+
+
+def _no_division(count: int, least: float) -> InputError:
+    return InputError(
+        f"no division among {count} hospitals leaves each at least {least:.0f} examples in {MAX_DRAWS} draws",
         hint="raise --alpha, take fewer hospitals, or give --sizes",
     )
 
 
-def _fit(wanted: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def unit_labels(units: Units, sequence: Ints, codes: Codes) -> Ints:
+    """The commonest label of each unit of `sequence`; the first to appear among equally common ones."""
+    rows, starts = units.members()
+    labels = codes.codes[rows[starts[:-1]]]
+    for unit in np.flatnonzero(units.size > 1).tolist():
+        found = codes.codes[rows[starts[unit] : starts[unit + 1]]]
+        if (found != found[0]).any():
+            labels[unit] = Counter(found.tolist()).most_common(1)[0][0]
+    return labels[sequence]
+
+
+def _by_label(labels: Ints, codes: Codes) -> tuple[list[int], list[NDArray[np.int64]]]:
+    """The labels that occur, sorted by name, and the positions of their units in order."""
+    order = np.argsort(labels, kind="stable")
+    found, starts = np.unique(labels[order], return_index=True)
+    parts = dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
+    sorted_labels = sorted(parts, key=lambda label: codes.names[label])
+    return sorted_labels, [parts[label] for label in sorted_labels]
+
+
+def by_dirichlet(
+    units: Units,
+    sequence: Ints,
+    codes: Codes,
+    count: int,
+    sizes: Sequence[int] | None,
+    min_size: int | None,
+    alpha: float,
+    seed: int,
+) -> Ints:
+    """For each label draw the sites' shares from Dirichlet(alpha) (Hsu et al., arXiv 1909.06335).
+
+    With `sizes` the drawn matrix is scaled to them (iterative proportional fitting). Without, draws that
+    leave a site under `min_size` (default: a tenth of an equal share) or under 8 units are drawn again.
+    """
+    _, parts = _by_label(unit_labels(units, sequence, codes), codes)
+    unit_sizes = units.size[sequence]
+    totals = np.array([unit_sizes[part].sum() for part in parts], dtype=float)
+    least = min_size if min_size is not None else len(units.unit) / count / 10
+    generator = np.random.Generator(np.random.Philox(seed))
+    for _ in range(MAX_DRAWS):
+        wanted = generator.dirichlet([alpha] * count, size=len(parts)) * totals[:, None]
+        if sizes is not None:
+            wanted = _fit(wanted, totals, np.array(sizes, dtype=float))
+        # What the greedy filling gives differs by less than a unit a label: hopeless draws need not be filled.
+        elif wanted.sum(axis=0).min() + len(parts) * (unit_sizes.max() + 1) < least:
+            continue
+        home = _fill(wanted, parts, unit_sizes, sizes)
+        held = np.bincount(home, weights=unit_sizes, minlength=count)
+        if sizes is not None or (held.min() >= least and np.bincount(home, minlength=count).min() >= MIN_UNITS):
+            return home
+    raise _no_division(count, max(least, MIN_UNITS))
+
+
+def _fit(wanted: NDArray[np.float64], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.float64]:
     """Scale a positive matrix to the given row and column sums (Sinkhorn, 1967)."""
     wanted = np.maximum(wanted, 1e-9)
     columns = columns * rows.sum() / columns.sum()
@@ -134,174 +251,170 @@ def _fit(wanted: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarra
     return wanted
 
 
-def _fill(
-    wanted: np.ndarray, by_label: list[list[list[int]]], names: Sequence[str], sizes: Sequence[int] | None
-) -> tuple[dict[str, list[int]], dict[str, int]]:
-    result: dict[str, list[int]] = {name: [] for name in names}
-    num_units = dict.fromkeys(names, 0)
-    room = np.array(sizes if sizes is not None else [np.inf] * len(names), dtype=float)
-    for row, units in zip(wanted, by_label, strict=True):
-        left = row.copy()
-        for unit in units:
-            open_sites = np.where(room > 0, left, -np.inf)
-            site = int(np.argmax(open_sites if np.isfinite(open_sites).any() else left))
-            result[names[site]] += unit
-            num_units[names[site]] += 1
-            left[site] -= len(unit)
-            room[site] -= len(unit)
-    return result, num_units
+def _fill(wanted: NDArray[np.float64], parts: list[NDArray[np.int64]], sizes: Ints, room: Sequence[int] | None) -> Ints:
+    """Label by label give each unit to the site that lacks most of it and has room; where none has, to any."""
+    home = np.empty(len(sizes), dtype=np.int32)
+    left_over = [float(size) for size in room] if room is not None else [np.inf] * wanted.shape[1]
+    for row, part in zip(wanted.tolist(), parts, strict=True):
+        all_left = list(row)
+        heap = [(-left, site) for site, left in enumerate(row) if left_over[site] > 0]
+        heapq.heapify(heap)
+        chosen = []
+        for size in sizes[part].tolist():
+            while heap and left_over[heap[0][1]] <= 0:
+                heapq.heappop(heap)
+            if heap:
+                left, site = heap[0]
+                heapq.heapreplace(heap, (left + size, site))
+            else:
+                site = max(range(len(all_left)), key=all_left.__getitem__)
+            all_left[site] -= size
+            left_over[site] -= size
+            chosen.append(site)
+        home[part] = chosen
+    return home
+
+
+def by_few_labels(units: Units, sequence: Ints, codes: Codes, count: int, each: int, seed: int) -> Ints:
+    """Each site gets `each` labels, every label at least one site, which share it evenly (McMahan et al. 2017)."""
+    labels, parts = _by_label(unit_labels(units, sequence, codes), codes)
+    if each > len(labels):
+        raise InputError(f"--labels-per-site is {each}, but there are {len(labels)} labels")
+    if each * count < len(labels):
+        raise InputError(
+            f"{count} hospitals with {each} labels each leave some of {len(labels)} labels without a hospital",
+            hint=f"take --labels-per-site {-(-len(labels) // count)} or more, or more hospitals",
+        )
+    generator = np.random.Generator(np.random.Philox(seed))
+    drawn = generator.permutation(len(labels)).tolist()
+    takers: list[list[int]] = [[] for _ in labels]
+    for at in range(each * count):
+        takers[drawn[at % len(labels)]].append(at // each)
+    home = np.empty(len(sequence), dtype=np.int32)
+    for part, sites in zip(parts, takers, strict=True):
+        sizes = units.size[sequence[part]]
+        heap = [(-float(sizes.sum()) / len(sites), site) for site in sites]
+        heapq.heapify(heap)
+        for at, size in zip(part.tolist(), sizes.tolist(), strict=True):
+            left, site = heap[0]
+            home[at] = site
+            heapq.heapreplace(heap, (left + size, site))
+    return home
 
 
 def by_column(
-    examples: Sequence[Example],
-    units: list[list[int]],
-    names: Sequence[str],
-    column: str,
-    assign: Mapping[str, str] | None,
-) -> tuple[dict[str, list[int]], int]:
+    units: Units, sequence: Ints, codes: Codes, names: Sequence[str], assign: Mapping[str, str] | None
+) -> tuple[Ints, int]:
     """Give each value of a column to a site; a unit that spans sites goes to the one that holds most of it.
 
-    Without `assign` the most frequent value goes first, each to the site with the fewest examples so far.
-    Returns the sites' indices and how many examples moved with their unit.
+    Without `assign` the most frequent value goes first, each to the site with the fewest rows so far.
+    Returns the sites and how many rows moved with their unit.
     """
-    counts = Counter(label_of(example, column) for example in examples)
+    totals = np.bincount(codes.codes, minlength=len(codes.names)).tolist()
+    counts = {value: total for value, total in zip(codes.names, totals, strict=True) if total}
     if assign is None:
         if len(counts) < len(names):
-            raise InputError(f"column {column!r} has {len(counts)} values, fewer than {len(names)} hospitals")
+            raise InputError(f"the column has {len(counts)} values, fewer than {len(names)} hospitals")
         assign = {}
         load = dict.fromkeys(sorted(names), 0)
-        for value, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        for value, total in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             assign[value] = min(load, key=lambda name: load[name])
-            load[assign[value]] += count
+            load[assign[value]] += total
     else:
-        missing = {value: count for value, count in counts.items() if value not in assign}
-        if missing:
-            shown = [value for value in sorted(missing) if missing[value] >= MIN_LABEL_COUNT]
-            raise InputError(
-                f"--assign leaves {len(missing)} values of column {column!r} ({sum(missing.values())} examples) "
-                f"without a hospital{': ' if shown else ''}{', '.join(repr(value[:60]) for value in shown[:20])}"
-            )
-        for value in assign:
-            if value not in counts:
-                raise InputError(f"--assign names {value[:60]!r}, which is no value of column {column!r}")
-    result: dict[str, list[int]] = {name: [] for name in names}
+        _check_assign(assign, counts)
+    site_of_value = np.array([names.index(assign.get(value, names[0])) for value in codes.names], dtype=np.int32)
+    rows, starts = units.members()
+    sites = site_of_value[codes.codes[rows]]
+    home = sites[starts[:-1]].copy()
     moved = 0
-    for unit in units:
-        votes = Counter(assign[label_of(examples[index], column)] for index in unit)
-        site = min(votes, key=lambda name: (-votes[name], name))
-        result[site] += unit
-        moved += len(unit) - votes[site]
-    return result, moved
+    for unit in np.flatnonzero(units.size > 1).tolist():
+        own = sites[starts[unit] : starts[unit + 1]]
+        if (own != own[0]).any():
+            votes = Counter(own.tolist())
+            home[unit] = min(votes, key=lambda site: (-votes[site], names[site]))
+            moved += len(own) - votes[int(home[unit])]
+    return home[sequence], moved
 
 
-def into_sets(
-    examples: Sequence[Example], units: list[list[int]], shares: Mapping[str, float], site: str
-) -> dict[str, list[Example]]:
-    """Divide one site's units, in the given order, into the sets: each held-out set gets its share or a little more."""
-    wanted = [name for name in HELD_OUT if shares.get(name, 0) > 0]
-    if len(units) <= len(wanted):
+def _check_assign(assign: Mapping[str, str], counts: Mapping[str, int]) -> None:
+    missing = {value: total for value, total in counts.items() if value not in assign}
+    if missing:
+        # A rare value may point at a person: those are counted, not named.
+        shown = [value for value in sorted(missing) if missing[value] >= MIN_LABEL_COUNT]
         raise InputError(
-            f"site {site} holds {len(units)} groups, too few for {len(wanted) + 1} sets without a leak",
-            hint="take fewer hospitals, more data, or another --group-by",
+            f"--assign leaves {len(missing)} values of the column ({sum(missing.values())} examples) "
+            f"without a hospital{': ' if shown else ''}{', '.join(repr(value[:60]) for value in shown[:20])}"
         )
-    total = sum(map(len, units))
-    queue = list(units)
-    chosen: dict[str, list[int]] = {name: [] for name in SETS}
+    for value in assign:
+        if value not in counts:
+            raise InputError(f"--assign names {value[:60]!r}, which is no value of the column")
+
+
+def into_sets(sizes: Ints, shares: Mapping[str, float], site: str) -> Ints:
+    """The set number of each of a site's units, given in order: each held-out set gets its share or a little more."""
+    wanted = [name for name in HELD_OUT if shares.get(name, 0) > 0]
+    if len(sizes) <= len(wanted):
+        raise InputError(
+            f"site {site} holds {len(sizes)} groups, too few for {len(wanted) + 1} sets without a leak",
+            hint="take fewer hospitals, more data, another --group-by, or a higher --near-duplicates",
+        )
+    total = int(sizes.sum())
+    result = np.zeros(len(sizes), dtype=np.int32)
+    at = 0
     for position, name in enumerate(wanted):
-        target = shares[name] * total
-        while len(queue) > len(wanted) - position and (
-            not chosen[name] or len(chosen[name]) + len(queue[0]) / 2 <= target
+        count = 0
+        while len(sizes) - at > len(wanted) - position and (
+            count == 0 or count + int(sizes[at]) / 2 <= shares[name] * total
         ):
-            chosen[name] += queue.pop(0)
-    chosen["train"] = [index for unit in queue for index in unit]
-    return {name: [examples[index] for index in sorted(indices)] for name, indices in chosen.items()}
+            result[at] = SETS.index(name)
+            count += int(sizes[at])
+            at += 1
+    return result
 
 
-def partition(
-    examples: Sequence[Example],
-    names: Sequence[str],
-    method: str,
-    *,
-    column: str | None = None,
-    label_column: str | None = None,
-    assign: Mapping[str, str] | None = None,
-    alpha: float = 0.5,
-    sizes: Sequence[int] | None = None,
-    group_by: str | None = None,
-    shares: Mapping[str, float] = DEFAULT_SHARES,
-    seed: int = 0,
-) -> Partition:
-    """Divide `examples` among the sites `names` by "iid", "dirichlet" or "column", then each into sets.
-
-    `sizes` count what each site holds before its held-out sets are taken; they may add up to fewer examples
-    than there are, then the rest is left out (as whole units, last in the shuffled order).
-    """
-    check_columns(examples, column, label_column, group_by)
-    if sizes is not None and len(sizes) != len(names):
-        raise UsageError(f"--sizes gives {len(sizes)} numbers for {len(names)} hospitals")
-    if sizes is not None and sum(sizes) > len(examples):
-        raise InputError(f"--sizes add up to {sum(sizes)}, but there are {len(examples)} examples")
-    units = _shuffled(examples, find_units(examples, group_by), seed)
-    num_groups, moved = len(units), 0
-    if sizes is not None:
-        units = _first(units, sum(sizes))
-    if method == "iid":
-        quotas = sizes if sizes is not None else [len(examples) / len(names)] * len(names)
-        members = by_iid(examples, units, dict(zip(names, quotas, strict=True)))
-    elif method == "dirichlet":
-        assert label_column is not None
-        members = by_dirichlet(examples, units, names, sizes, label_column, alpha, seed)
-    else:
-        assert column is not None
-        members, moved = by_column(examples, units, names, column, assign)
-    for name in names:
-        if not members[name]:
-            raise InputError(f"site {name} would get no example")
-    home = {index: name for name, indices in members.items() for index in indices}
-    by_site: dict[str, list[list[int]]] = {name: [] for name in names}
-    for unit in units:
-        by_site[home[unit[0]]].append(unit)
-    sets = {name: into_sets(examples, by_site[name], shares, name) for name in names}
-    return Partition(sets, num_groups, moved)
+# --- a hospital's own file ---------------------------------------------------------------------------
 
 
-def _first(units: list[list[int]], total: int) -> list[list[int]]:
-    """As many units from the front as hold about `total` examples."""
-    kept, count = [], 0
-    for unit in units:
-        if count + len(unit) / 2 <= total:
-            kept.append(unit)
-            count += len(unit)
-    return kept
+def keyed_hash(key: str, seed: int) -> str:
+    """SHA-256 over the seed and a key, as hexadecimal digits."""
+    return hashlib.sha256(f"{seed}/{key}".encode()).hexdigest()
 
 
 def divide_file(
-    examples: Sequence[Example], group_by: str | None, seed: int, shares: Mapping[str, float] = FILE_SHARES
-) -> tuple[dict[str, list[Example]], int]:
-    """Divide a hospital's own file into train, validation and test by a keyed hash of each unit.
+    roots: Ints, groups: Sequence[str], seed: int, shares: Mapping[str, float] = FILE_SHARES
+) -> tuple[dict[str, list[int]], int]:
+    """Divide a hospital's own rows into train, validation and test by a keyed hash of each unit.
 
-    A file that grows moves no example from one set to another, unless new rows join two groups into one.
-    Returns the sets and the number of units.
+    `groups` names each row's group, or its text. A file that grows moves no row from one set to another,
+    unless new rows join two units into one. Returns the sets' rows and the number of units.
     """
-    check_columns(examples, group_by)
-    units = find_units(examples, group_by)
-    sets: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
-    for unit in units:
-        place = min(int(_order(examples[index].group(group_by), seed)[:13], 16) / 16**13 for index in unit)
+    members: dict[int, list[int]] = {}
+    for row, root in enumerate(roots.tolist()):
+        members.setdefault(root, []).append(row)
+    sets: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for unit in members.values():
+        place = min(int(keyed_hash(groups[row], seed)[:13], 16) / 16**13 for row in unit)
         # The least of several hashes is not uniform: hash it once more.
-        place = int(_order(repr(place), seed)[:13], 16) / 16**13
+        place = int(keyed_hash(repr(place), seed)[:13], 16) / 16**13
         name = "test" if place < shares["test"] else "train"
         if shares["test"] <= place < shares["test"] + shares["validation"]:
             name = "validation"
-        sets[name] += [examples[index] for index in unit]
-    return sets, len(units)
+        sets[name] += unit
+    return sets, len(members)
 
 
-def histogram(examples: Sequence[Example], column: str | None) -> dict[str, int]:
-    """Counts of a label column; values seen fewer than 10 times are pooled as "other"."""
+# --- what it is made of -------------------------------------------------------------------------------
+
+
+def histogram(codes: Codes | None, chosen: NDArray[np.bool_]) -> dict[str, int]:
+    """Counts of the labels of the chosen rows; values seen fewer than 10 times are pooled as "other"."""
+    if codes is None:
+        total = int(chosen.sum())
+        return {"none" if total >= MIN_LABEL_COUNT else "other": total} if total else {}
     result: Counter[str] = Counter()
-    for label, count in Counter(label_of(example, column) for example in examples).items():
-        result[label or "none" if count >= MIN_LABEL_COUNT else "other"] += count
+    for name, count in zip(codes.names, np.bincount(codes.codes[chosen], minlength=len(codes.names)), strict=True):
+        if count:
+            result[(name or "none") if count >= MIN_LABEL_COUNT else "other"] += int(count)
     return dict(sorted(result.items()))
 
 
@@ -313,30 +426,8 @@ def jensen_shannon(first: Mapping[str, int], second: Mapping[str, int]) -> float
     p, q = p / max(p.sum(), 1), q / max(q.sum(), 1)
     middle = (p + q) / 2
 
-    def divergence(a: np.ndarray) -> float:
+    def divergence(a: NDArray[np.float64]) -> float:
         some = a > 0
         return float(np.sum(a[some] * np.log2(a[some] / middle[some])))
 
     return float(np.sqrt(max(0.0, (divergence(p) + divergence(q)) / 2)))
-
-
-def count_leaks(folder: Path, names: Sequence[str], group_by: str | None) -> dict[str, int]:
-    """Read the written files again, by a path of its own, and count what is in two sets.
-
-    Returns the number of rows, and of texts and groups that stand in more than one file.
-    """
-    files = [folder / name / f"{part}.jsonl" for name in names for part in ("train", "validation")]
-    files += [folder / "coordinator.jsonl", folder / "test.jsonl"]
-    seen: dict[str, dict[str, set[int]]] = {"texts": defaultdict(set), "groups": defaultdict(set)}
-    rows = 0
-    for number, path in enumerate(files):
-        for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-            if line:
-                row = json.loads(line)
-                rows += 1
-                text = " ".join((row["question"] + " \x1f " + row["answer"]).split()).casefold()
-                seen["texts"][text].add(number)
-                if group_by and row.get(group_by):
-                    seen["groups"][row[group_by]].add(number)
-    shared = {f"{kind}_in_two_sets": sum(len(at) > 1 for at in where.values()) for kind, where in seen.items()}
-    return {"rows": rows} | shared

@@ -387,10 +387,34 @@ class SiteCounts:
     test: int
     labels: dict[str, int]
     jensen_shannon: float
+    phi: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         return self.train + self.validation + self.coordinator + self.test
+
+
+@dataclass(frozen=True)
+class BadRowCounts:
+    """Rows of one kind that are no examples, and the places of the first hundred as "file:line"."""
+
+    count: int
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """The search for texts that are nearly the same, and what the check of the written files found.
+
+    `num_rows` rows are like a row that no group or text united them with; they were united. The check compared
+    `num_pairs` pairs of rows in two sets exactly; `num_torn` rows are in a pair of at least the similarity, which
+    the search, an estimate, has missed.
+    """
+
+    similarity: float
+    num_rows: int
+    num_pairs: int
+    num_torn: int
 
 
 @dataclass(frozen=True)
@@ -401,7 +425,7 @@ class SplitRecord(Record):
 
     source: Literal["corpus", "file", "hub"]
     source_digest: str
-    method: Literal["iid", "dirichlet", "column"]
+    method: Literal["iid", "quantity", "dirichlet", "pathological", "column"]
     column: str | None
     label_column: str | None
     group_by: str | None
@@ -415,6 +439,16 @@ class SplitRecord(Record):
     num_moved: int
     checks: dict[str, int]
     sites: dict[str, SiteCounts]
+    bad_rows: dict[str, BadRowCounts] = field(default_factory=dict)
+    labels_per_site: int | None = None
+    max_bad: float = 0.0
+    min_size: int | None = None
+    near_duplicates: NearDuplicates | None = None
+    num_left_out: int = 0
+    num_turns_left_out: int = 0
+    phi: Literal["off", "warn", "block", "redact"] = "off"
+    phi_found: dict[str, int] = field(default_factory=dict)
+    topics: int | None = None
     run: Run = field(default_factory=dict)
 
 
@@ -432,6 +466,10 @@ class DivisionRecord(Record):
     validation: int
     test: int
     num_groups: int
+    bad_rows: dict[str, BadRowCounts] = field(default_factory=dict)
+    near_duplicates: NearDuplicates | None = None
+    phi: Literal["off", "warn", "block", "redact"] = "off"
+    phi_found: dict[str, int] = field(default_factory=dict)
     run: Run = field(default_factory=dict)
 
 

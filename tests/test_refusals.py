@@ -377,6 +377,7 @@ def test_ctrl_c_while_training_leaves_the_workspace_as_it_was(split_workspace, t
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell lets its jobs ignore it
     )
     measurements = split_workspace.private / "measurements"
     deadline = time.monotonic() + 120
@@ -384,7 +385,10 @@ def test_ctrl_c_while_training_leaves_the_workspace_as_it_was(split_workspace, t
         time.sleep(0.1)
     time.sleep(1)  # the loss before training is measured: now it trains
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert out == ""
     assert err.splitlines()[-1].startswith("fedmed: ")

@@ -9,33 +9,103 @@ import typer
 
 from fedmed_cli import options as o
 
+DIVISION_PANEL = "How to divide"
+
 
 def split(
     dataset: Annotated[
-        str, typer.Option("--dataset", help="corpus (bundled), a JSON, JSONL, CSV, TSV or Parquet file, or a hub id.")
-    ] = "corpus",
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            help="corpus (bundled), a JSON, JSONL, CSV, TSV, Parquet or Arrow file (.gz and .zst too), a glob, a "
+            "folder, or a hub id; more than once for several files [corpus].",
+            rich_help_panel=o.DATA_PANEL,
+        ),
+    ] = None,
+    columns: o.ColumnsOption = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Take the first rows only.", rich_help_panel=o.DATA_PANEL)
+    ] = None,
+    max_bad: o.MaxBadOption = 0.001,
     hospitals: Annotated[int, typer.Option("--hospitals", min=1, max=1000, help="How many: A, B, C …")] = 3,
     site_names: Annotated[str | None, typer.Option("--names", help="The hospitals' names, by comma.")] = None,
     by: Annotated[
         str | None,
-        typer.Option("--by", help="iid, dirichlet or column:NAME [dirichlet where there is a label, else iid]."),
+        typer.Option(
+            "--by",
+            help="iid, quantity, dirichlet, pathological or column:NAME [dirichlet where there is a label, else iid].",
+            rich_help_panel=DIVISION_PANEL,
+        ),
     ] = None,
-    alpha: Annotated[float, typer.Option("--alpha", min=0.001, help="Dirichlet: small is unlike, large alike.")] = 0.5,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            "--alpha",
+            min=0.001,
+            help="Of dirichlet and quantity: small is unlike, large alike.",
+            rich_help_panel=DIVISION_PANEL,
+        ),
+    ] = 0.5,
     assign: Annotated[
-        str | None, typer.Option("--assign", help="With column:NAME, values to hospitals: 'A=x,y;B=z'.")
+        str | None,
+        typer.Option(
+            "--assign", help="With column:NAME, values to hospitals: 'A=x,y;B=z'.", rich_help_panel=DIVISION_PANEL
+        ),
     ] = None,
-    sizes: Annotated[str | None, typer.Option("--sizes", help="Examples of each hospital, by comma.")] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", help="Examples of each hospital, by comma.", rich_help_panel=DIVISION_PANEL),
+    ] = None,
+    min_size: Annotated[
+        int | None,
+        typer.Option("--min-size", min=1, help="Fewest examples of a hospital.", rich_help_panel=DIVISION_PANEL),
+    ] = None,
     label: Annotated[
-        str | None, typer.Option("--label", help="The label column of dirichlet and of the table.")
+        str | None,
+        typer.Option(
+            "--label",
+            help="The label column of dirichlet, pathological and the table; without one the texts' topics.",
+            rich_help_panel=DIVISION_PANEL,
+        ),
     ] = None,
+    labels_per_site: Annotated[
+        int,
+        typer.Option(
+            "--labels-per-site", min=1, help="Labels a hospital has, with pathological.", rich_help_panel=DIVISION_PANEL
+        ),
+    ] = 2,
+    num_topics: Annotated[
+        int,
+        typer.Option(
+            "--topics", min=2, max=200, help="How many, where there is no label column.", rich_help_panel=DIVISION_PANEL
+        ),
+    ] = 10,
     group_by: Annotated[
-        str | None, typer.Option("--group-by", help="Keep rows with the same value together [corpus: focus].")
+        str | None,
+        typer.Option(
+            "--group-by",
+            help="Keep rows with the same value together, such as patient_id [corpus: focus].",
+            rich_help_panel=o.LEAK_PANEL,
+        ),
     ] = None,
-    columns: Annotated[str | None, typer.Option("--columns", help="question=Q,answer=A for other names.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take the first rows only.")] = None,
-    validation_share: Annotated[float, typer.Option("--validation-share", help="Of each hospital.")] = 0.1,
-    coordinator_share: Annotated[float, typer.Option("--coordinator-share", help="Of each hospital.")] = 0.1,
-    test_share: Annotated[float, typer.Option("--test-share", help="Of each hospital.")] = 0.2,
+    near_duplicates: o.NearDuplicatesOption = "0.6",
+    phi: o.PhiOption = "warn",
+    validation_share: Annotated[
+        float, typer.Option("--validation-share", help="Of each hospital.", rich_help_panel=DIVISION_PANEL)
+    ] = 0.1,
+    coordinator_share: Annotated[
+        float, typer.Option("--coordinator-share", help="Of each hospital.", rich_help_panel=DIVISION_PANEL)
+    ] = 0.1,
+    test_share: Annotated[
+        float, typer.Option("--test-share", help="Of each hospital.", rich_help_panel=DIVISION_PANEL)
+    ] = 0.2,
+    file_format: Annotated[
+        str, typer.Option("--format", help="Of the hospitals' files: jsonl or parquet.", rich_help_panel=o.DATA_PANEL)
+    ] = "jsonl",
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the hospitals' make-up into this PNG or SVG file.", dir_okay=False),
+    ] = None,
     base: o.BaseOption = None,
     revision: o.RevisionOption = None,
     max_steps: o.MaxStepsOption = None,
@@ -55,21 +125,23 @@ def split(
 ) -> None:
     """Make hospitals out of one data set, and write the plan if there is none.
 
-    No example, text or group is in two sets; the check's result is in data/split.json.
+    No example, text, near-duplicate or group is in two sets; the check's result is in data/split.json.
 
     Example: fedmed split --hospitals 3
     """
-    from fedmed_cli.examples import read_dataset
+    from fedmed_cli import splitting
+    from fedmed_cli.commands.rows import rows_progress
+    from fedmed_cli.commands.tables import split_table
+    from fedmed_cli.phi import MODES
     from fedmed_cli.plans import PlanOptions
+    from fedmed_cli.readers import Source
     from fedmed_cli.screen import Screen
-    from fedmed_cli.splitting import default_names
-    from fedmed_cli.splitting import split as run
+    from fedmed_cli.set_files import FORMATS
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     assigned = o.assignment(assign) if assign else None
-    chosen = o.names("--names", site_names) if site_names else tuple(assigned or default_names(hospitals))
     plan_options = PlanOptions(
         base=base,
         revision=revision,
@@ -84,23 +156,31 @@ def split(
         system_prompt=system_prompt,
         seed=seed,
     )
-    data = read_dataset(dataset, o.mapping("--columns", columns) if columns else None, limit)
-    with place.lock():
-        result = run(
-            place,
-            data,
-            plan_options,
-            names=chosen,
-            by=by,
-            assign=assigned,
-            alpha=alpha,
-            sizes=o.numbers("--sizes", sizes) if sizes else None,
-            label=label,
-            group_by=group_by,
-            shares={"validation": validation_share, "coordinator": coordinator_share, "test": test_share},
-            limit=limit,
-            say=screen.say,
-        )
-    from fedmed_cli.commands.tables import split_table
+    options = splitting.SplitOptions(
+        names=o.names("--names", site_names) if site_names else tuple(assigned or splitting.default_names(hospitals)),
+        by=by,
+        assign=assigned,
+        alpha=alpha,
+        sizes=o.numbers("--sizes", sizes) if sizes else None,
+        min_size=min_size,
+        labels_per_site=labels_per_site,
+        label=label,
+        num_topics=num_topics,
+        group_by=group_by,
+        near_duplicates=o.similarity("--near-duplicates", near_duplicates),
+        shares={"validation": validation_share, "coordinator": coordinator_share, "test": test_share},
+        max_bad=max_bad,
+        phi=o.choice("--phi", phi, MODES),  # type: ignore[arg-type]  # one of MODES
+        file_format=o.choice("--format", file_format, FORMATS),  # type: ignore[arg-type]  # one of FORMATS
+    )
+    if plot is not None:
+        from fedmed_cli import plots
 
+        plots.check(plot)
+    source = Source(dataset or ["corpus"], o.mapping("--columns", columns) if columns else None, limit)
+    with place.lock(), rows_progress(screen, "split") as progress:
+        result = splitting.split(place, source, plan_options, options, screen.say, progress)
+    if plot is not None:
+        plots.draw(result.record, plot)
+        screen.say(f"wrote {plot}")
     screen.result(result.record.to_dict(), *split_table(place, result))

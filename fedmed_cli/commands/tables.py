@@ -141,26 +141,30 @@ def scores_table(record: Scores) -> Table:
 
 
 def comparison_table(record: Comparison) -> list[Table | str]:
-    parts = list(next(iter(record.scores.values())))
+    """Overall loss of each adapter with paired differences, then the loss on each site's share."""
     with_global = any(score[OVERALL].against_global for score in record.scores.values())
-    columns = ["adapter", "loss", "perplexity", "against base, 95 %"]
-    columns += ["against global, 95 %"] if with_global else []
-    columns += [f"loss on {part}" for part in parts if part != OVERALL]
+    columns = ["adapter", "loss", "ppl", "against base, 95 %", *(["against global, 95 %"] if with_global else [])]
     rows = []
     for name, score in record.scores.items():
         overall = score[OVERALL]
         row = [name, f"{overall.loss:.4f}", f"{overall.perplexity:.2f}", interval_text(overall.against_base)]
-        row += [interval_text(overall.against_global)] if with_global else []
-        row += [f"{score[part].loss:.4f}" for part in parts if part != OVERALL]
-        rows.append(row)
-    base = next(iter(record.scores.values()))[OVERALL]
+        rows.append([*row, *([interval_text(overall.against_global)] if with_global else [])])
+    first = next(iter(record.scores.values()))
     lines: list[Table | str] = [
-        Table(f"Held-out loss on {base.num_examples} examples of {record.examples}", columns, rows),
-        f"Nats per answer token ({base.num_tokens:,} tokens); differences are paired, negative is better; "
-        f"intervals resample {base.num_groups} groups.",
+        Table(f"Held-out loss on {first[OVERALL].num_examples} examples of {record.examples}", columns, rows)
     ]
+    parts = [part for part in first if part != OVERALL]
+    if len(parts) > 1:
+        own = [[name, *(f"{score[part].loss:.4f}" for part in parts)] for name, score in record.scores.items()]
+        heads = [f"{part} ({first[part].num_examples})" for part in parts]
+        lines.append(Table("Loss on each site's share (examples)", ["adapter", *heads], own))
+    base = first[OVERALL]
+    lines.append(
+        f"Nats per answer token ({base.num_tokens:,} tokens); differences are paired, negative is better; "
+        f"intervals resample {base.num_groups} groups."
+    )
     if base.num_groups < FEW_GROUPS:
-        lines.append(f"only {base.num_groups} groups: the intervals are rough (30 or more are wanted)")
+        lines.append(f"only {base.num_groups} groups: the intervals are rough ({FEW_GROUPS} or more are wanted)")
     return lines
 
 

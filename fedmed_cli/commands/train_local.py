@@ -13,12 +13,18 @@ from fedmed_cli import options as o
 def train_local(
     site: Annotated[str, typer.Option("--site", help="This hospital's name in the plan.")],
     data: Annotated[
-        str | None, typer.Option("--data", help="The hospital's own file; without it, data/SITE/ of the workspace.")
+        list[str] | None,
+        typer.Option(
+            "--data", help="The hospital's own file (or several, or a glob); without it, data/SITE/ of the workspace."
+        ),
     ] = None,
-    columns: Annotated[str | None, typer.Option("--columns", help="question=Q,answer=A for other names.")] = None,
+    columns: o.ColumnsOption = None,
+    max_bad: o.MaxBadOption = 0.001,
     group_by: Annotated[
         str | None, typer.Option("--group-by", help="With --data, keep rows with the same value together.")
     ] = None,
+    near_duplicates: o.NearDuplicatesOption = "0.6",
+    phi: o.PhiOption = "warn",
     global_adapter: Annotated[
         Path | None, typer.Option("--global", help="The coordinator's global adapter of the round before.")
     ] = None,
@@ -55,6 +61,7 @@ def train_local(
     from fedmed_cli.commands.signing import load_signer
     from fedmed_cli.errors import InputError, UsageError
     from fedmed_cli.examples import read_dataset
+    from fedmed_cli.phi import MODES, Mode
     from fedmed_cli.plans import PlanOptions, check_options
     from fedmed_cli.screen import Screen
     from fedmed_cli.trust import signer_for
@@ -79,9 +86,12 @@ def train_local(
         raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
+    phi_mode: Mode = o.choice("--phi", phi, MODES)  # type: ignore[assignment]  # one of MODES
+    alike = o.similarity("--near-duplicates", near_duplicates)
+    mapped = o.mapping("--columns", columns) if columns else None
     signer = signer_for(site, plan, load_signer(screen, key, workspace))
-    rows = read_dataset(data, o.mapping("--columns", columns) if columns else None) if data else None
     with place.lock():
+        rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
         accepted, round_number, start = None, place.newest_round() + 1, None
         if global_adapter is not None:
             folder, number, new = rounds.accept_global(place, plan, global_adapter, require_signatures, screen.say)
@@ -95,7 +105,9 @@ def train_local(
         if rows is None:
             examples = core.workspace_data(place, site)
         else:
-            examples = core.file_data(place, plan, site, rows, group_by, screen.say)
+            examples = core.file_data(
+                place, plan, site, rows, group_by, screen.say, near_duplicates=alike, phi_mode=phi_mode
+            )
         from fedmed_cli.commands.live import step_events
 
         screen.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")

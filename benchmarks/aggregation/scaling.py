@@ -1,0 +1,177 @@
+"""How aggregation scales, and how it compares with PEFT's own.
+
+    python benchmarks/aggregation/scaling.py sites     30, 100, 300 and 1,000 sites of a small shape, whole commands
+    python benchmarks/aggregation/scaling.py ten       ten sites, r = 16, all linear layers of the embedded base
+    python benchmarks/aggregation/scaling.py peft      three adapters: fedmed's svd against add_weighted_adapter(svd)
+
+Each figure comes from a process of its own where memory counts. Results are printed as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fedmed_cli import adapters, embedded
+from fedmed_cli.adapters import Adapter
+from fedmed_cli.aggregation.factors import update_norm
+from fedmed_cli.aggregation.rules import svd
+from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.records import Base, Contribution, Lora, Plan, Prompt, Sites, Training
+
+SMALL = {"model.layers.*.self_attn.q_proj": (256, 256, 8), "model.layers.*.self_attn.v_proj": (64, 256, 8)}
+ALL_LINEAR = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
+
+
+def random_adapter(plan: Plan, seed: int) -> Adapter:
+    """As after training: A near the plan's initial one, B small."""
+    rng = np.random.default_rng(seed)
+    factors = {
+        module: (
+            (a + rng.normal(0, 1e-3, a.shape)).astype(np.float32),
+            rng.normal(0, 1e-3, b.shape).astype(np.float32),
+        )
+        for module, (a, b) in adapters.initial_factors(plan).items()
+    }
+    return adapters.plan_adapter(plan, factors)
+
+
+def write_contribution(plan: Plan, site: str, seed: int, home: Path) -> None:
+    initial = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    adapter = random_adapter(plan, seed)
+    files = adapters.adapter_files(adapter, adapters.readme(plan.base, adapter, "Random", "Random numbers."))
+    record = Contribution(
+        site=site, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint=plan.base.fingerprint,
+        parent=initial.digest, adapter=adapter.digest, adapter_bytes=sum(map(len, files.values())),
+        base_bytes=plan.base.num_bytes, num_examples=1000, num_tokens=100_000, num_truncated=0, num_skipped=0,
+        max_steps=100, num_trained_examples=200, num_trained_tokens=20_000, per_device_train_batch_size=2,
+        losses=(1.0,), validation_before=None, validation_after=None, update_norm=update_norm(initial, adapter),
+        files={file: sha256_bytes(data) for file, data in files.items()},
+    )  # fmt: skip
+    home.mkdir(parents=True)
+    for file, data in (files | {adapters.CONTRIBUTION_NAME: record.to_bytes()}).items():
+        (home / file).write_bytes(data)
+
+
+MEASURED = """
+import resource, sys, time
+from fedmed_cli.app import main
+main(["--version"])
+import numpy, fedmed_cli.rounds
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+code = main(["aggregate", "--weights", "tokens", "-q", "-C", sys.argv[1]])
+print(code, time.perf_counter() - started, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def sites(folder: Path) -> None:
+    for count in (30, 100, 300, 1000):
+        root = folder / str(count)
+        names = tuple(f"H{i:04d}" for i in range(count))
+        base = Base("small", "", "0" * 64, 10_000_000, SMALL)
+        plan = Plan(base, Lora(), Prompt(), Training(), Sites(names, count))
+        root.mkdir()
+        (root / "federation.toml").write_bytes(plan.to_bytes())
+        for number, name in enumerate(names):
+            write_contribution(plan, name, number, root / "adapters" / name)
+        found = []
+        for _ in range(3):
+            shutil.rmtree(root / "rounds", ignore_errors=True)
+            done = subprocess.run(
+                [sys.executable, "-c", MEASURED, str(root)], capture_output=True, text=True, check=True
+            )
+            code, seconds, before, after = done.stdout.split()[-4:]
+            assert code == "0", done.stderr
+            found.append((float(seconds), (int(after) - int(before)) / 1024))
+        seconds, memory = min(found)
+        print(json.dumps({"sites": count, "seconds": round(seconds, 3), "ms_per_site": round(1000 * seconds / count, 2),
+                          "megabytes_above_start": round(memory, 1)}), flush=True)  # fmt: skip
+        shutil.rmtree(root)
+
+
+def ten(folder: Path) -> None:
+    plan = Plan(embedded.BASE, Lora(r=16, alpha=32.0, targets=ALL_LINEAR), Prompt(), Training(),
+                Sites(tuple("ABCDEFGHIJ"), 10))  # fmt: skip
+    parent = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    members = [random_adapter(plan, seed) for seed in range(10)]
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        svd(plan, parent, members, [0.1] * 10)
+        times.append(time.perf_counter() - started)
+    print(json.dumps({"sites": 10, "r": 16, "modules": len(plan.modules), "seconds": round(min(times), 3)}))
+
+
+def peft(folder: Path) -> None:
+    """Time and error against the exact mean, interleaved in one process."""
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    plan = Plan(embedded.BASE, Lora(), Prompt(), Training(), Sites(("A", "B", "C"), 3))
+    parent = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    members = [random_adapter(plan, seed) for seed in range(3)]
+    weights = [0.5, 0.3, 0.2]
+    config = transformers.LlamaConfig(
+        **{k: v for k, v in embedded._CONFIG.items() if k not in ("architectures", "dtype")}
+    )
+    model = transformers.LlamaForCausalLM(config)
+    loaded = None
+    for name, adapter in zip("ABC", members, strict=True):
+        home = folder / name
+        home.mkdir()
+        for file, data in adapters.adapter_files(adapter, "x").items():
+            (home / file).write_bytes(data)
+        if loaded is None:
+            loaded = PeftModel.from_pretrained(model, home, adapter_name=name)
+        else:
+            loaded.load_adapter(home, adapter_name=name)
+    ours, theirs = [], []
+    for number in range(4):
+        started = time.perf_counter()
+        result, _ = svd(plan, parent, members, weights)
+        ours.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        loaded.add_weighted_adapter(list("ABC"), weights, f"mean{number}", combination_type="svd", svd_rank=8)
+        theirs.append(time.perf_counter() - started)
+    cut, total = np.zeros(2), 0.0
+    for module in plan.modules:
+        mean = sum(
+            w * m.scaling * m.factors[module][1].astype(float) @ m.factors[module][0]
+            for w, m in zip(weights, members, strict=True)
+        )
+        a, b = result.factors[module]
+        layer = loaded.base_model.model.get_submodule(module)
+        other = layer.get_delta_weight("mean0").detach().numpy().astype(float)
+        cut += [np.sum((result.scaling * b.astype(float) @ a - mean) ** 2), np.sum((other - mean) ** 2)]
+        total += np.sum(mean**2)
+    errors = np.sqrt(cut / total)
+    print(json.dumps({
+        "fedmed_seconds": round(statistics.median(ours[1:]), 4),
+        "peft_seconds": round(statistics.median(theirs[1:]), 3),
+        "ratio": round(statistics.median(theirs[1:]) / statistics.median(ours[1:]), 1),
+        "fedmed_error": float(errors[0]), "peft_error": float(errors[1]), "threads": torch.get_num_threads(),
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }))  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["sites", "ten", "peft"])
+    with tempfile.TemporaryDirectory() as name:
+        {"sites": sites, "ten": ten, "peft": peft}[parser.parse_args().what](Path(name))
+
+
+if __name__ == "__main__":
+    main()

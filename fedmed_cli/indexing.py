@@ -1,0 +1,183 @@
+"""What the division needs to know of every example, as a few numbers a row: the first of two passes."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from fedmed_cli import phi
+from fedmed_cli.digests import canonical_json
+from fedmed_cli.duplicates import Sketches
+from fedmed_cli.errors import InputError
+from fedmed_cli.readers import Batch
+
+# Up to here units are ordered by a SHA-256 of their texts, which takes longer than all else; above, by a mix of
+# the texts' 64-bit keys. Both are the same on every machine.
+MAX_SHA_ORDER = 100_000
+_WHITE = bytes(code for code in range(128) if chr(code).isspace())
+
+Keys = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A column as numbers: row i has the value `names[codes[i]]`; a missing value is ""."""
+
+    codes: NDArray[np.int32]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Index:
+    """One entry a row. `group` is 0 where a row belongs to no group.
+
+    text: equal for equal texts up to case and white space. order: decides who comes first.
+    """
+
+    text: Keys
+    order: Keys
+    group: Keys | None
+    label: Codes | None
+    value: Codes | None
+    columns: frozenset[str]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+class Hits:
+    """Which identifiers the scan found: one entry for each row and kind."""
+
+    def __init__(self) -> None:
+        self._rows, self._kinds, self._counts = array("I"), array("B"), array("I")
+
+    def add(self, row: int, found: Counter[str]) -> None:
+        for kind, number in found.items():
+            self._rows.append(row)
+            self._kinds.append(_KINDS.index(kind))
+            self._counts.append(number)
+
+    def by_kind(self, chosen: NDArray[np.bool_] | None = None) -> dict[str, int]:
+        """How many of each kind, in all rows or in the chosen ones."""
+        rows, kinds = np.frombuffer(self._rows, dtype=np.uint32), np.frombuffer(self._kinds, dtype=np.uint8)
+        counts = np.frombuffer(self._counts, dtype=np.uint32)
+        if chosen is not None:
+            kinds, counts = kinds[chosen[rows]], counts[chosen[rows]]
+        totals = np.bincount(kinds, weights=counts, minlength=len(_KINDS))
+        return {kind: int(total) for kind, total in sorted(zip(_KINDS, totals, strict=True)) if total}
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows hold an identifier."""
+        return len(set(self._rows))
+
+
+_KINDS = tuple(phi.KINDS)
+
+
+def text_key(question: str, answer: str) -> int:
+    """64 bits that are equal for the same texts up to case and white space."""
+    text = f"{question}\0{answer}".casefold()
+    data = text.encode().translate(None, _WHITE) if text.isascii() else "".join(text.split()).encode()
+    return xxhash.xxh3_64_intdigest(data)
+
+
+def sha_order(question: str, answer: str, seed: int) -> int:
+    """The first 64 bits of SHA-256 over the seed and the text's digest (up to case and white space)."""
+    parts = [" ".join(question.split()).casefold(), " ".join(answer.split()).casefold()]
+    digest = hashlib.sha256(canonical_json(parts)).hexdigest()
+    return int.from_bytes(hashlib.sha256(f"{seed}/{digest}".encode()).digest()[:8], "big")
+
+
+def mixed_order(keys: Keys, seed: int) -> Keys:
+    """The keys, stirred with the seed by SplitMix64 (Steele, Lea and Flood 2014): a permutation of 64 bits."""
+    with np.errstate(over="ignore"):
+        z = keys + np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed: Keys = z ^ (z >> np.uint64(31))
+    return mixed
+
+
+def group_key(value: str | None) -> int:
+    """64 bits for a group's value; 0 where there is none."""
+    return (xxhash.xxh3_64_intdigest(value.encode()) or 1) if value else 0
+
+
+def screened(batch: Batch, mode: phi.Mode, hits: Hits | None, start: int) -> Batch:
+    """The batch as it is used: with `mode` redact its identifiers are replaced. `hits` gets what was found."""
+    if mode == "off" or (mode != "redact" and hits is None):
+        return batch
+    questions, answers = list(batch.questions), list(batch.answers)
+    changed = False
+    for i, (question, answer) in enumerate(zip(batch.questions, batch.answers, strict=True)):
+        found = phi.count(question) + phi.count(answer)
+        if found:
+            if hits is not None:
+                hits.add(start + i, found)
+            if mode == "redact":
+                questions[i], answers[i] = phi.redact(question), phi.redact(answer)
+                changed = True
+    return Batch(batch.ids, questions, answers, batch.others) if changed else batch
+
+
+def build(
+    batches: Iterable[Batch],
+    *,
+    seed: int,
+    group_by: str | None = None,
+    label: str | None = None,
+    column: str | None = None,
+    topics: Callable[[Batch], Sequence[str]] | None = None,
+    mode: phi.Mode = "off",
+    hits: Hits | None = None,
+    sketches: Sketches | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Index:
+    """Read all batches once. `topics` gives labels where no column does. `progress` is told the rows so far."""
+    text, order, group = array("Q"), array("Q"), array("Q")
+    coded: dict[str, tuple[array[int], dict[str, int]]] = {
+        name: (array("i"), {}) for name in ("label", "value") if {"label": label or topics, "value": column}[name]
+    }
+    seen: set[str] = set()
+    for batch in batches:
+        batch = screened(batch, mode, hits, len(text))
+        pairs = list(zip(batch.questions, batch.answers, strict=True))
+        text.extend([text_key(question, answer) for question, answer in pairs])
+        if len(text) <= MAX_SHA_ORDER:
+            order.extend([sha_order(question, answer, seed) for question, answer in pairs])
+        missing: list[str | None] = [None] * len(batch)
+        if group_by is not None:
+            group.extend(map(group_key, batch.others.get(group_by, missing)))
+        for name, (codes, names) in coded.items():
+            source = label if name == "label" else column
+            values = batch.others.get(source, missing) if source is not None else topics(batch) if topics else missing
+            codes.extend([names.setdefault(value or "", len(names)) for value in values])
+        if sketches is not None:
+            sketches.add(batch.questions, batch.answers)
+        seen.update(batch.others)
+        progress(len(text))
+    for wanted in (group_by, label, column):
+        if wanted is not None and wanted not in seen:
+            found = ", ".join(sorted(part[:40] for part in seen)[:30]) or "no other column"
+            raise InputError(f"the data have no column {wanted!r}, found {found}")
+    keys = np.frombuffer(text, dtype=np.uint64)
+    return Index(
+        text=keys,
+        order=np.frombuffer(order, dtype=np.uint64) if len(order) == len(text) else mixed_order(keys, seed),
+        group=np.frombuffer(group, dtype=np.uint64) if group_by is not None else None,
+        label=_codes(coded.get("label")),
+        value=_codes(coded.get("value")),
+        columns=frozenset(seen),
+    )
+
+
+def _codes(coded: tuple[array[int], dict[str, int]] | None) -> Codes | None:
+    return None if coded is None else Codes(np.frombuffer(coded[0], dtype=np.int32), tuple(coded[1]))

@@ -1,0 +1,178 @@
+"""Recognise which columns of a row hold the question and the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedmed_cli.errors import InputError
+
+# Column names that hold a question and its answer, and one whose text belongs to the question too. The first
+# that fits is taken; upper and lower case count as one (PubMedQA writes QUESTION and LONG_ANSWER).
+PAIRS: tuple[tuple[str, str, str | None], ...] = (
+    ("question", "answer", None),
+    ("prompt", "completion", None),
+    ("instruction", "output", "input"),
+    ("instruction", "response", "input"),
+    ("question", "response", None),
+    ("input", "output", None),
+    ("question", "long_answer", None),
+    ("prompt", "response", None),
+    ("patient", "doctor", "description"),
+    ("question", "context", None),
+)
+CHATS = ("messages", "conversations", "conversation")
+TEXTS = ("text",)
+ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant"}
+# How a single text marks its question and its answer: pairs of expressions for the two headings.
+_MARKS = tuple(
+    re.compile(pattern, re.DOTALL | re.IGNORECASE)
+    for pattern in (
+        r"###\s*(?:instruction|question|human|user|input)\s*:\s*(.+?)\s*"
+        r"###\s*(?:response|answer|assistant|output)\s*:\s*(.+?)\s*(?:</s>\s*|###.*)?\Z",
+        r"\[INST\]\s*(.+?)\s*\[/INST\]\s*(.+?)\s*(?:</s>.*)?\Z",
+        r"\A\s*(?:question|q)\s*:\s*(.+?)\s*\n\s*(?:answer|a)\s*:\s*(.+?)\s*\Z",
+    )
+)
+
+
+class BadRow(Exception):
+    """A row that is no example: its kind for the counts, and what was expected and found, without any value."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where question and answer stand. `kind` pair: two columns, and `more` to be put before or after the question."""
+
+    kind: Literal["pair", "chat", "text"]
+    question: str
+    answer: str
+    more: str | None = None
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that do not become columns of the example."""
+        if self.more is not None and self.more.lower() == "description":
+            return (self.question, self.answer, self.more)
+        return (self.question, self.answer)
+
+    @property
+    def plain(self) -> bool:
+        """Whether question and answer are the texts of two columns as they stand."""
+        return self.kind == "pair" and self.more is None
+
+    def read(self, row: Mapping[str, Any]) -> tuple[str, str]:
+        """Question and answer of a row, stripped. Raises BadRow."""
+        if self.kind == "chat":
+            return _first_exchange(row.get(self.question), self.question)
+        if self.kind == "text":
+            return _marked(_text(row.get(self.question), self.question), self.question)
+        question, answer = _text(row.get(self.question), self.question), _text(row.get(self.answer), self.answer)
+        more = row.get(self.more) if self.more is not None else None
+        if self.more is not None and isinstance(more, str) and more.strip():
+            _check_characters(more, self.more)
+            if self.more.lower() == "description":
+                question = f"{more.strip()}\n\n{question}"
+            else:
+                question += f"\n\n{more.strip()}"
+        return question, answer
+
+
+def find_layout(found: Iterable[str], columns: Mapping[str, str] | None, name: str) -> Layout:
+    """The layout of data with the columns `found`; `columns` maps question and answer, or text, to their names.
+
+    InputError lists names of columns, never a value.
+    """
+    found = list(found)
+    if columns:
+        unknown = sorted(set(columns) - {"question", "answer", "messages", "text"})
+        if unknown:
+            raise InputError(f"--columns maps {unknown[0]!r}, expected 'question' and 'answer'")
+        for kind, key in (("chat", "messages"), ("text", "text")):
+            if key in columns and columns[key] in found:
+                return Layout(kind, columns[key], columns[key])  # type: ignore[arg-type]  # one of the three
+        question, answer = columns.get("question", "question"), columns.get("answer", "answer")
+        if question in found and answer in found and not {"messages", "text"} & set(columns):
+            return Layout("pair", question, answer)
+    else:
+        for first, second, third in PAIRS:
+            names = [_find(found, part) for part in (first, second, third)]
+            if names[0] is not None and names[1] is not None:
+                return Layout("pair", names[0], names[1], names[2])
+        for kind, known in (("chat", CHATS), ("text", TEXTS)):
+            for part in known:
+                column = _find(found, part)
+                if column is not None:
+                    return Layout(kind, column, column)  # type: ignore[arg-type]  # one of the three
+    names_found = ", ".join(sorted(column[:40] for column in found)[:30]) or "none"
+    raise InputError(
+        f"{name}: expected columns question and answer, found {names_found}",
+        hint="say which they are, for example --columns question=Q,answer=A",
+    )
+
+
+def _find(found: Iterable[str], wanted: str | None) -> str | None:
+    if wanted is None:
+        return None
+    exact = [column for column in found if column == wanted]
+    return next(iter(exact or [column for column in found if column.lower() == wanted]), None)
+
+
+def _check_characters(text: str, column: str) -> None:
+    if max(text, default="") >= "\ud800":
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadRow("encoding", f"column {column!r} holds a broken character") from None
+
+
+def _text(value: Any, column: str) -> str:
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and "content" in turn for turn in value):
+        value = "\n\n".join(turn["content"] for turn in value if isinstance(turn["content"], str))
+    if not isinstance(value, str):
+        found = "nothing" if value is None else f"a value of type {type(value).__name__}"
+        raise BadRow("empty" if value is None else "not_text", f"expected text in column {column!r}, found {found}")
+    if not value.strip():
+        found = "white space only" if value else "nothing"
+        raise BadRow("empty", f"expected text in column {column!r}, found {found}")
+    _check_characters(value, column)
+    return value.strip()
+
+
+def _first_exchange(value: Any, column: str) -> tuple[str, str]:
+    """The first turn of the user and the assistant's next: chat (role, content) and ShareGPT (from, value)."""
+    question = None
+    for turn in value if isinstance(value, list) else ():
+        if isinstance(turn, dict):
+            role = ROLES.get(str(turn.get("role", turn.get("from"))).lower())
+            text = turn.get("content", turn.get("value"))
+            if role == "user" and question is None:
+                question = _text(text, column)
+            elif role == "assistant" and question is not None:
+                return question, _text(text, column)
+    raise BadRow("no_exchange", f"expected a user's turn and the assistant's reply in column {column!r}, found none")
+
+
+def turns_left_out(layout: Layout, row: Mapping[str, Any]) -> int:
+    """How many turns of a conversation are not in its example, the system's included."""
+    value = row.get(layout.question)
+    return max(0, len(value) - 2) if layout.kind == "chat" and isinstance(value, list) else 0
+
+
+def _marked(text: str, column: str) -> tuple[str, str]:
+    for pattern in _MARKS:
+        match = pattern.search(text)
+        if match:
+            return match.group(1), match.group(2)
+    raise BadRow(
+        "no_exchange",
+        f"expected marks such as 'Question:' and 'Answer:', '### Instruction:' and '### Response:' or [INST] "
+        f"in column {column!r}, found none",
+    )

@@ -1,0 +1,406 @@
+"""Dividing rows among sites: no leak, the sizes and laws asked for, and the same bytes for the same seed."""
+
+import collections
+import gzip
+import hashlib
+import json
+import os
+import random
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from conftest import snapshot
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedmed_cli import indexing, partition
+from fedmed_cli.app import main
+from fedmed_cli.duplicates import merge
+from fedmed_cli.partition import SETS
+from fedmed_cli.records import SplitRecord
+
+CORPUS_DIGEST = "0a703ccf0dc55aa89ff63a447581655420d4d9346d350e2b249b3f8caf7bcdcd"
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "l", "sk", "v", "m", "xy")]
+
+
+def text(rng, count):
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
+def make_rows(count, seed=0, labels=4, length=30):
+    rng = random.Random(seed)
+    return [
+        {
+            "question": text(rng, 6) + "?",
+            "answer": text(rng, length),
+            "label": f"label {int(labels * rng.random() ** 2)}",
+            "patient_id": f"P{rng.randrange(max(1, count // 3))}",
+            "number": str(n),
+        }
+        for n in range(count)
+    ]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def split(root, path, *argv):
+    assert main(["split", "-q", "-C", str(root), "--dataset", str(path), *map(str, argv)]) == 0
+    return SplitRecord.read(root / "data/split.json")
+
+
+def read_sets(root):
+    """Every written file with its rows, by plain json and pyarrow."""
+    found = {}
+    for path in sorted((root / "data").rglob("*")):
+        name = path.relative_to(root / "data").as_posix()
+        if path.suffix == ".jsonl":
+            found[name] = [json.loads(line) for line in path.read_text().splitlines()]
+        elif path.suffix == ".parquet":
+            found[name] = pyarrow.parquet.read_table(path).to_pylist()
+    return found
+
+
+def where(root, column):
+    """For each value of a column the files that it is in."""
+    result = collections.defaultdict(set)
+    for name, rows in read_sets(root).items():
+        for row in rows:
+            result[row[column]].add(name)
+    return result
+
+
+# --- no leak ----------------------------------------------------------------------------------------
+
+
+def test_the_original_demo_sizes(tmp_path):
+    medquad = os.environ.get("MEDQUAD")
+    if not medquad:
+        pytest.skip("MEDQUAD names no file")
+    record = split(tmp_path / "one", medquad, "--hospitals", 3, "--sizes", "4520,2521,2959")
+    assert [record.sites[name].total for name in "ABC"] == [4520, 2521, 2959]
+    split(tmp_path / "two", medquad, "--hospitals", 3, "--sizes", "4520,2521,2959")
+    ids = where(tmp_path / "one", "id")
+    assert len(ids) == 10_000
+    assert all(len(files) == 1 for files in ids.values())
+    with gzip.open(medquad, "rt") as file:
+        assert ids.keys() == {json.loads(line)["id"] for line in file}
+    for name in ("A/train.jsonl", "C/validation.jsonl", "test.jsonl", "coordinator.jsonl"):
+        assert (tmp_path / "one/data" / name).read_bytes() == (tmp_path / "two/data" / name).read_bytes()
+
+
+def test_the_bundled_corpus_is_divided_as_it_always_was(tmp_path):
+    assert main(["split", "-q", "-C", str(tmp_path)]) == 0
+    data = b"".join(
+        (tmp_path / f"data/{name}.jsonl").read_bytes() for name in ("A/train", "B/train", "C/train", "test")
+    )
+    assert hashlib.sha256(data).hexdigest() == CORPUS_DIGEST
+
+
+def edited(words, rng, share):
+    """The text with up to `share` of its words replaced, left out or put in."""
+    words = words.split()
+    for _ in range(int(share * len(words))):
+        at = rng.randrange(len(words))
+        kind = rng.choice(("replace", "replace", "drop", "add"))
+        if kind == "drop":
+            del words[at]
+        else:
+            words[at : at + (kind == "replace")] = [f"new{rng.randrange(10**6)}"]
+    return " ".join(words)
+
+
+def test_planted_near_duplicates_stay_on_one_side(tmp_path):
+    rng = random.Random(1)
+    rows = make_rows(3000, length=40)
+    planted = []
+    for n, row in enumerate(rng.sample(rows, 500)):
+        row["pair"] = f"pair {n}"
+        share = rng.uniform(0.02, 0.1)
+        new = {"question": edited(row["question"], rng, share), "answer": edited(row["answer"], rng, share)}
+        planted.append(row | new | {"patient_id": f"Q{n}"})
+    path = write(tmp_path / "x.jsonl", [*rows, *planted])
+    record = split(tmp_path / "on", path, "--by", "iid", "--hospitals", 5)
+    pairs = {}
+    for name, found in read_sets(tmp_path / "on").items():
+        for row in found:
+            if "pair" in row:
+                pairs.setdefault(row["pair"], set()).add(name)
+    assert len(pairs) == 500
+    assert sum(len(files) == 1 for files in pairs.values()) >= 490
+    assert record.num_examples == 3500
+    assert record.near_duplicates.num_torn == 0
+    # Without the search most of them are torn: the test can fail.
+    split(tmp_path / "off", path, "--by", "iid", "--hospitals", 5, "--near-duplicates", "off")
+    torn = collections.defaultdict(set)
+    for name, found in read_sets(tmp_path / "off").items():
+        for row in found:
+            torn[row.get("pair")].add(name)
+    assert sum(len(files) == 2 for files in torn.values()) > 250
+
+
+@pytest.mark.parametrize("by", ["iid", "dirichlet", "quantity", "pathological", "column:label"])
+def test_planted_groups_and_same_texts_stay_together(by, tmp_path):
+    rows = make_rows(2000)
+    for n in range(0, 300, 2):
+        rows[n + 1]["question"] = "  " + rows[n]["question"].upper().replace(" ", "\n ")
+        rows[n + 1]["answer"] = rows[n]["answer"] + " "
+        rows[n]["twin"] = rows[n + 1]["twin"] = str(n)
+    path = write(tmp_path / "x.jsonl", rows)
+    argv = ["--by", by, "--label", "label", "--group-by", "patient_id", "--hospitals", "3"]
+    record = split(tmp_path / "w", path, *argv)
+    assert all(len(files) == 1 for files in where(tmp_path / "w", "patient_id").values())
+    sets = read_sets(tmp_path / "w")
+    twins = collections.defaultdict(set)
+    for name, found in sets.items():
+        for row in found:
+            if "twin" in row:
+                twins[row["twin"]].add(name)
+    assert len(twins) == 150
+    assert all(len(files) == 1 for files in twins.values())
+    assert sorted(int(row["number"]) for found in sets.values() for row in found) == list(range(2000))
+    assert record.checks == {"rows": 2000, "texts_in_two_sets": 0, "groups_in_two_sets": 0}
+
+
+def test_the_check_on_the_written_files_would_notice(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "x.jsonl", make_rows(300))
+    real = partition.partition
+
+    def torn(index, roots, *args, **rest):
+        return real(index, np.arange(len(roots), dtype=np.int32), *args, **rest)
+
+    monkeypatch.setattr(partition, "partition", torn)
+    argv = ["split", "-q", "-C", str(tmp_path / "w"), "--dataset", str(path), "--group-by", "patient_id"]
+    assert main(argv) == 1
+    assert "RuntimeError" in capsys.readouterr().err
+    assert not (tmp_path / "w/data").exists()
+    assert not (tmp_path / "w/.fedmed/split").exists()
+
+
+def test_the_near_duplicates_that_the_search_missed_are_found_by_the_check(tmp_path, monkeypatch, capsys):
+    from fedmed_cli.duplicates import Sketches
+
+    rng = random.Random(3)
+    rows = make_rows(400, length=60)
+    rows += [row | {"answer": edited(row["answer"], rng, 0.03)} for row in rows[:100]]
+    path = write(tmp_path / "x.jsonl", rows)
+    monkeypatch.setattr(Sketches, "united", lambda self, roots, similarity: (roots, 0))
+    argv = ["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--by", "iid"]
+    assert main(argv) == 0
+    assert "that the search had missed: dividing again" in capsys.readouterr().err
+    record = SplitRecord.read(tmp_path / "w/data/split.json")
+    assert record.near_duplicates.num_rows > 80
+    assert record.near_duplicates.num_torn < 20
+
+
+# --- how it is divided --------------------------------------------------------------------------------
+
+
+def test_sizes_leave_a_counted_rest(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", make_rows(500))
+    assert (
+        main(["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--sizes", "100,50,25", "--by", "iid"]) == 0
+    )
+    record = SplitRecord.read(tmp_path / "w/data/split.json")
+    assert [record.sites[name].total for name in "ABC"] == [100, 50, 25]
+    assert record.num_left_out == 325
+    assert "325 of 500 examples are in no set" in capsys.readouterr().err
+
+
+def test_quantity_skew_and_a_least_size(tmp_path, fails):
+    path = write(tmp_path / "x.jsonl", make_rows(1000))
+    argv = ["--by", "quantity", "--alpha", "0.4", "--hospitals", "4"]
+    sizes = [counts.total for counts in split(tmp_path / "a", path, *argv, "--min-size", "60").sites.values()]
+    assert sum(sizes) == 1000
+    assert min(sizes) >= 60
+    assert max(sizes) > 2 * min(sizes)
+    message = fails(3, "split", "-C", tmp_path / "b", "--dataset", path, *argv, "--min-size", "251")
+    assert "leaves each at least 251 examples" in message
+
+
+def test_dirichlet_keeps_a_least_size(tmp_path):
+    path = write(tmp_path / "x.jsonl", make_rows(1200))
+    argv = ["--by", "dirichlet", "--label", "label", "--alpha", "0.3", "--min-size", "250"]
+    record = split(tmp_path / "w", path, *argv)
+    assert min(counts.total for counts in record.sites.values()) >= 250
+    assert record.min_size == 250
+
+
+def test_each_site_has_its_few_labels(tmp_path, fails):
+    path = write(tmp_path / "x.jsonl", make_rows(2000, labels=6))
+    argv = ["--by", "pathological", "--label", "label", "--hospitals", "4"]
+    record = split(tmp_path / "w", path, *argv, "--labels-per-site", "2")
+    assert [len(counts.labels) for counts in record.sites.values()] == [2, 2, 2, 2]
+    assert len(set().union(*(counts.labels for counts in record.sites.values()))) == 6
+    assert record.num_examples == 2000
+    message = fails(3, "split", "-C", tmp_path / "x", "--dataset", path, *argv, "--labels-per-site", "1")
+    assert "4 hospitals with 1 labels each leave some of 6 labels" in message
+
+
+def test_assigned_values(tmp_path):
+    path = write(tmp_path / "x.jsonl", make_rows(800))
+    argv = ["--by", "column:label", "--assign", "North=label 0,label 3;South=label 1,label 2"]
+    split(tmp_path / "w", path, *argv)
+    sets = read_sets(tmp_path / "w")
+    assert {row["label"] for row in sets["North/train.jsonl"]} == {"label 0", "label 3"}
+    assert {row["label"] for row in sets["South/train.jsonl"]} == {"label 1", "label 2"}
+
+
+def test_topics_where_there_is_no_label(tmp_path, capsys):
+    rng = random.Random(0)
+    topics = [WORDS[n * 40 : n * 40 + 40] for n in range(5)]
+    rows = [
+        {"question": " ".join(rng.choices(topics[n % 5], k=8)), "answer": " ".join(rng.choices(topics[n % 5], k=40))}
+        for n in range(1000)
+    ]
+    path = write(tmp_path / "x.jsonl", rows)
+    argv = ["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--by", "dirichlet", "--topics", "5"]
+    assert main([*argv, "--alpha", "0.2", "--near-duplicates", "off"]) == 0
+    assert "5 topics of the texts are the labels" in capsys.readouterr().err
+    record = SplitRecord.read(tmp_path / "w/data/split.json")
+    assert (record.label_column, record.topics) == (None, 5)
+    totals = collections.Counter()
+    for counts in record.sites.values():
+        totals.update(counts.labels)
+    assert sum(totals.values()) == 1000
+    assert all(abs(totals[f"topic-{n:02d}"] - 200) < 20 for n in range(1, 6))
+    assert max(counts.jensen_shannon for counts in record.sites.values()) > 0.3
+
+
+def test_parquet_files_hold_the_same_rows(tmp_path):
+    path = write(tmp_path / "x.jsonl", make_rows(700))
+    split(tmp_path / "lines", path, "--by", "iid")
+    split(tmp_path / "tables", path, "--by", "iid", "--format", "parquet")
+    lines, tables = read_sets(tmp_path / "lines"), read_sets(tmp_path / "tables")
+    assert tables["A/train.parquet"] == lines["A/train.jsonl"]
+    assert tables["test.jsonl"] == lines["test.jsonl"]
+    assert set(tables) == {name.replace(".jsonl", ".parquet") if "/" in name else name for name in lines}
+    from fedmed_cli.examples import read_jsonl
+
+    found = read_jsonl(tmp_path / "tables/data/B/train.jsonl")
+    assert [row.question for row in found] == [row["question"] for row in lines["B/train.jsonl"]]
+
+
+# --- against independent computations -------------------------------------------------------------------
+
+
+def greedy_dirichlet(labels, count, alpha, seed):
+    """Hsu's partition by the textbook: for each label, one unit after the other to who lacks most."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    names = sorted(set(labels))
+    while True:
+        wanted = generator.dirichlet([alpha] * count, size=len(names))
+        home = np.empty(len(labels), dtype=int)
+        for shares, name in zip(wanted, names, strict=True):
+            rows = [i for i, label in enumerate(labels) if label == name]
+            left = shares * len(rows)
+            for row in rows:
+                home[row] = np.argmax(left)
+                left[home[row]] -= 1
+        sizes = np.bincount(home, minlength=count)
+        if sizes.min() >= max(partition.MIN_UNITS, len(labels) / count / 10):
+            return home
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_dirichlet_is_the_textbook_partition(count):
+    rng = random.Random(count)
+    labels = [f"l{int(5 * rng.random() ** 2)}" for _ in range(1500)]
+    names = tuple(dict.fromkeys(labels))
+    codes = indexing.Codes(np.array([names.index(label) for label in labels], dtype=np.int32), names)
+    units = partition.make_units(np.arange(1500, dtype=np.int32), np.arange(1500, dtype=np.uint64))
+    found = partition.by_dirichlet(units, units.sequence, codes, count, None, None, 0.5, 11)
+    assert (found == greedy_dirichlet(labels, count, 0.5, 11)).all()
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
+def test_merge_gives_the_components(case):
+    count, pairs = case
+    first = np.array([a for a, _ in pairs], dtype=np.int32)
+    second = np.array([b for _, b in pairs], dtype=np.int32)
+    roots = merge(np.arange(count, dtype=np.int32), first, second)
+    parts = [{n} for n in range(count)]
+    for a, b in pairs:
+        one, two = (next(part for part in parts if n in part) for n in (a, b))
+        if one is not two:
+            parts.remove(two)
+            one |= two
+    assert roots.tolist() == [min(next(part for part in parts if n in part)) for n in range(count)]
+
+
+def test_the_mixed_order_is_a_permutation_that_depends_on_the_seed():
+    keys = np.arange(100_000, dtype=np.uint64)
+    one, two = indexing.mixed_order(keys, 1), indexing.mixed_order(keys, 2)
+    assert len(np.unique(one)) == len(keys)
+    assert abs(np.corrcoef(np.argsort(one), np.argsort(two))[0, 1]) < 0.02
+    assert abs(np.corrcoef(np.argsort(one), keys)[0, 1]) < 0.02
+
+
+def test_large_and_small_data_take_different_orders_and_both_are_whole(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.jsonl", make_rows(600))
+    split(tmp_path / "small", path, "--by", "iid")
+    monkeypatch.setattr(indexing, "MAX_SHA_ORDER", 100)
+    split(tmp_path / "large", path, "--by", "iid")
+    assert where(tmp_path / "small", "number") != where(tmp_path / "large", "number")
+    assert where(tmp_path / "small", "number").keys() == where(tmp_path / "large", "number").keys()
+
+
+# --- any data, any options ------------------------------------------------------------------------------
+
+CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0")
+ROW = st.fixed_dictionaries(
+    {
+        "question": st.text(CHARACTERS, min_size=1, max_size=12),
+        "answer": st.one_of(st.text(CHARACTERS, min_size=1, max_size=40), st.none(), st.integers()),
+        "label": st.sampled_from(["a", "b", "c", ""]),
+    },
+    optional={"group": st.sampled_from(["g1", "g2", "g3", "g4", "", "g5"]), "more": st.text(CHARACTERS, max_size=5)},
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=80),
+    by=st.sampled_from(["iid", "dirichlet", "quantity", "pathological", "column:label"]),
+    hospitals=st.integers(1, 4),
+    group=st.booleans(),
+    near=st.sampled_from(["off", "0.6"]),
+    phi=st.sampled_from(["off", "warn", "redact"]),
+    file_format=st.sampled_from(["jsonl", "parquet"]),
+    sizes=st.booleans(),
+    seed=st.integers(0, 2**40),
+)
+def test_every_example_is_in_one_set_or_in_the_counted_rest(
+    rows, by, hospitals, group, near, phi, file_format, sizes, seed, tmp_path_factory
+):
+    root = tmp_path_factory.mktemp("any")
+    rows = [row | {"number": str(n), "group": row.get("group", "")} for n, row in enumerate(rows)]
+    path = write(root / "x.jsonl", rows)
+    argv = ["split", "--dataset", path, "--by", by, "--label", "label", "--hospitals", hospitals, "--seed", seed]
+    argv += ["--near-duplicates", near, "--phi", phi, "--format", file_format, "--max-bad", "1"]
+    argv += ["--group-by", "group"] if group else []
+    if sizes and by in ("iid", "dirichlet"):
+        argv += ["--sizes", ",".join(["3"] * hospitals)]
+    codes = [main([*map(str, argv), "-q", "-C", str(root / name)]) for name in ("one", "two")]
+    assert codes[0] == codes[1]
+    if codes[0]:
+        assert codes[0] in (2, 3)  # too few rows, groups or labels, each said
+        assert not (root / "one/data").exists()
+        return
+    record = SplitRecord.read(root / "one/data/split.json")
+    good = [row for row in rows if isinstance(row["answer"], str) and row["answer"].strip() and row["question"].strip()]
+    assert sum(bad.count for bad in record.bad_rows.values()) == len(rows) - len(good)
+    numbers = [row["number"] for found in read_sets(root / "one").values() for row in found]
+    assert len(numbers) == len(set(numbers)) == record.num_examples
+    assert set(numbers) <= {row["number"] for row in good}
+    assert len(good) - len(numbers) == record.num_left_out
+    one, two = snapshot(root / "one/data"), snapshot(root / "two/data")
+    for files in (one, two):
+        body = json.loads(files["split.json"])
+        del body["run"]
+        files["split.json"] = body
+    assert one == two
+    assert set(SETS) == {"train", "validation", "coordinator", "test"}

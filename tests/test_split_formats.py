@@ -1,0 +1,324 @@
+"""Data of every common format and layout, written by other tools than ours, becomes the same examples."""
+
+import gzip
+import json
+
+import pandas
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+
+from fedmed_cli.app import main
+from fedmed_cli.errors import InputError
+from fedmed_cli.examples import read_dataset
+from fedmed_cli.readers import BadRows, Source
+from fedmed_cli.records import SplitRecord
+
+ROWS = [
+    {
+        "question": f'What about case {n}?\r\nSecond line, with "quotes"; and {chr(0xE9 + n)}\u2028end',
+        "answer": f"Answer {n}\tof \\ 漢字 😀",
+        "source": "GHR" if n % 2 else "NIDDK",
+    }
+    for n in range(40)
+]
+FRAME = pandas.DataFrame(ROWS)
+
+
+def datasets_folder(path):
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(path, num_shards=3)
+
+
+def datasets_dict(path):
+    import datasets
+
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(path)
+
+
+def datasets_json(path):
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).to_json(path)
+
+
+def shards(path):
+    path.mkdir()
+    FRAME[:15].to_parquet(path / "part-0.parquet")
+    FRAME[15:].to_csv(path / "part-1.csv", index=False)
+
+
+def zstd_lines(path):
+    with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in ROWS).encode())
+
+
+def arrow_stream(path):
+    table = pyarrow.Table.from_pandas(FRAME)
+    with pyarrow.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+
+
+WRITERS = {
+    "list.json": lambda path: FRAME.to_json(path, orient="records"),
+    "wrapped.json": lambda path: path.write_text(json.dumps({"version": "1", "data": ROWS})),
+    "pandas.jsonl": lambda path: FRAME.to_json(path, orient="records", lines=True),
+    "bom.jsonl": lambda path: path.write_text(FRAME.to_json(orient="records", lines=True), encoding="utf-8-sig"),
+    "lines.ndjson": datasets_json,
+    "pandas.csv": lambda path: FRAME.to_csv(path, index=False),
+    "excel.csv": lambda path: FRAME.to_csv(path, index=False, sep=";", encoding="utf-8-sig"),
+    "pandas.tsv": lambda path: FRAME.to_csv(path, index=False, sep="\t"),
+    "pandas.parquet": lambda path: FRAME.to_parquet(path),
+    "categories.parquet": lambda path: FRAME.astype({"source": "category"}).to_parquet(path),
+    "zstd.parquet": lambda path: pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(ROWS), path, compression="zstd", row_group_size=9
+    ),
+    "pyarrow.feather": lambda path: pyarrow.feather.write_feather(FRAME, path),
+    "stream.arrow": arrow_stream,
+    "pandas.csv.gz": lambda path: FRAME.to_csv(path, index=False),
+    "pandas.jsonl.gz": lambda path: FRAME.to_json(path, orient="records", lines=True),
+    "pandas.parquet.gz": lambda path: path.write_bytes(gzip.compress(FRAME.to_parquet())),
+    "lines.jsonl.zst": zstd_lines,
+    "saved": datasets_folder,
+    "saved_dict": datasets_dict,
+    "shards": shards,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_gives_the_same_examples(name, tmp_path):
+    WRITERS[name](tmp_path / name)
+    dataset = read_dataset(str(tmp_path / name))
+    found = [(row.question, row.answer, row.columns) for row in dataset.examples]
+    # A text's own line ends are the data's; only CSV by pandas keeps them too.
+    assert found == [(row["question"], row["answer"], {"source": row["source"]}) for row in ROWS]
+    assert dataset.source == "file"
+    assert dataset.bad.total == 0
+
+
+def test_both_ways_to_read_json_lines_give_the_same(tmp_path, monkeypatch):
+    from fedmed_cli import readers
+
+    FRAME.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 600)
+    by_arrow = []
+    real = readers._arrow_lines
+    monkeypatch.setattr(
+        readers, "_arrow_lines", lambda data, schema: by_arrow.append(real(data, schema)) or by_arrow[-1]
+    )
+    fast = read_dataset(str(tmp_path / "x.jsonl")).examples
+    assert sum(table is not None for table in by_arrow) > 5
+    monkeypatch.setattr(readers, "_arrow_lines", lambda data, schema: None)
+    assert read_dataset(str(tmp_path / "x.jsonl")).examples == fast
+    assert len(fast) == len(ROWS)
+
+
+def test_a_row_that_differs_in_the_middle_of_flat_rows(tmp_path, monkeypatch):
+    from fedmed_cli import readers
+
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 400)
+    odd = [{"question": "q", "answer": "a", "year": 1999}, {"answer": "a", "question": "q", "source": None}]
+    rows = [*ROWS[:20], *odd, *ROWS[20:]]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_dataset(str(tmp_path / "x.jsonl")).examples
+    assert [dict(row.columns) for row in found[19:23]] == [
+        {"source": "GHR"},
+        {"year": "1999"},
+        {},
+        {"source": "NIDDK"},
+    ]
+
+
+LAYOUTS = [
+    ({"question": "q", "answer": "a"}, ("q", "a"), {}),
+    ({"Question": "q", "Answer": "a", "qtype": "x"}, ("q", "a"), {"qtype": "x"}),
+    ({"question": "q", "context": "c"}, ("q", "c"), {}),
+    ({"prompt": "q", "completion": "a"}, ("q", "a"), {}),
+    (
+        {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
+        ("q", "a"),
+        {},
+    ),
+    ({"instruction": "i", "input": "x", "output": "a"}, ("i\n\nx", "a"), {"input": "x"}),
+    ({"instruction": "i", "input": "", "output": "a"}, ("i", "a"), {"input": ""}),
+    (
+        {"messages": [{"role": m, "content": c} for m, c in (("system", "s"), ("user", "q"), ("assistant", "a"))]},
+        ("q", "a"),
+        {},
+    ),
+    ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ("q", "a"), {}),
+    ({"Description": "d", "Patient": "p", "Doctor": "a"}, ("d\n\np", "a"), {}),
+    (
+        {"QUESTION": "q", "CONTEXTS": ["one"], "LONG_ANSWER": "a", "final_decision": "yes"},
+        ("q", "a"),
+        {"CONTEXTS": '["one"]', "final_decision": "yes"},
+    ),
+    ({"text": "### Instruction:\nq\n\n### Response:\na"}, ("q", "a"), {}),
+    ({"text": "<s>[INST] q [/INST] a </s>"}, ("q", "a"), {}),
+    ({"text": "Question: q\nAnswer: a"}, ("q", "a"), {}),
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("row", "expected", "columns"), LAYOUTS)
+def test_every_layout(row, expected, columns, kind, tmp_path):
+    path = tmp_path / f"x.{kind}"
+    if kind == "jsonl":
+        path.write_text(json.dumps(row) + "\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    (example,) = read_dataset(str(path)).examples
+    assert (example.question, example.answer) == expected
+    assert example.columns == columns
+
+
+def test_pubmedqa_is_one_object_of_rows_by_id(tmp_path):
+    value = {str(n): {"QUESTION": f"q{n}", "CONTEXTS": ["c"], "LONG_ANSWER": f"a{n}"} for n in (21645374, 16418930)}
+    (tmp_path / "ori_pqal.json").write_text(json.dumps(value))
+    found = read_dataset(str(tmp_path / "ori_pqal.json")).examples
+    assert [(row.id, row.question, row.answer) for row in found] == [
+        ("21645374", "q21645374", "a21645374"),
+        ("16418930", "q16418930", "a16418930"),
+    ]
+
+
+def test_later_turns_of_a_conversation_are_counted(tmp_path):
+    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user", "assistant")]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    assert read_dataset(str(tmp_path / "x.jsonl")).bad.turns_left_out == 3
+
+
+def test_columns_for_all_else(tmp_path):
+    FRAME.rename(columns={"question": "Frage", "answer": "Antwort"}).to_csv(tmp_path / "x.csv", index=False)
+    found = read_dataset(str(tmp_path / "x.csv"), {"question": "Frage", "answer": "Antwort"}).examples
+    assert [row.question for row in found] == [row["question"] for row in ROWS]
+    with pytest.raises(InputError, match="expected columns question and answer, found Antwort, Frage, source"):
+        read_dataset(str(tmp_path / "x.csv"))
+
+
+def test_several_files_and_globs_in_the_order_given(tmp_path):
+    for n, part in enumerate((FRAME[:10], FRAME[10:20], FRAME[20:])):
+        part.to_json(tmp_path / f"part-{n}.jsonl", orient="records", lines=True)
+    whole = [row["question"] for row in ROWS]
+    assert [row.question for row in read_dataset(str(tmp_path / "part-*.jsonl")).examples] == whole
+    names = [str(tmp_path / f"part-{n}.jsonl") for n in (2, 0, 1)]
+    assert [row.question for row in read_dataset(names).examples] == whole[20:] + whole[:20]
+    assert [row.question for row in read_dataset(names, limit=25).examples] == whole[20:] + whole[:5]
+    with pytest.raises(InputError, match="no file has such a name"):
+        Source([str(tmp_path / "none-*.jsonl")])
+
+
+def test_a_folder_with_several_sets_names_them(tmp_path):
+    import datasets
+
+    part = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": part, "valid": part}).save_to_disk(tmp_path / "x")
+    with pytest.raises(InputError, match="holds 2 sets: train, valid"):
+        Source([str(tmp_path / "x")])
+    assert len(read_dataset(str(tmp_path / "x/valid")).examples) == len(ROWS)
+
+
+def test_a_hub_id_is_streamed_and_only_as_far_as_needed(tmp_path, monkeypatch):
+    import datasets
+
+    given = []
+
+    def rows():
+        for n, row in enumerate(ROWS * 10):
+            given.append(row)
+            yield row | {"question": f"{n} {row['question']}"}
+
+    def load_dataset(name, split, streaming):
+        assert (name, split, streaming) == ("owner/name", "test", True)
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    argv = ["split", "--dataset", "owner/name:test", "--limit", "100", "-q", "-C", str(tmp_path / "work")]
+    assert main([*argv, "--hospitals", "2", "--near-duplicates", "off"]) == 0
+    record = SplitRecord.read(tmp_path / "work/data/split.json")
+    assert (record.source, record.num_examples) == ("hub", 100)
+    assert len(given) <= 101
+    assert not (tmp_path / "work/.fedmed/split").exists()
+
+
+# --- bad rows ---------------------------------------------------------------------------------------
+
+GOOD = "".join(json.dumps({"question": f"secret {n}", "answer": f"private {n}"}) + "\n" for n in range(1000)).encode()
+BAD = [
+    (b"{torn", "not_json"),
+    (b"[1]", "not_object"),
+    (b'{"question": "\xe9", "answer": "a"}', "encoding"),
+    (b'{"question": "\\ud800", "answer": "a"}', "encoding"),
+    (b'{"question": "q", "answer": null}', "empty"),
+    (b'{"question": " ", "answer": "a"}', "empty"),
+    (b'{"question": "q", "answer": 7}', "not_text"),
+]
+
+
+def test_bad_rows_are_counted_by_kind_with_their_lines(tmp_path, fails, capsys):
+    lines = GOOD.splitlines(keepends=True)
+    data = b"".join(lines[:500]) + b"".join(line + b"\n" for line, _ in BAD) + b"".join(lines[500:])
+    (tmp_path / "x.jsonl").write_bytes(data)
+    argv = ["split", "--dataset", tmp_path / "x.jsonl", "-C", tmp_path / "work", "--by", "iid"]
+    assert "line 501 is not JSON" in fails(3, *argv)
+    assert not (tmp_path / "work/data").exists()
+    assert main([*map(str, argv), "--max-bad", "0.01"]) == 0
+    out, err = capsys.readouterr()
+    assert "7 of 1007 rows are no examples and are skipped: 2 empty, 2 encoding, 1 not_json" in err
+    assert "secret" not in out + err
+    record = SplitRecord.read(tmp_path / "work/data/split.json")
+    assert {kind: (bad.count, bad.lines) for kind, bad in record.bad_rows.items()} == {
+        "empty": (2, ("1:505", "1:506")),
+        "encoding": (2, ("1:503", "1:504")),
+        "not_json": (1, ("1:501",)),
+        "not_object": (1, ("1:502",)),
+        "not_text": (1, ("1:507",)),
+    }
+    assert record.num_examples == 1000
+
+
+def test_one_bad_row_in_a_thousand_is_skipped_by_default_and_two_are_not(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(GOOD + b"{}\n")
+    assert len(read_dataset(str(path)).examples) == 1000
+    path.write_bytes(GOOD + b"{}\n{}\n")
+    with pytest.raises(InputError, match=r"row 1001: expected text in column 'question', found nothing") as caught:
+        read_dataset(str(path))
+    assert "2 of 1002 rows are no examples (2 empty)" in caught.value.hint
+
+
+def test_bad_rows_of_csv_and_parquet(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"question,answer\nq,a\nq\nq,\nq,\xe9\nq,a,b\nq2,a\n")
+    bad = BadRows()
+    assert sum(map(len, Source([str(tmp_path / "x.csv")]).batches(bad))) == 2
+    assert bad.counts == {"fields": 2, "empty": 1, "encoding": 1}
+    assert bad.lines["fields"] == ["1:2", "1:5"]
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(),
+        3,
+        [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xe9b")],
+    )
+    table = pyarrow.table({"question": broken, "answer": ["x", "y", "  "]})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    bad = BadRows()
+    (batch,) = Source([str(tmp_path / "x.parquet")]).batches(bad)
+    assert (batch.questions, batch.answers) == (["a"], ["x"])
+    assert bad.lines == {"encoding": ["1:2"], "empty": ["1:3"]}
+
+
+def test_data_that_change_while_they_are_read_are_refused(tmp_path, fails, monkeypatch):
+    from fedmed_cli import set_files
+
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(GOOD)
+    real = set_files.write_sets
+
+    def write_sets(*args, **rest):
+        real(*args, **rest)
+        path.write_bytes(GOOD + GOOD)
+
+    monkeypatch.setattr(set_files, "write_sets", write_sets)
+    assert "changed while it was read" in fails(6, "split", "--dataset", path, "-C", tmp_path / "work")
+    assert not (tmp_path / "work/data").exists()
