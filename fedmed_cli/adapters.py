@@ -212,7 +212,7 @@ def _pass_gate(path: Path, plan: Plan | None, first_only: bool) -> tuple[Adapter
             names = attempt(_list, path) or []
             attempt(check_names, path, names)
             small = [name for name in names if name in ALLOWED_NAMES and name != WEIGHTS_NAME]
-            read = {name: attempt(read_file, path / name, MAX_SMALL_FILE_BYTES) for name in small}
+            read = {name: attempt(read_file, path / name, MAX_SMALL_FILE_BYTES, False) for name in small}
             files = {name: data for name, data in read.items() if data is not None}
         contribution = aggregate = None
         if CONTRIBUTION_NAME in files:
@@ -303,7 +303,7 @@ def _read_weights(path: Path, files: dict[str, bytes], config: _Config, plan: Pl
     limit = MAX_WEIGHTS_BYTES
     if plan is not None:
         limit = 4 * config.r * sum(map(sum, plan.modules.values())) + MAX_HEADER_BYTES
-    files[WEIGHTS_NAME] = read_file(path / WEIGHTS_NAME, limit)
+    files[WEIGHTS_NAME] = read_file(path / WEIGHTS_NAME, limit, links=False)
 
 
 def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: Path) -> Adapter:

@@ -192,14 +192,16 @@ def parse_json(data: bytes, name: str, max_bytes: int = MAX_RECORD_BYTES) -> Any
     return value
 
 
-def read_file(path: Path, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+def read_file(path: Path, max_bytes: int = MAX_RECORD_BYTES, links: bool = True) -> bytes:
     """Read a plain file whole, once; InputError where it is missing, unreadable, no plain file or too large.
 
-    The last part of `path` may not be a link. What is returned is what was there while it was read, whatever
-    happens to the file meanwhile: it is never memory-mapped.
+    Without `links` the last part of `path` may not be one. What is returned is what was there while it was read,
+    whatever happens to the file meanwhile: it is never memory-mapped.
     """
     # Without O_NONBLOCK the opening of a pipe that nobody writes to would wait for ever.
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
     try:
         handle = os.open(path, flags)
     except FileNotFoundError:

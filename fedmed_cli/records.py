@@ -373,7 +373,7 @@ class Loss:
     num_tokens: int
 
     def __post_init__(self) -> None:
-        for name in ("mean", "standard_error", "num_examples", "num_groups", "num_tokens"):
+        for name in ("standard_error", "num_examples", "num_groups", "num_tokens"):  # a difference's mean may be
             _check_not_negative(**{f"a loss's {name}": getattr(self, name)})
 
 
@@ -514,6 +514,9 @@ class Contribution(Record):
         trained = ("max_steps", "num_trained_examples", "num_trained_tokens", "per_device_train_batch_size")
         _check_not_negative(**{name: getattr(self, name) for name in (*counts, *trained, "update_norm")})
         _check_not_negative(**{f"losses[{i}]": loss for i, loss in enumerate(self.losses)})
+        for part in ("before", "after"):
+            measured = getattr(self, f"validation_{part}")
+            _check_not_negative(**{f"validation_{part}.mean": measured.mean if measured else 0.0})
         if len(self.losses) > self.max_steps:
             raise ValueError(f"losses must be at most max_steps ({self.max_steps}) many, found {len(self.losses)}")
 

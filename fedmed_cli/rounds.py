@@ -168,12 +168,15 @@ def aggregate(
     return RoundResult(record, workspace.global_adapter(round_number), num_bytes)
 
 
-def check(workspace: Workspace, plan: Plan, paths: Sequence[Path], exclude: Sequence[str]) -> None:
+def check(
+    workspace: Workspace, plan: Plan, paths: Sequence[Path], exclude: Sequence[str], require_signatures: bool = False
+) -> None:
     """Pass every contribution through the gate and keep none: the errors of `aggregate`, before a model is loaded."""
     round_number = workspace.newest_round() + 1
     parent = starting_adapter(workspace, plan, round_number)
     for path in _candidates(paths, exclude, lambda message: None):
-        _gate(path, plan, round_number, parent.digest)
+        folder = _gate(path, plan, round_number, parent.digest)
+        _check_signer(folder, plan, require_signatures, lambda message: None)
 
 
 @contextlib.contextmanager

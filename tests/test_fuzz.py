@@ -1,4 +1,4 @@
-"""Twenty-two thousand mutations of every file that fedmed reads: no traceback, no hang, no silent acceptance."""
+"""Twenty thousand mutations of every file that fedmed reads: no traceback, no hang, no silent acceptance."""
 
 import fuzzing
 import pytest
@@ -11,7 +11,7 @@ from fedmed_cli.digests import canonical_json
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.safetensors_io import parse_header
 
-NUM_MUTATIONS = 22_000
+NUM_MUTATIONS = 20_100
 SEED = 1
 
 

@@ -151,6 +151,17 @@ def test_a_bundle_is_taken_wherever_a_folder_is(place, capsys):
     assert main(["verify", "--recompute", "-C", str(root)]) == 0
 
 
+def test_pack_refuses_what_the_gate_refuses_and_never_overwrites(place, tmp_path, fails):
+    out = tmp_path / "B.fedmed.tar"
+    assert "expected a name that ends with .fedmed.tar" in fails(2, "pack", place.folder, "-o", tmp_path / "B.zip")
+    place.write("notes.txt", b"x")
+    assert "does not belong" in fails(3, "pack", place.folder, "-o", out, "-C", place.root)
+    (place.folder / "notes.txt").unlink()
+    out.write_bytes(b"mine")
+    assert "exists already" in fails(6, "pack", place.folder, "-o", out, "-C", place.root)
+    assert out.read_bytes() == b"mine"
+
+
 def test_a_bundle_unpacks_with_plain_tar(place, tmp_path):
     import tarfile
 

@@ -111,6 +111,20 @@ def test_a_key_with_a_passphrase_is_one_that_ssh_keygen_opens(tmp_path, monkeypa
     assert "there is no terminal to ask for it" in fails(3, *argv)
 
 
+@pytest.mark.parametrize("argv", [["keys"], ["keys", "new"], ["keys", "show"], ["keys", "trust"]])
+def test_the_keys_commands_have_help_with_an_example(argv, capsys):
+    assert main([*argv, "--help"]) == 0
+    assert "Example: fedmed keys" in capsys.readouterr().out
+
+
+def test_a_linked_plan_or_key_is_one_s_own_business(place, config):
+    (place.root / "federation.toml").rename(place.root.parent / "plan.toml")
+    (place.root / "federation.toml").symlink_to(place.root.parent / "plan.toml")
+    (config / "id_ed25519").rename(config / "elsewhere")
+    (config / "id_ed25519").symlink_to(config / "elsewhere")
+    assert main(["aggregate", "-q", "-C", str(place.root)]) == 0
+
+
 def test_a_new_key_is_private_and_never_overwritten(tmp_path, capsys, fails):
     old = os.umask(0)
     try:
@@ -186,7 +200,7 @@ def test_a_plan_without_keys_says_what_is_not_signed_and_can_require_it(tmp_path
     assert "adapters/A: is not signed: nothing proves that it comes from site A" in err
     assert "which the plan does not know: anyone could have made it" in err
     record = json.loads((workspace.global_adapter(1) / "aggregate.json").read_text())
-    assert record["signers"] == {}
+    assert "signers" not in record
     assert (workspace.global_adapter(1) / "aggregate.json.sig").exists()  # the default key signs
 
 

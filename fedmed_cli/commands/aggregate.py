@@ -66,7 +66,8 @@ def aggregate(
     with place.lock(), contextlib.ExitStack() as stack:
         examiner = None
         if coordination.has_examples(place) and (rules.weights == "agentic" or rules.server_lr is None):
-            rounds.check(place, plan, paths, exclude or ())  # what the gate refuses need not wait for a model
+            # What the gate refuses need not wait for a model.
+            rounds.check(place, plan, paths, exclude or (), require_signatures)
             from fedmed_cli import bases, evaluation, federation, models
             from fedmed_cli.commands.live import step_events
 

@@ -43,6 +43,7 @@ def run_round(
     Example: fedmed round --rounds 3
     """
     from fedmed_cli import bases
+    from fedmed_cli.errors import TrustError
     from fedmed_cli.rounds import default_weights
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
@@ -50,6 +51,11 @@ def run_round(
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
+    if plan.sites.keys:
+        raise TrustError(
+            f"the plan pins keys for {', '.join(plan.sites.keys)}: no one machine holds all of them",
+            hint="each site runs 'fedmed train-local --key FILE', the coordinator 'fedmed aggregate'",
+        )
     chosen = weights or default_weights(place)
     methods = ("svd", "factor-mean")
     rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum, methods)
