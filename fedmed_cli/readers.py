@@ -13,11 +13,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from fedmed_cli import corpus
-from fedmed_cli.digests import canonical_json, sha256_json
+from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import ConflictError, InputError, MachineError
 from fedmed_cli.layouts import BadRow, Layout, find_layout, turns_left_out
 
@@ -34,9 +35,13 @@ _encode_string = json.encoder.encode_basestring  # in C; what json.dumps(text, e
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples as columns: the i-th items of all lists belong together. A value of `others` may be missing (None)."""
+    """Examples as columns: the i-th items of all lists belong together. A value of `others` may be missing (None).
 
-    ids: list[str]
+    `rows` numbers the rows of the data, from 1; `given_ids` are the data's own ids, None where there is none.
+    """
+
+    rows: Sequence[int]
+    given_ids: list[str | None]
     questions: list[str]
     answers: list[str]
     others: dict[str, list[str | None]]
@@ -44,10 +49,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.questions)
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """The given ids; in place of a missing one a digest of the row's number and texts."""
+        return [
+            given if given is not None else _make_id(row, question, answer)
+            for given, row, question, answer in zip(
+                self.given_ids, self.rows, self.questions, self.answers, strict=True
+            )
+        ]
+
     def take(self, rows: Sequence[int]) -> Batch:
         """The examples at these positions, in this order."""
         return Batch(
-            [self.ids[i] for i in rows],
+            [self.rows[i] for i in rows],
+            [self.given_ids[i] for i in rows],
             [self.questions[i] for i in rows],
             [self.answers[i] for i in rows],
             {column: [values[i] for i in rows] for column, values in self.others.items()},
@@ -573,11 +589,9 @@ def _table_batch(chunk: tuple[int, Any], layout: Layout, first: int, file: int, 
             bad.num_rows += table.num_rows
             others = {column: values.to_pylist() for column, values in columns.items() if column not in (*used, "id")}
             ids = columns["id"].to_pylist() if "id" in columns else [None] * len(questions)
-            made = [
-                found or _make_id(number, question, answer)
-                for number, (found, question, answer) in enumerate(zip(ids, questions, answers, strict=True), first)
-            ]
-            return Batch(made, questions, answers, others)
+            if "" in ids:
+                ids = [found or None for found in ids]
+            return Batch(range(first, first + len(ids)), ids, questions, answers, others)
     try:
         values = table.to_pylist()
     except UnicodeDecodeError:
@@ -598,7 +612,8 @@ def _python_row(table: Any) -> dict[str, Any] | None:
 
 
 def _rows_batch(rows: list[_Row], layout: Layout | None, first: int, file: int, name: str, bad: BadRows) -> Batch:
-    batch = Batch([], [], [], {})
+    numbers: list[int] = []
+    batch = Batch(numbers, [], [], [], {})
     skipped = {*layout.used, "id"} if layout is not None else set()
     for number, row in enumerate(rows, first):
         bad.num_rows += 1
@@ -616,12 +631,11 @@ def _rows_batch(rows: list[_Row], layout: Layout | None, first: int, file: int, 
             continue
         bad.turns_left_out += turns_left_out(layout, row.value)
         identifier = row.value.get("id")
-        if not isinstance(identifier, str | int) or identifier == "":
-            identifier = _make_id(number, question, answer)
         for column in others:
             if column not in batch.others:
                 batch.others[column] = [None] * len(batch)
-        batch.ids.append(str(identifier))
+        numbers.append(number)
+        batch.given_ids.append(str(identifier) if isinstance(identifier, str | int) and identifier != "" else None)
         batch.questions.append(question)
         batch.answers.append(answer)
         for column, values in batch.others.items():
@@ -641,7 +655,8 @@ def _others(row: Mapping[str, Any], skipped: set[str]) -> dict[str, str]:
 
 
 def _make_id(number: int, question: str, answer: str) -> str:
-    return hashlib.sha256(canonical_json([number, question, answer])).hexdigest()[:16]
+    text = f"[{number},{_encode_string(question)},{_encode_string(answer)}]"  # their canonical JSON
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def json_lines(batch: Batch) -> list[str]:

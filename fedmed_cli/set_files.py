@@ -7,6 +7,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,9 +100,7 @@ class _Lines:
         site, kind = divmod(place, len(SETS))
         if kind in _SHARED:
             own = batch.take(rows.tolist())
-            lines = json_lines(
-                Batch(own.ids, own.questions, own.answers, own.others | {SITE_COLUMN: [self.names[site]] * len(own)})
-            )
+            lines = json_lines(replace(own, others=own.others | {SITE_COLUMN: [self.names[site]] * len(own)}))
         else:
             if self.lines is None:
                 self.lines = json_lines(batch)

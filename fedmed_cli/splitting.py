@@ -98,8 +98,9 @@ def split(
             say(
                 f"no label column: {options.num_topics} topics of the texts are the labels (name a column with --label)"
             )
+        first = [bad]  # what is skipped is counted in the first reading alone
         index = indexing.build(
-            source.batches(bad),
+            lambda: source.batches(first.pop() if first else None),
             seed=seed,
             group_by=group_by,
             label=label,
