@@ -7,7 +7,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import xxhash
@@ -23,6 +23,7 @@ from fedmed_cli.readers import Batch
 MAX_SHA_ORDER = 100_000
 _encode_string = json.encoder.encode_basestring  # in C
 _WHITE = bytes(code for code in range(128) if chr(code).isspace())
+_LOWER = bytes(code + 32 if 65 <= code <= 90 else code for code in range(256))  # str.casefold of ASCII
 
 Keys = NDArray[np.uint64]
 
@@ -85,9 +86,10 @@ _KINDS = tuple(phi.KINDS)
 
 def text_key(question: str, answer: str) -> int:
     """64 bits that are equal for the same texts up to case and white space."""
-    text = f"{question}\0{answer}".casefold()
-    data = text.encode().translate(None, _WHITE) if text.isascii() else "".join(text.split()).encode()
-    return xxhash.xxh3_64_intdigest(data)
+    text = f"{question}\0{answer}"
+    if text.isascii():
+        return xxhash.xxh3_64_intdigest(text.encode().translate(_LOWER, _WHITE))
+    return xxhash.xxh3_64_intdigest("".join(text.casefold().split()).encode())
 
 
 def sha_order(question: str, answer: str, seed: int) -> int:
@@ -126,7 +128,7 @@ def screened(batch: Batch, mode: phi.Mode, hits: Hits | None, start: int) -> Bat
             if mode == "redact":
                 questions[i], answers[i] = phi.redact(question), phi.redact(answer)
                 changed = True
-    return replace(batch, questions=questions, answers=answers) if changed else batch
+    return Batch(batch.rows, batch.given_ids, questions, answers, batch.others) if changed else batch
 
 
 def build(

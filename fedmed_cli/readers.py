@@ -10,7 +10,10 @@ import hashlib
 import io
 import itertools
 import json
+import operator
 import os
+import queue
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,6 +71,39 @@ class Batch:
             [self.answers[i] for i in rows],
             {column: [values[i] for i in rows] for column, values in self.others.items()},
         )
+
+
+class TableBatch(Batch):
+    """A batch that still is an Arrow table with the columns of its examples; lists are made when asked for.
+
+    Only for a table that was looked at before: no text is missing, empty or to be stripped.
+    """
+
+    def __init__(self, table: Any, rows: range) -> None:
+        self.__dict__ |= {"table": table, "rows": rows}
+        self.table: Any
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def questions(self) -> list[str]:
+        return list(self.table.column("question").to_pylist())
+
+    @cached_property
+    def answers(self) -> list[str]:
+        return list(self.table.column("answer").to_pylist())
+
+    @cached_property
+    def given_ids(self) -> list[str | None]:
+        if "id" not in self.table.column_names:
+            return [None] * len(self)
+        return [found or None for found in self.table.column("id").to_pylist()]
+
+    @cached_property
+    def others(self) -> dict[str, list[str | None]]:
+        names = [name for name in self.table.column_names if name not in ("id", "question", "answer")]
+        return {name: self.table.column(name).to_pylist() for name in names}
 
 
 @dataclass
@@ -135,6 +171,7 @@ class Source:
         self.group_column: str | None = None
         self.paths: list[Path] = []
         self._digest = ""
+        self._clean: set[int] = set()  # chunks whose tables are examples as they stand
         if CORPUS in self.names:
             if len(self.names) > 1:
                 raise InputError("the corpus cannot be mixed with other data")
@@ -188,13 +225,20 @@ class Source:
         if self.kind == "hub" and not self.paths:
             raise RuntimeError("fetch() comes first")
         layout: Layout | None = None
-        for number, name, chunk in self._chunks():
+        for at, (number, name, chunk) in enumerate(_ahead(self._chunks())):
             if layout is None and not (isinstance(chunk, list) and all(isinstance(row.value, BadRow) for row in chunk)):
                 layout = find_layout(_column_names(chunk), self.columns, name)
             first = bad.num_rows + 1
             if isinstance(chunk, tuple):
                 assert layout is not None
-                batch = _table_batch(chunk, layout, first, number, name, bad)
+                table = _text_table(chunk[1], layout)
+                if at in self._clean and table is not None:
+                    bad.num_rows += table.num_rows
+                    batch: Batch = TableBatch(table, range(first, first + table.num_rows))
+                else:
+                    batch = _table_batch(chunk, table, layout, first, number, name, bad)
+                    if isinstance(batch, TableBatch):
+                        self._clean.add(at)
             else:
                 batch = _rows_batch(chunk, layout, first, number, name, bad)
             if len(batch):
@@ -511,7 +555,7 @@ def _parquet(file: Any, name: str) -> Iterator[_Chunk]:
 
     try:
         line = 1
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(BATCH_ROWS):
+        for batch in pyarrow.parquet.ParquetFile(file, pre_buffer=False).iter_batches(BATCH_ROWS):
             yield line, pyarrow.Table.from_batches([batch])
             line += batch.num_rows
     except (pyarrow.ArrowException, OSError):
@@ -540,6 +584,45 @@ def _arrow(file: Any, name: str) -> Iterator[_Chunk]:
 # --- from rows to batches ---------------------------------------------------------------------------
 
 
+def _ahead(items: Iterator[Any], depth: int = 3) -> Iterator[Any]:
+    """The items, a few of them made ahead by a thread of their own: reading and working then overlap."""
+    done = object()
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((done, None))
+        except BaseException as error:  # it is raised again where the items are used
+            put((done, error))
+        finally:
+            items.close()  # type: ignore[attr-defined]  # a generator
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is done:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
 def _pieces(chunk: _Chunk) -> Iterator[_Chunk]:
     if isinstance(chunk, tuple):
         line, table = chunk
@@ -560,38 +643,48 @@ def _column_names(chunk: _Chunk) -> list[str]:
     return list(names)
 
 
-def _table_batch(chunk: tuple[int, Any], layout: Layout, first: int, file: int, name: str, bad: BadRows) -> Batch:
+def _text_table(table: Any, layout: Layout) -> Any:
+    """The table with question and answer under these names, or None where they or another column are no texts."""
+    import pyarrow
+
+    if not layout.plain:
+        return None
+    names = {layout.question: "question", layout.answer: "answer"}
+    columns = {}
+    for column, values in zip(table.column_names, table.columns, strict=True):
+        if pyarrow.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+            return None
+        if column in names or column not in names.values():
+            columns[names.get(column, column)] = values
+    if "question" not in columns or "answer" not in columns:
+        return None
+    if columns["question"].null_count or columns["answer"].null_count:
+        return None
+    return pyarrow.table(columns)
+
+
+def _table_batch(
+    chunk: tuple[int, Any], texts: Any, layout: Layout, first: int, file: int, name: str, bad: BadRows
+) -> Batch:
     """A batch from an Arrow table: column by column where all is text, else row by row."""
     import pyarrow
 
     line, table = chunk
-    columns = {}
-    plain = layout.plain
-    for column, values in zip(table.column_names, table.columns, strict=True):
-        kind = values.type
-        if pyarrow.types.is_dictionary(kind):
-            values = values.cast(kind.value_type)
-            kind = values.type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            plain = False
-        columns[column] = values
-    used = [layout.question, layout.answer]
-    plain = plain and set(used) <= set(columns) and not any(columns[column].null_count for column in used)
-    if plain:
+    if texts is not None:
         try:
-            table.validate(full=True)
+            texts.validate(full=True)
         except pyarrow.ArrowInvalid:
-            plain = False
-    if plain:
-        questions = [text.strip() for text in columns[layout.question].to_pylist()]
-        answers = [text.strip() for text in columns[layout.answer].to_pylist()]
+            texts = None
+    if texts is not None:
+        batch = TableBatch(texts, range(first, first + texts.num_rows))
+        questions, answers = [[text.strip() for text in part] for part in (batch.questions, batch.answers)]
         if all(questions) and all(answers):
-            bad.num_rows += table.num_rows
-            others = {column: values.to_pylist() for column, values in columns.items() if column not in (*used, "id")}
-            ids = columns["id"].to_pylist() if "id" in columns else [None] * len(questions)
-            if "" in ids:
-                ids = [found or None for found in ids]
-            return Batch(range(first, first + len(ids)), ids, questions, answers, others)
+            bad.num_rows += len(batch)
+            if all(map(operator.is_, questions, batch.questions)) and all(map(operator.is_, answers, batch.answers)):
+                return batch
+            return Batch(batch.rows, batch.given_ids, questions, answers, batch.others)
     try:
         values = table.to_pylist()
     except UnicodeDecodeError:
