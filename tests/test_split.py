@@ -284,6 +284,35 @@ def test_parquet_files_hold_the_same_rows(tmp_path):
     assert [row.question for row in found] == [row["question"] for row in lines["B/train.jsonl"]]
 
 
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_a_plot(ending, tmp_path, fails):
+    path = write(tmp_path / "x.jsonl", make_rows(300))
+    argv = ["--by", "dirichlet", "--label", "label", "--hospitals", "3", "--near-duplicates", "off"]
+    split(tmp_path / "w", path, *argv, "--plot", tmp_path / f"one.{ending}")
+    data = (tmp_path / f"one.{ending}").read_bytes()
+    assert data.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
+    split(tmp_path / "v", path, *argv, "--plot", tmp_path / f"two.{ending}")
+    assert (tmp_path / f"two.{ending}").read_bytes() == data
+    assert "expected a .png or .svg file" in fails(2, "split", "-C", tmp_path / "u", "--plot", tmp_path / "x.pdf")
+    assert not (tmp_path / "u/data").exists()
+
+
+def test_the_table_shows_sizes_labels_and_what_was_not_searched(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", make_rows(600))
+    argv = ["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--by", "pathological", "--label", "label"]
+    assert main([*argv, "--near-duplicates", "off"]) == 0
+    out = capsys.readouterr().out
+    assert "600 examples, pathological" in out
+    assert "█ label 0" in out
+    assert "near-duplicates were not searched for" in out
+    record = SplitRecord.read(tmp_path / "w/data/split.json")
+    for name, counts in record.sites.items():
+        line = next(line for line in out.splitlines() if line.strip().startswith(f"{name} "))
+        assert f"{counts.train}" in line
+        # The bar's marks are as long as the site is large and show its two labels alone.
+        assert len(set(line) & set("█▓▒░▚▞▙▟")) == 2
+
+
 # --- against independent computations -------------------------------------------------------------------
 
 
