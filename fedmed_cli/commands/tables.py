@@ -10,12 +10,12 @@ from fedmed_cli.digests import short
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records import OVERALL, Aggregate, Comparison, Contribution, Interval, Loss, Scores
 from fedmed_cli.screen import Table, number_of_bytes
-from fedmed_cli.splitting import SplitResult
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from fedmed_cli.federation import RoundSummary
     from fedmed_cli.rounds import RoundResult
+    from fedmed_cli.splitting import SplitResult
 
 
 BAR_WIDTH = 28
