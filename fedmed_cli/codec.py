@@ -23,7 +23,7 @@ MAX_RECORD_BYTES = 1_000_000
 MAX_DEPTH = 12
 CONTAINERS_PER_BYTE = 0.06
 MAX_INTEGER = 2**63 - 1
-_CHUNK = 1 << 20
+MAX_READ = 1 << 30  # Linux reads no more than 2 GB at once
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,40}")
 # Control characters (but tab and line feed), line and paragraph separators, and what turns the direction of text.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -216,13 +216,13 @@ def read_file(path: Path, max_bytes: int = MAX_RECORD_BYTES, links: bool = True)
         if found.st_size > max_bytes:
             raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found {found.st_size:,}")
         parts, size = [], 0
-        # In pieces: a single read of the limit would first reserve that much memory.
-        while part := os.read(handle, min(_CHUNK, max_bytes + 1 - size)):
+        # Not more than the file says at once: a read of the limit would first reserve that much memory.
+        while part := os.read(handle, min(max(found.st_size - size, 0), MAX_READ) + 1):
             parts.append(part)
             size += len(part)
             if size > max_bytes:
                 raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found more (it grows)")
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     finally:

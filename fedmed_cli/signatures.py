@@ -234,14 +234,6 @@ def create(path: Path, passphrase: str | None, comment: str) -> Signer:
     return Signer(private, public)
 
 
-def default_path() -> Path:
-    """Where a person's key lies unless another file is named: in the user's configuration, never in a workspace."""
-    from platformdirs import user_config_path
-
-    given = os.environ.get("FEDMED_CONFIG")
-    return (Path(given) if given else user_config_path("fedmed", appauthor=False)) / "id_ed25519"
-
-
 def public_path(path: Path) -> Path:
     return path.with_name(path.name + ".pub")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmed_cli.adapters import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
@@ -14,6 +16,14 @@ if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned 
     from fedmed_cli.signatures import Signer
 
 Say = Callable[[str], None]
+
+
+def default_key_path() -> Path:
+    """Where a person's key lies unless another file is named: in the user's configuration, never in a workspace."""
+    from platformdirs import user_config_path
+
+    given = os.environ.get("FEDMED_CONFIG")
+    return (Path(given) if given else user_config_path("fedmed", appauthor=False)) / "id_ed25519"
 
 
 def signed(name: str, files: Mapping[str, bytes], signer: Signer | None) -> dict[str, bytes]:

@@ -36,10 +36,11 @@ def new(
 
     from fedmed_cli.errors import UsageError
     from fedmed_cli.screen import Screen
-    from fedmed_cli.signatures import create, default_path, public_path, refuse_inside
+    from fedmed_cli.signatures import create, public_path, refuse_inside
+    from fedmed_cli.trust import default_key_path
 
     screen = Screen(as_json, quiet, verbose)
-    path = key or default_path()
+    path = key or default_key_path()
     refuse_inside(path, workspace)
     if not name.isprintable() or len(name) > 100:
         raise UsageError("--name: expected at most 100 printable characters")
@@ -71,13 +72,14 @@ def show(
     from fedmed_cli.codec import read_file
     from fedmed_cli.errors import InputError
     from fedmed_cli.screen import Screen, Table
-    from fedmed_cli.signatures import MAX_KEY_BYTES, default_path, fingerprint, parse_public, public_path, spoken
+    from fedmed_cli.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
+    from fedmed_cli.trust import default_key_path
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     pinned = place.read_plan().sites.keys if place.plan_path.exists() else {}
-    path = file or public_path(key or default_path())
+    path = file or public_path(key or default_key_path())
     value: dict[str, Any] = {
         "pinned": {name: {"public": text, "fingerprint": fingerprint(text)} for name, text in pinned.items()}
     }

@@ -36,12 +36,14 @@ def passphrase_for(path: Path) -> str | None:
 
 def load_signer(screen: Screen, key: Path | None, workspace: Path) -> Signer | None:
     """The key to sign with: `key`, else the default one, else None, which is said."""
-    from fedmed_cli.signatures import default_path, load, refuse_inside
+    from fedmed_cli.trust import default_key_path
 
-    path = key or default_path()
+    path = key or default_key_path()
     if key is None and not path.exists():
         screen.say("not signing: there is no key yet ('fedmed keys new' makes one)")
         return None
+    from fedmed_cli.signatures import load, refuse_inside  # loads cryptography, which unsigned work need not wait for
+
     refuse_inside(path, workspace)
     signer = load(path, passphrase_for(path))
     screen.say(f"signing with {signer.fingerprint}")
