@@ -156,7 +156,7 @@ class _Compiler:
         after = ""
         for word in text.split():
             if word == "..":
-                parts.append(r"(?:\S+ ){0,4}")
+                parts.append(r"(?:\S+ ){0,4}?")  # the nearest, so that a number is the next one
                 continue
             optional = word.endswith("?")
             choices = [self._word(choice, after) for choice in word.rstrip("?").split("|")]
@@ -195,7 +195,7 @@ class _Compiler:
         for word in plain.split():
             self.words.add(word)
             if is_stem and len(word) >= 4:
-                self.words.update(word + end for end in ("s", "ed", "ing", "d", "es", "e", "er"))
+                self.words.update(word + end for end in ("s", "ed", "ing", "d", "es", "e", "er", "y"))
 
 
 @functools.cache
