@@ -1,34 +1,58 @@
-"""A conversation with the model: which adapter, which messages, what is shown."""
+"""A conversation with the model: which adapter answers, which messages it sees, what the guardrails make of it."""
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli import adapters
+from fedmed_cli import adapters, guardrails
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.digests import short
-from fedmed_cli.errors import InputError
+from fedmed_cli.errors import InputError, UsageError
+from fedmed_cli.escapes import clean
 from fedmed_cli.examples import prompt_ids, prompt_messages
-from fedmed_cli.records import Plan, Prompt
+from fedmed_cli.guardrails import Finding
+from fedmed_cli.records import Chat, Plan, Prompt, Turn
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
+    from fedmed_cli.decoding import Decoder
     from fedmed_cli.generation import Answer
+    from fedmed_cli.models import LanguageModel
 
+LABEL = "research evaluation, not for clinical use"
 DISCLAIMER = "Research evaluation, not for clinical use: answers can be wrong. In an emergency call your local number."
 MAX_QUESTION = 20_000
 
 Say = Callable[[str], None]
+Measure = Callable[[dict[str, Adapter]], dict[str, float]]
 
 
-def choose_adapter(workspace: Workspace, plan: Plan, name: str | None, say: Say) -> tuple[str, Adapter | None]:
-    """The adapter for "base", "global", a folder, or by default the newest global one; with how to call it."""
+@dataclass(frozen=True)
+class Chosen:
+    """An adapter (None: the plain base) with how to call it."""
+
+    name: str
+    adapter: Adapter | None
+
+
+BASE = Chosen("base model, no adapter", None)
+
+
+def choose_adapter(
+    workspace: Workspace, plan: Plan, name: str | None, say: Say, measure: Measure | None = None
+) -> Chosen:
+    """The adapter for "base", "global", "best", a site or a folder; by default the newest global one.
+
+    A site's adapter is the one in the newest round, else its contribution in the mailbox. "best" is what has the
+    least loss on the coordinator's examples, as `measure` finds it. InputError where there is none.
+    """
     newest = workspace.newest_round()
     if name == "base":
-        return "no adapter (base)", None
+        return BASE
     if name in (None, "global"):
         if not newest:
             if name == "global":
@@ -37,111 +61,236 @@ def choose_adapter(workspace: Workspace, plan: Plan, name: str | None, say: Say)
                     hint="run 'fedmed round' or 'fedmed aggregate', or use --adapter base",
                 )
             say("there is no global adapter yet: the base model answers")
-            return "no adapter (base)", None
+            return BASE
         adapter = adapters.read_global(workspace.global_adapter(newest), plan).adapter
-        return f"the global adapter of round {newest} ({short(adapter.digest)})", adapter
+        return Chosen(f"global adapter of round {newest} ({short(adapter.digest)})", adapter)
     assert name is not None
+    if name == "best":
+        return _best(workspace, plan, say, measure)
+    if name in plan.sites.names:
+        return site_adapter(workspace, plan, name)
     adapter = adapters.read_folder(Path(name), plan).adapter
-    return f"adapter {name} ({short(adapter.digest)})", adapter
+    return Chosen(f"adapter {name} ({short(adapter.digest)})", adapter)
 
 
+def site_adapter(workspace: Workspace, plan: Plan, site: str) -> Chosen:
+    """A site's adapter of the newest round, else the one in the mailbox."""
+    if site not in plan.sites.names:
+        raise InputError(f"no site {site!r} in the plan, expected one of {', '.join(plan.sites.names)}")
+    newest = workspace.newest_round()
+    for path, where in (
+        (workspace.round(newest) / site, f"of round {newest}"),
+        (workspace.contribution(site), "in the mailbox"),
+    ):
+        if path.is_dir():
+            adapter = adapters.read_folder(path, plan).adapter
+            return Chosen(f"adapter of site {site} {where} ({short(adapter.digest)})", adapter)
+    raise InputError(f"site {site} has no adapter yet", hint=f"run 'fedmed train-local --site {site}'")
+
+
+def _best(workspace: Workspace, plan: Plan, say: Say, measure: Measure | None) -> Chosen:
+    newest = workspace.newest_round()
+    names = [site for site in plan.sites.names if (workspace.round(newest) / site).is_dir()] if newest else []
+    found = {site: site_adapter(workspace, plan, site) for site in names}
+    if newest:
+        found["global"] = choose_adapter(workspace, plan, "global", say)
+    if not found or measure is None:
+        raise InputError("--adapter best: there is no adapter yet", hint="run 'fedmed round' first")
+    losses = measure({name: chosen.adapter for name, chosen in found.items() if chosen.adapter is not None})
+    best = min(losses, key=lambda name: (losses[name], name))
+    say("loss on the coordinator's examples: " + ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses)))
+    say(f"best is {best}")
+    return found[best]
+
+
+def measure_on_coordinator(
+    workspace: Workspace, plan: Plan, lm: LanguageModel, progress: Callable[[int, int], None] | None = None
+) -> Measure:
+    """Mean losses of adapters on `data/coordinator.jsonl`, remembered in the workspace. InputError without it."""
+
+    def measure(candidates: dict[str, Adapter]) -> dict[str, float]:
+        from fedmed_cli import evaluation, examples, intervals
+
+        path = workspace.data / "coordinator.jsonl"
+        if not path.exists():
+            raise InputError(f"{workspace.relative(path)}: there are no coordinator's examples to find the best with")
+        items = evaluation.prepare(lm, plan, evaluation.choose(examples.read_jsonl(path), 200), None)
+        return {
+            name: intervals.summarize(
+                evaluation.measure_cached(workspace, plan, lm, adapter, items, progress), items.groups
+            ).mean
+            for name, adapter in candidates.items()
+        }
+
+    return measure
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a question: the findings about it, and the answer with those about it. None: held back."""
+
+    question: str
+    findings: tuple[Finding, ...]
+    answer: Answer | None
+    answer_findings: tuple[Finding, ...]
+    num_forgotten: int
+
+
+SETTINGS: dict[str, tuple[float, float]] = {"temperature": (0.0, 2.0), "max-new-tokens": (1, 4096)}
+
+
+@dataclass
+class Settings:
+    """What /set changes."""
+
+    temperature: float = 0.0
+    max_new_tokens: int = 256
+
+    def set(self, name: str, text: str) -> float:
+        """Change a setting by its name. UsageError for an unknown one, or a value out of range."""
+        if name not in SETTINGS:
+            raise UsageError(f"no setting {name!r}, expected one of {', '.join(SETTINGS)}")
+        least, most = SETTINGS[name]
+        try:
+            value = type(least)(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise UsageError(f"{name}: expected {least} to {most}, found {text[:40]!r}")
+        setattr(self, name.replace("-", "_"), value)
+        return value
+
+
+@dataclass
 class Conversation:
     """Messages so far; each question is answered with what came before it, as far as it fits the context."""
 
-    def __init__(self, lm: Any, prompt: Prompt, max_new_tokens: int, temperature: float) -> None:
-        self.lm = lm
-        self.prompt = prompt
-        self.max_new_tokens = max_new_tokens
-        self.temperature = temperature
-        self.turns: list[tuple[dict[str, str], dict[str, str]]] = []
-        self.num_forgotten = 0
+    decoder: Decoder
+    tokenizer: Any
+    prompt: Prompt
+    context: int  # tokens
+    settings: Settings = field(default_factory=Settings)
+    turns: list[Turn] = field(default_factory=list)
+    system: str | None = None  # instead of the plan's
+    chosen: Chosen = BASE
+    stats: list[Answer] = field(default_factory=list)
 
-    def ask(self, question: str, on_text: Callable[[str], None]) -> Answer:
-        """Answer a question and remember both. InputError where it is empty or too long.
+    def use(self, chosen: Chosen) -> float:
+        """Answer with another adapter from now on; the seconds it took. The messages stay."""
+        started = time.perf_counter()
+        self.decoder.use(chosen.adapter)
+        self.chosen = chosen
+        return time.perf_counter() - started
 
-        The oldest turns are left out where the conversation outgrows the model's context; `num_forgotten`
-        counts them.
+    def messages(self, question: str) -> tuple[list[dict[str, str]], int]:
+        """What the model sees of a question, and how many of the oldest turns no longer fit.
+
+        InputError where the question alone is too long.
         """
-        from fedmed_cli.generation import answer, clean
-
-        question = clean(question).strip()
-        if not question:
-            raise InputError("the question is empty")
-        if len(question) > MAX_QUESTION:
-            raise InputError(f"the question has {len(question):,} characters, at most {MAX_QUESTION:,} are taken")
         *system, user = prompt_messages(self.prompt, question)
-        room = int(getattr(self.lm.model.config, "max_position_embeddings", 4096)) - self.max_new_tokens
-        self.num_forgotten = 0
-        while True:
-            past = [message for turn in self.turns[self.num_forgotten :] for message in turn]
+        if self.system is not None:
+            system = [{"role": "system", "content": self.system}] if self.system else []
+        room = self.context - self.settings.max_new_tokens
+        for forgotten in range(len(self.turns) + 1):
+            past = [
+                message
+                for turn in self.turns[forgotten:]
+                for message in (
+                    prompt_messages(self.prompt, turn.question)[-1],
+                    {"role": "assistant", "content": turn.answer},
+                )
+            ]
             messages = [*system, *past, user]
-            if len(prompt_ids(messages, self.lm.tokenizer)) <= room:
-                break
-            if self.num_forgotten == len(self.turns):
-                raise InputError(f"the question does not fit into the model's context ({room:,} tokens)")
-            self.num_forgotten += 1
+            if len(prompt_ids(messages, self.tokenizer)) <= room:
+                return messages, forgotten
+        raise InputError(f"the question does not fit into the model's context ({max(room, 0):,} tokens)")
+
+    def ask(
+        self,
+        question: str,
+        on_text: Callable[[str], None] = lambda text: None,
+        findings: tuple[Finding, ...] | None = None,
+    ) -> Reply:
+        """Answer a question and remember both, unless the guardrails hold the answer back.
+
+        `findings` are those of the question where they are known. InputError where it is empty or too long.
+        """
+        from fedmed_cli.generation import answer
+
+        question = check_length(question)
+        if findings is None:
+            findings = guardrails.check_question(question)
+        if guardrails.holds_answer_back(findings):
+            return Reply(question, findings, None, (), 0)
+        messages, forgotten = self.messages(question)
         result = answer(
-            self.lm,
+            self.decoder,
+            self.tokenizer,
             messages,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
+            max_new_tokens=self.settings.max_new_tokens,
+            temperature=self.settings.temperature,
             on_text=on_text,
         )
-        self.turns.append((user, {"role": "assistant", "content": result.text}))
-        return result
+        self.stats.append(result)
+        self.turns.append(Turn(question, result.text))
+        return Reply(question, findings, result, guardrails.check_answer(result.text, findings), forgotten)
 
+    def compare(self, question: str, others: list[Chosen]) -> list[tuple[str, str]]:
+        """The answers of several adapters to a question on its own, by name. Nothing is remembered.
 
-def show_one(screen: Any, answer: Answer, name: str, adapter: Adapter | None) -> None:
-    """The end of a single answer: its JSON, or a line feed and a word where it was cut."""
-    if screen.as_json:
-        screen.result(
-            {
-                "answer": answer.text,
-                "adapter": adapter.digest if adapter else None,
-                "adapter_name": name,
-                "num_tokens": answer.num_tokens,
-                "seconds": round(answer.seconds, 3),
-                "seconds_to_first_token": round(answer.seconds_to_first_token, 3),
-                "finished": answer.finished,
-                "notice": DISCLAIMER,
-            }
-        )
-        return
-    screen.write("\n")
-    if not answer.finished:
-        screen.say("(cut at --max-new-tokens)")
+        Empty where the guardrails hold the answer back.
+        """
+        from fedmed_cli.generation import answer
 
-
-def converse(screen: Any, conversation: Conversation) -> None:
-    """Questions from the terminal until Ctrl-D or /quit; Ctrl-C stops an answer."""
-    with contextlib.suppress(ImportError):  # Windows has none
-        import readline  # noqa: F401  # gives input() line editing and a history of this session
-
-    screen.say("Ask a question. Ctrl-C stops an answer, Ctrl-D or /quit leaves.")
-    while True:
+        question = check_length(question)
+        if guardrails.holds_answer_back(guardrails.check_question(question)):
+            return []
+        turns, self.turns = self.turns, []
+        before = self.chosen
         try:
-            question = input("\n> ")
-        except EOFError:
-            screen.write("\n")
-            return
-        except KeyboardInterrupt:
-            screen.write("\n")
-            continue
-        if question.strip() in ("/quit", "/exit"):
-            return
-        if not question.strip():
-            continue
-        try:
-            answer = conversation.ask(question, screen.write)
-        except KeyboardInterrupt:
-            screen.write("\n")
-            screen.say("(stopped)")
-            continue
-        except InputError as error:
-            screen.say(error.message)
-            continue
-        screen.write("\n")
-        if conversation.num_forgotten:
-            screen.say(f"(the first {conversation.num_forgotten} questions no longer fit the context)")
-        if not answer.finished:
-            screen.say("(cut at --max-new-tokens)")
+            messages, _ = self.messages(question)
+            found = []
+            for chosen in others:
+                self.use(chosen)
+                result = answer(self.decoder, self.tokenizer, messages, max_new_tokens=self.settings.max_new_tokens)
+                found.append((chosen.name, result.text))
+            return found
+        finally:
+            self.turns = turns
+            self.use(before)
+
+    def record(self, base_fingerprint: str) -> Chat:
+        adapter = self.chosen.adapter
+        system = self.prompt.system if self.system is None else self.system
+        return Chat(adapter.digest if adapter else None, base_fingerprint, system, tuple(self.turns))
+
+
+def check_length(question: str) -> str:
+    """A question without escapes and edges; InputError where it is empty, too long or no text."""
+    if len(question) > MAX_QUESTION:
+        raise InputError(f"the question has {len(question):,} characters, at most {MAX_QUESTION:,} are taken")
+    cleaned = clean(question).strip()
+    odd = sum(character in "\ufffd\0" or "\ud800" <= character <= "\udfff" for character in question)
+    if odd > max(2, len(question) // 20) or (question.strip() and not cleaned):
+        raise InputError("the question is no text: it holds bytes that are no characters")
+    if not cleaned:
+        raise InputError("the question is empty")
+    return cleaned.encode("utf-8", "replace").decode("utf-8")
+
+
+def to_json(reply: Reply, chosen: Chosen) -> dict[str, Any]:
+    """What --json prints of a reply."""
+    answer = reply.answer
+    return {
+        "answer": answer.text if answer else None,
+        "adapter": chosen.adapter.digest if chosen.adapter else None,
+        "adapter_name": chosen.name,
+        "findings": [finding.to_dict() for finding in reply.findings],
+        "answer_findings": [finding.to_dict() for finding in reply.answer_findings],
+        "held_back": answer is None,
+        "num_tokens": answer.num_tokens if answer else 0,
+        "seconds": round(answer.seconds, 3) if answer else 0.0,
+        "seconds_to_first_token": round(answer.seconds_to_first_token, 3) if answer else None,
+        "finished": answer.finished if answer else True,
+        "notice": DISCLAIMER,
+    }

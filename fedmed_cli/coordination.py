@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fedmed_cli.digests import sha256_json
-from fedmed_cli.examples import Example, read_jsonl
 from fedmed_cli.workspace import Workspace
+
+if TYPE_CHECKING:
+    from fedmed_cli.examples import Example
 
 EXAMPLES_NAME = "coordinator.jsonl"
 DEFAULT_SAMPLES = 100
@@ -21,6 +24,8 @@ def halves(workspace: Workspace, group_by: str | None) -> tuple[list[Example], l
 
     A number that chose the weights is never the number reported.
     """
+    from fedmed_cli.examples import read_jsonl
+
     rows = read_jsonl(workspace.data / EXAMPLES_NAME)
     return _side(rows, group_by, 0), _side(rows, group_by, 1)
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TextStreamer
 
+from fedmed_cli.decoding import Decoder, generate
 from fedmed_cli.errors import MachineError
+from fedmed_cli.escapes import clean, without_open_end
 from fedmed_cli.examples import prompt_ids
 from fedmed_cli.models import LanguageModel
-
-# Escape sequences and control characters a model might emit must not reach a terminal.
-_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -29,32 +26,15 @@ class Answer:
     seconds_to_first_token: float
     finished: bool
 
-
-def clean(text: str) -> str:
-    """`text` without terminal escapes and control characters other than line feed and tab."""
-    return _ESCAPES.sub("", text)
-
-
-class _Streamer(TextStreamer):  # type: ignore[misc]  # transformers is untyped here
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.on_text = on_text
-        self.first: float | None = None
-        self._prompt_seen = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._prompt_seen and self.first is None:
-            self.first = time.perf_counter()
-        self._prompt_seen = True
-        super().put(value)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self.on_text(clean(text))
+    @property
+    def tokens_per_second(self) -> float:
+        """After the first token."""
+        return (self.num_tokens - 1) / max(self.seconds - self.seconds_to_first_token, 1e-9)
 
 
 def answer(
-    lm: LanguageModel,
+    decoder: Decoder,
+    tokenizer: Any,
     messages: list[dict[str, str]],
     *,
     max_new_tokens: int,
@@ -66,14 +46,32 @@ def answer(
     KeyboardInterrupt passes through: what was streamed until then is what there is.
     """
     started = time.perf_counter()
-    ids = torch.tensor([prompt_ids(messages, lm.tokenizer)], device=lm.device)
-    streamer = _Streamer(lm.tokenizer, on_text)
-    output = _generate(lm, ids, torch.ones_like(ids), max_new_tokens, temperature, streamer)
-    new = output[0, ids.shape[1] :]
-    ended = bool((new == lm.tokenizer.eos_token_id).any())
-    text = clean(lm.tokenizer.decode(new, skip_special_tokens=True)).strip()
-    first = (streamer.first or time.perf_counter()) - started
-    return Answer(text, len(new), time.perf_counter() - started, first, ended)
+    ids = prompt_ids(messages, tokenizer)
+    tokens: list[int] = []
+    shown = ""
+    first = None
+    stop = frozenset({int(tokenizer.eos_token_id)})
+    try:
+        for token in generate(decoder, ids, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop):
+            first = first or time.perf_counter() - started
+            tokens.append(token)
+            ready = _ready(tokenizer.decode(tokens, skip_special_tokens=True))
+            if len(ready) > len(shown):
+                on_text(ready[len(shown) :])
+                shown = ready
+    except torch.OutOfMemoryError:
+        raise MachineError("out of memory while answering", hint="start a new conversation") from None
+    text = clean(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    rest = text[len(shown) :] if text.startswith(shown) else ""
+    if rest:
+        on_text(rest)
+    seconds = time.perf_counter() - started
+    return Answer(text, len(tokens), seconds, first or seconds, len(tokens) < max_new_tokens)
+
+
+def _ready(text: str) -> str:
+    """What can be shown of a text that is still growing: no half character, no half escape sequence."""
+    return clean(without_open_end(text)).lstrip()
 
 
 def answer_batch(lm: LanguageModel, conversations: Sequence[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
@@ -82,20 +80,12 @@ def answer_batch(lm: LanguageModel, conversations: Sequence[list[dict[str, str]]
     length = max(map(len, rows))
     ids = torch.tensor([[lm.tokenizer.eos_token_id] * (length - len(row)) + row for row in rows], device=lm.device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=lm.device)
-    output = _generate(lm, ids, mask, max_new_tokens, 0.0, None)
+    output = _generate(lm, ids, mask, max_new_tokens)
     texts = lm.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
     return [clean(text).strip() for text in texts]
 
 
-def _generate(
-    lm: LanguageModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    streamer: _Streamer | None,
-) -> torch.Tensor:
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+def _generate(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
     try:
         with torch.inference_mode():
             output: torch.Tensor = lm.model.generate(
@@ -104,8 +94,7 @@ def _generate(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=lm.tokenizer.eos_token_id,
                 eos_token_id=lm.tokenizer.eos_token_id,
-                streamer=streamer,
-                **sampling,
+                do_sample=False,
             )
     except torch.OutOfMemoryError:
         raise MachineError("out of memory while answering", hint="start a new conversation") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from fedmed_cli import phi
-from fedmed_cli.digests import canonical_json
 from fedmed_cli.duplicates import Sketches
 from fedmed_cli.errors import InputError
 from fedmed_cli.readers import Batch
@@ -21,7 +21,9 @@ from fedmed_cli.readers import Batch
 # Up to here units are ordered by a SHA-256 of their texts, which takes longer than all else; above, by a mix of
 # the texts' 64-bit keys. Both are the same on every machine.
 MAX_SHA_ORDER = 100_000
+_encode_string = json.encoder.encode_basestring  # in C
 _WHITE = bytes(code for code in range(128) if chr(code).isspace())
+_LOWER = bytes(code + 32 if 65 <= code <= 90 else code for code in range(256))  # str.casefold of ASCII
 
 Keys = NDArray[np.uint64]
 
@@ -84,15 +86,16 @@ _KINDS = tuple(phi.KINDS)
 
 def text_key(question: str, answer: str) -> int:
     """64 bits that are equal for the same texts up to case and white space."""
-    text = f"{question}\0{answer}".casefold()
-    data = text.encode().translate(None, _WHITE) if text.isascii() else "".join(text.split()).encode()
-    return xxhash.xxh3_64_intdigest(data)
+    text = f"{question}\0{answer}"
+    if text.isascii():
+        return xxhash.xxh3_64_intdigest(text.encode().translate(_LOWER, _WHITE))
+    return xxhash.xxh3_64_intdigest("".join(text.casefold().split()).encode())
 
 
 def sha_order(question: str, answer: str, seed: int) -> int:
     """The first 64 bits of SHA-256 over the seed and the text's digest (up to case and white space)."""
-    parts = [" ".join(question.split()).casefold(), " ".join(answer.split()).casefold()]
-    digest = hashlib.sha256(canonical_json(parts)).hexdigest()
+    first, second = (_encode_string(" ".join(part.split()).casefold()) for part in (question, answer))
+    digest = hashlib.sha256(f"[{first},{second}]".encode()).hexdigest()  # of their canonical JSON
     return int.from_bytes(hashlib.sha256(f"{seed}/{digest}".encode()).digest()[:8], "big")
 
 
@@ -125,11 +128,11 @@ def screened(batch: Batch, mode: phi.Mode, hits: Hits | None, start: int) -> Bat
             if mode == "redact":
                 questions[i], answers[i] = phi.redact(question), phi.redact(answer)
                 changed = True
-    return Batch(batch.ids, questions, answers, batch.others) if changed else batch
+    return Batch(batch.rows, batch.given_ids, questions, answers, batch.others) if changed else batch
 
 
 def build(
-    batches: Iterable[Batch],
+    read: Callable[[], Iterable[Batch]],
     *,
     seed: int,
     group_by: str | None = None,
@@ -141,18 +144,18 @@ def build(
     sketches: Sketches | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> Index:
-    """Read all batches once. `topics` gives labels where no column does. `progress` is told the rows so far."""
-    text, order, group = array("Q"), array("Q"), array("Q")
+    """Read all batches once; up to MAX_SHA_ORDER rows once more, for their order.
+
+    `topics` gives labels where no column does. `progress` is told the rows so far.
+    """
+    text, group = array("Q"), array("Q")
     coded: dict[str, tuple[array[int], dict[str, int]]] = {
         name: (array("i"), {}) for name in ("label", "value") if {"label": label or topics, "value": column}[name]
     }
     seen: set[str] = set()
-    for batch in batches:
+    for batch in read():
         batch = screened(batch, mode, hits, len(text))
-        pairs = list(zip(batch.questions, batch.answers, strict=True))
-        text.extend([text_key(question, answer) for question, answer in pairs])
-        if len(text) <= MAX_SHA_ORDER:
-            order.extend([sha_order(question, answer, seed) for question, answer in pairs])
+        text.extend(map(text_key, batch.questions, batch.answers))
         missing: list[str | None] = [None] * len(batch)
         if group_by is not None:
             group.extend(map(group_key, batch.others.get(group_by, missing)))
@@ -171,12 +174,20 @@ def build(
     keys = np.frombuffer(text, dtype=np.uint64)
     return Index(
         text=keys,
-        order=np.frombuffer(order, dtype=np.uint64) if len(order) == len(text) else mixed_order(keys, seed),
+        order=mixed_order(keys, seed) if len(text) > MAX_SHA_ORDER else _sha_orders(read, mode, seed),
         group=np.frombuffer(group, dtype=np.uint64) if group_by is not None else None,
         label=_codes(coded.get("label")),
         value=_codes(coded.get("value")),
         columns=frozenset(seen),
     )
+
+
+def _sha_orders(read: Callable[[], Iterable[Batch]], mode: phi.Mode, seed: int) -> Keys:
+    orders = array("Q")
+    for batch in read():
+        batch = screened(batch, mode, None, 0)
+        orders.extend(sha_order(*pair, seed) for pair in zip(batch.questions, batch.answers, strict=True))
+    return np.frombuffer(orders, dtype=np.uint64)
 
 
 def _codes(coded: tuple[array[int], dict[str, int]] | None) -> Codes | None:

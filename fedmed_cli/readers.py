@@ -10,15 +10,19 @@ import hashlib
 import io
 import itertools
 import json
+import operator
 import os
+import queue
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from fedmed_cli import corpus
-from fedmed_cli.digests import canonical_json, sha256_json
+from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import ConflictError, InputError, MachineError
 from fedmed_cli.layouts import BadRow, Layout, find_layout, turns_left_out
 
@@ -35,9 +39,13 @@ _encode_string = json.encoder.encode_basestring  # in C; what json.dumps(text, e
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples as columns: the i-th items of all lists belong together. A value of `others` may be missing (None)."""
+    """Examples as columns: the i-th items of all lists belong together. A value of `others` may be missing (None).
 
-    ids: list[str]
+    `rows` numbers the rows of the data, from 1; `given_ids` are the data's own ids, None where there is none.
+    """
+
+    rows: Sequence[int]
+    given_ids: list[str | None]
     questions: list[str]
     answers: list[str]
     others: dict[str, list[str | None]]
@@ -45,14 +53,58 @@ class Batch:
     def __len__(self) -> int:
         return len(self.questions)
 
+    @cached_property
+    def ids(self) -> list[str]:
+        """The given ids; in place of a missing one a digest of the row's number and texts."""
+        return [
+            given if given is not None else _make_id(row, question, answer)
+            for given, row, question, answer in zip(
+                self.given_ids, self.rows, self.questions, self.answers, strict=True
+            )
+        ]
+
     def take(self, rows: Sequence[int]) -> Batch:
         """The examples at these positions, in this order."""
         return Batch(
-            [self.ids[i] for i in rows],
+            [self.rows[i] for i in rows],
+            [self.given_ids[i] for i in rows],
             [self.questions[i] for i in rows],
             [self.answers[i] for i in rows],
             {column: [values[i] for i in rows] for column, values in self.others.items()},
         )
+
+
+class TableBatch(Batch):
+    """A batch that still is an Arrow table with the columns of its examples; lists are made when asked for.
+
+    Only for a table that was looked at before: no text is missing, empty or to be stripped.
+    """
+
+    def __init__(self, table: Any, rows: range) -> None:
+        self.__dict__ |= {"table": table, "rows": rows}
+        self.table: Any
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def questions(self) -> list[str]:
+        return list(self.table.column("question").to_pylist())
+
+    @cached_property
+    def answers(self) -> list[str]:
+        return list(self.table.column("answer").to_pylist())
+
+    @cached_property
+    def given_ids(self) -> list[str | None]:
+        if "id" not in self.table.column_names:
+            return [None] * len(self)
+        return [found or None for found in self.table.column("id").to_pylist()]
+
+    @cached_property
+    def others(self) -> dict[str, list[str | None]]:
+        names = [name for name in self.table.column_names if name not in ("id", "question", "answer")]
+        return {name: self.table.column(name).to_pylist() for name in names}
 
 
 @dataclass
@@ -120,6 +172,7 @@ class Source:
         self.group_column: str | None = None
         self.paths: list[Path] = []
         self._digest = ""
+        self._clean: set[int] = set()  # chunks whose tables are examples as they stand
         if CORPUS in self.names:
             if len(self.names) > 1:
                 raise InputError("the corpus cannot be mixed with other data")
@@ -173,13 +226,20 @@ class Source:
         if self.kind == "hub" and not self.paths:
             raise RuntimeError("fetch() comes first")
         layout: Layout | None = None
-        for number, name, chunk in self._chunks():
+        for at, (number, name, chunk) in enumerate(_ahead(self._chunks())):
             if layout is None and not (isinstance(chunk, list) and all(isinstance(row.value, BadRow) for row in chunk)):
                 layout = find_layout(_column_names(chunk), self.columns, name)
             first = bad.num_rows + 1
             if isinstance(chunk, tuple):
                 assert layout is not None
-                batch = _table_batch(chunk, layout, first, number, name, bad)
+                table = _text_table(chunk[1], layout)
+                if at in self._clean and table is not None:
+                    bad.num_rows += table.num_rows
+                    batch: Batch = TableBatch(table, range(first, first + table.num_rows))
+                else:
+                    batch = _table_batch(chunk, table, layout, first, number, name, bad)
+                    if isinstance(batch, TableBatch):
+                        self._clean.add(at)
             else:
                 batch = _rows_batch(chunk, layout, first, number, name, bad)
             if len(batch):
@@ -496,7 +556,7 @@ def _parquet(file: Any, name: str) -> Iterator[_Chunk]:
 
     try:
         line = 1
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(BATCH_ROWS):
+        for batch in pyarrow.parquet.ParquetFile(file, pre_buffer=False).iter_batches(BATCH_ROWS):
             yield line, pyarrow.Table.from_batches([batch])
             line += batch.num_rows
     except (pyarrow.ArrowException, OSError):
@@ -525,6 +585,45 @@ def _arrow(file: Any, name: str) -> Iterator[_Chunk]:
 # --- from rows to batches ---------------------------------------------------------------------------
 
 
+def _ahead(items: Iterator[Any], depth: int = 3) -> Iterator[Any]:
+    """The items, a few of them made ahead by a thread of their own: reading and working then overlap."""
+    done = object()
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((done, None))
+        except BaseException as error:  # it is raised again where the items are used
+            put((done, error))
+        finally:
+            items.close()  # type: ignore[attr-defined]  # a generator
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is done:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
 def _pieces(chunk: _Chunk) -> Iterator[_Chunk]:
     if isinstance(chunk, tuple):
         line, table = chunk
@@ -545,40 +644,48 @@ def _column_names(chunk: _Chunk) -> list[str]:
     return list(names)
 
 
-def _table_batch(chunk: tuple[int, Any], layout: Layout, first: int, file: int, name: str, bad: BadRows) -> Batch:
+def _text_table(table: Any, layout: Layout) -> Any:
+    """The table with question and answer under these names, or None where they or another column are no texts."""
+    import pyarrow
+
+    if not layout.plain:
+        return None
+    names = {layout.question: "question", layout.answer: "answer"}
+    columns = {}
+    for column, values in zip(table.column_names, table.columns, strict=True):
+        if pyarrow.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+            return None
+        if column in names or column not in names.values():
+            columns[names.get(column, column)] = values
+    if "question" not in columns or "answer" not in columns:
+        return None
+    if columns["question"].null_count or columns["answer"].null_count:
+        return None
+    return pyarrow.table(columns)
+
+
+def _table_batch(
+    chunk: tuple[int, Any], texts: Any, layout: Layout, first: int, file: int, name: str, bad: BadRows
+) -> Batch:
     """A batch from an Arrow table: column by column where all is text, else row by row."""
     import pyarrow
 
     line, table = chunk
-    columns = {}
-    plain = layout.plain
-    for column, values in zip(table.column_names, table.columns, strict=True):
-        kind = values.type
-        if pyarrow.types.is_dictionary(kind):
-            values = values.cast(kind.value_type)
-            kind = values.type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            plain = False
-        columns[column] = values
-    used = [layout.question, layout.answer]
-    plain = plain and set(used) <= set(columns) and not any(columns[column].null_count for column in used)
-    if plain:
+    if texts is not None:
         try:
-            table.validate(full=True)
+            texts.validate(full=True)
         except pyarrow.ArrowInvalid:
-            plain = False
-    if plain:
-        questions = [text.strip() for text in columns[layout.question].to_pylist()]
-        answers = [text.strip() for text in columns[layout.answer].to_pylist()]
+            texts = None
+    if texts is not None:
+        batch = TableBatch(texts, range(first, first + texts.num_rows))
+        questions, answers = [[text.strip() for text in part] for part in (batch.questions, batch.answers)]
         if all(questions) and all(answers):
-            bad.num_rows += table.num_rows
-            others = {column: values.to_pylist() for column, values in columns.items() if column not in (*used, "id")}
-            ids = columns["id"].to_pylist() if "id" in columns else [None] * len(questions)
-            made = [
-                found or _make_id(number, question, answer)
-                for number, (found, question, answer) in enumerate(zip(ids, questions, answers, strict=True), first)
-            ]
-            return Batch(made, questions, answers, others)
+            bad.num_rows += len(batch)
+            if all(map(operator.is_, questions, batch.questions)) and all(map(operator.is_, answers, batch.answers)):
+                return batch
+            return Batch(batch.rows, batch.given_ids, questions, answers, batch.others)
     try:
         values = table.to_pylist()
     except UnicodeDecodeError:
@@ -599,7 +706,8 @@ def _python_row(table: Any) -> dict[str, Any] | None:
 
 
 def _rows_batch(rows: list[_Row], layout: Layout | None, first: int, file: int, name: str, bad: BadRows) -> Batch:
-    batch = Batch([], [], [], {})
+    numbers: list[int] = []
+    batch = Batch(numbers, [], [], [], {})
     skipped = {*layout.used, "id"} if layout is not None else set()
     for number, row in enumerate(rows, first):
         bad.num_rows += 1
@@ -617,12 +725,11 @@ def _rows_batch(rows: list[_Row], layout: Layout | None, first: int, file: int, 
             continue
         bad.turns_left_out += turns_left_out(layout, row.value)
         identifier = row.value.get("id")
-        if not isinstance(identifier, str | int) or identifier == "":
-            identifier = _make_id(number, question, answer)
         for column in others:
             if column not in batch.others:
                 batch.others[column] = [None] * len(batch)
-        batch.ids.append(str(identifier))
+        numbers.append(number)
+        batch.given_ids.append(str(identifier) if isinstance(identifier, str | int) and identifier != "" else None)
         batch.questions.append(question)
         batch.answers.append(answer)
         for column, values in batch.others.items():
@@ -642,7 +749,8 @@ def _others(row: Mapping[str, Any], skipped: set[str]) -> dict[str, str]:
 
 
 def _make_id(number: int, question: str, answer: str) -> str:
-    return hashlib.sha256(canonical_json([number, question, answer])).hexdigest()[:16]
+    text = f"[{number},{_encode_string(question)},{_encode_string(answer)}]"  # their canonical JSON
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def json_lines(batch: Batch) -> list[str]:

@@ -765,6 +765,27 @@ class Comparison(Record):
     run: Run = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Chat(Record):
+    """A conversation, written by /save and read by /load: the one record that holds text, and stays in the house."""
+
+    FORMAT: ClassVar[str] = "chat"
+
+    adapter: str | None
+    base_fingerprint: str
+    system: str
+    turns: tuple[Turn, ...]
+    run: Run = field(default_factory=dict)
+
+
 def metric_line(event: str, **values: str | int | float | None) -> bytes:
     """One line of `metrics.jsonl`: numbers, enums and digests of one event."""
     body = {"format": "fedmed/metric", "version": 1, "event": event} | dict(sorted(values.items()))

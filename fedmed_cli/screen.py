@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,8 @@ class Screen:
     def say(self, message: str) -> None:
         """A sentence about what happens, on stderr."""
         if not self.quiet:
-            self.err.print(escape(_plain(message)), soft_wrap=True)
+            # Words are wrapped for a reader; what goes to a file stays one line.
+            self.err.print(escape(_plain(message)), soft_wrap=not self.err.is_terminal)
 
     def detail(self, message: str) -> None:
         """A sentence that only --verbose shows, on stderr."""
@@ -87,6 +88,75 @@ class Screen:
         sys.stdout.write(_plain(text))
         sys.stdout.flush()
 
+    @property
+    def _is_rich(self) -> bool:
+        """Whether stdout is a terminal that can move its cursor."""
+        return self.out.is_terminal and not self.out.is_dumb_terminal
+
+    def notice(self, level: str, message: str) -> None:
+        """What the guardrails say: on stdout where it stands for or before an answer, else on stderr."""
+        if level == "notice":
+            self.say(f"note: {message}")
+        elif not self._is_rich:
+            self.write(f"{'URGENT' if level == 'urgent' else 'DECLINED'}: {message}\n\n")
+        else:
+            from rich.panel import Panel
+
+            title, style = ("Urgent", "bold red") if level == "urgent" else ("No answer", "yellow")
+            self.out.print(
+                Panel(escape(_plain(message)), title=title, title_align="left", border_style=style, width=self._width)
+            )
+
+    @property
+    def _width(self) -> int:
+        return min(self.out.width, 100)  # longer lines are hard to read
+
+    @contextlib.contextmanager
+    def answer(self, label: str) -> Iterator[Callable[[str], None]]:
+        """An answer that grows: as Markdown under its label on a terminal, as plain text elsewhere."""
+        if not self._is_rich:
+            yield self.write
+            self.write("\n")
+            return
+        self.out.print(f"[dim]{escape(label)}[/dim]", width=self._width)
+        stream = _MarkdownStream(self.out, self._width)
+        try:
+            with _no_echo(), stream:
+                yield stream.add
+        finally:
+            self.out.print()
+
+    def side_by_side(self, columns: Iterable[tuple[str, str]], label: str) -> None:
+        """Answers beside each other where the screen is wide enough, else below each other."""
+        from rich.markdown import Markdown
+        from rich.table import Table as RichTable
+
+        columns = list(columns)
+        if not self._is_rich:
+            for name, text in columns:
+                self.write(f"[{name}]\n{text}\n\n")
+            return
+        self.out.print(f"[dim]{escape(label)}[/dim]")
+        if self.out.width < 100:
+            for name, text in columns:
+                self.out.rule(f"[bold]{escape(name)}[/bold]", align="left", style="dim")
+                self.out.print(Markdown(text or "(no answer)"))
+            return
+        table = RichTable(expand=True, show_lines=False)
+        for name, _ in columns:
+            table.add_column(escape(name), ratio=1, overflow="fold")
+        table.add_row(*(Markdown(text or "(no answer)") for _, text in columns))
+        self.out.print(table)
+
+    def commands(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Commands with what they do, on stderr."""
+        from rich.table import Table as RichTable
+
+        grid = RichTable.grid(padding=(0, 2))
+        for command, what in rows:
+            grid.add_row(escape(command), escape(what))
+        self.err.print(grid)
+
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Callable[[float, float, str], None]]:
         """A live line on stderr while long work runs: call it with done, total and a note. Nothing off a terminal."""
@@ -111,6 +181,80 @@ def _plain(text: str) -> str:
         return text
     kept = "".join(c if c in "\n\t" or not control_character(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
     return kept.encode("utf-8", "replace").decode("utf-8")
+
+
+@contextlib.contextmanager
+def _no_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile from being drawn into a moving picture; it is read afterwards all the same."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        handle = sys.stdin.fileno()
+        before = termios.tcgetattr(handle)
+    except (OSError, ValueError, termios.error):  # stdin is no terminal
+        yield
+        return
+    silent = termios.tcgetattr(handle)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(handle, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
+class _MarkdownStream:
+    """Markdown that grows: finished paragraphs are printed for good, the last one is drawn again with each piece."""
+
+    def __init__(self, console: Console, width: int) -> None:
+        from rich.live import Live
+
+        self._console = console
+        self._width = width
+        self._tail = ""
+        self._live = Live(console=console, transient=True, auto_refresh=False, vertical_overflow="crop")
+
+    def __enter__(self) -> _MarkdownStream:
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.update("", refresh=True)
+        self._live.stop()
+        self._print(self._tail)
+
+    def add(self, text: str) -> None:
+        self._tail += text
+        while True:
+            cut = self._finished()
+            if not cut:
+                break
+            done, self._tail = self._tail[:cut], self._tail[cut:]
+            self._print(done)
+        from rich.markdown import Markdown
+
+        # Only what fits is drawn: a live region that is taller than the screen cannot be taken back.
+        lines = self._tail.splitlines()[-max(self._console.height - 4, 3) :]
+        shown = "\n".join(lines)
+        self._live.update(Markdown(shown) if shown.strip() else "", refresh=True)
+
+    def _finished(self) -> int:
+        """Where the first finished paragraph ends: at an empty line that is not inside a code block; 0 if none."""
+        place = self._tail.find("\n\n")
+        while place >= 0:
+            if self._tail[:place].count("```") % 2 == 0:
+                return place + 2
+            place = self._tail.find("\n\n", place + 2)
+        return 0
+
+    def _print(self, text: str) -> None:
+        from rich.markdown import Markdown
+
+        if text.strip():
+            self._console.print(Markdown(text), width=self._width)
 
 
 def show_error(error: FedmedError) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from fedmed_cli.duplicates import Sketches, tokens
 from fedmed_cli.examples import SITE_COLUMN
 from fedmed_cli.partition import NOWHERE, SETS
-from fedmed_cli.readers import Batch, json_lines
+from fedmed_cli.readers import Batch, TableBatch, json_lines
 
 Format = Literal["jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = ("jsonl", "parquet")
@@ -25,8 +27,6 @@ NEAR_MARGIN = 0.1  # estimates of 64 values scatter by 0.06
 MAX_NEAR_PAIRS = 50_000
 MAX_PARQUET_SITES = 100
 _SHARED = (SETS.index("coordinator"), SETS.index("test"))
-_LOWER = bytes(range(65)) + bytes(range(97, 123)) + bytes(range(91, 256))
-_BLANKS = b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"
 
 
 def file_names(folder: Path, names: Sequence[str], file_format: Format) -> list[str]:
@@ -99,9 +99,8 @@ class _Lines:
         site, kind = divmod(place, len(SETS))
         if kind in _SHARED:
             own = batch.take(rows.tolist())
-            lines = json_lines(
-                Batch(own.ids, own.questions, own.answers, own.others | {SITE_COLUMN: [self.names[site]] * len(own)})
-            )
+            others = own.others | {SITE_COLUMN: [self.names[site]] * len(own)}
+            lines = json_lines(Batch(own.rows, own.given_ids, own.questions, own.answers, others))
         else:
             if self.lines is None:
                 self.lines = json_lines(batch)
@@ -151,6 +150,8 @@ class _Tables:
         self.schema = pyarrow.schema([(name, pyarrow.string()) for name in self.columns])
         self.folder, self.names = folder, names
         self.writers: dict[int, Any] = {}
+        self.thread = ThreadPoolExecutor(1)
+        self.waiting: deque[Future[None]] = deque()
         self.pending: dict[int, list[Any]] = {}
         self.table: tuple[Batch, Any] | None = None
 
@@ -158,14 +159,25 @@ class _Tables:
         import pyarrow
 
         if self.table is None or self.table[0] is not batch:
-            given = dict(batch.others) | {"id": batch.ids, "question": batch.questions, "answer": batch.answers}
-            missing: list[str | None] = [None] * len(batch)
-            arrays = [pyarrow.array(given.get(name, missing), pyarrow.string()) for name in self.columns]
-            self.table = (batch, pyarrow.Table.from_arrays(arrays, schema=self.schema))
+            self.table = (batch, self._table(batch))
         pending = self.pending.setdefault(place, [])
         pending.append(self.table[1].take(pyarrow.array(rows)))
         if sum(part.nbytes for part in pending) > max(BUFFER_BYTES // len(self.pending), 1_000_000):
             self._write(place)
+
+    def _table(self, batch: Batch) -> Any:
+        import pyarrow
+
+        missing: list[str | None] = [None] * len(batch)
+        if isinstance(batch, TableBatch) and "id" in batch.table.column_names:
+            found = batch.table
+            if None not in batch.given_ids:
+                absent = pyarrow.array(missing, pyarrow.string())
+                arrays = [found.column(name) if name in found.column_names else absent for name in self.columns]
+                return pyarrow.Table.from_arrays(arrays, self.columns).cast(self.schema)
+        given = dict(batch.others) | {"id": batch.ids, "question": batch.questions, "answer": batch.answers}
+        arrays = [pyarrow.array(given.get(name, missing), pyarrow.string()) for name in self.columns]
+        return pyarrow.Table.from_arrays(arrays, schema=self.schema)
 
     def _write(self, place: int) -> None:
         import pyarrow
@@ -175,16 +187,24 @@ class _Tables:
         if place not in self.writers:
             path = self.folder / self.names[site] / f"{SETS[kind]}.parquet"
             self.writers[place] = pyarrow.parquet.ParquetWriter(
-                path, self.schema, use_dictionary=False, write_statistics=False
+                path, self.schema, compression="lz4", use_dictionary=False, write_statistics=False
             )
-        self.writers[place].write_table(pyarrow.concat_tables(self.pending[place]))
+        # One thread writes, in order, while the next batches are made; at most two tables wait.
+        while len(self.waiting) >= 2:
+            self.waiting.popleft().result()
+        table = pyarrow.concat_tables(self.pending[place])
+        self.waiting.append(self.thread.submit(self.writers[place].write_table, table))
         self.pending[place] = []
 
     def close(self) -> None:
         for place, pending in self.pending.items():
             if pending:
                 self._write(place)
-            self.writers[place].close()
+        for written in self.waiting:
+            written.result()
+        for writer in self.writers.values():
+            writer.close()
+        self.thread.shutdown()
 
 
 # --- the check ----------------------------------------------------------------------------------------
@@ -252,13 +272,13 @@ def written_rows(places: NDArray[np.int32], num_sites: int) -> NDArray[np.int64]
 
 
 def _digest(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") or 1
+    return xxhash.xxh64_intdigest(data) or 1
 
 
 def _text_digest(question: str, answer: str) -> int:
     text = f"{question}\x00{answer}"
     data = text.encode() if text.isascii() else text.casefold().encode()
-    return _digest(data.translate(_LOWER, _BLANKS))
+    return _digest(data.lower().translate(None, b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"))
 
 
 def _in_two(keys: NDArray[np.uint64], places: NDArray[np.int32]) -> int:
@@ -277,7 +297,7 @@ def _written(path: Path, group_by: str | None) -> Iterator[tuple[list[str], list
 
     columns = ["question", "answer", *([group_by] if group_by else [])]
     if path.suffix == ".parquet":
-        batches: Any = pyarrow.parquet.ParquetFile(path).iter_batches(20_000, columns=columns)
+        batches: Any = pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(20_000, columns=columns)
     else:
         schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
         parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +89,7 @@ def split(
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, staged, ignore_errors=True)
         source.fetch(staged / "hub")
+        digest = stack.enter_context(ThreadPoolExecutor(1)).submit(source.digest)
         bad, hits = BadRows(), indexing.Hits() if options.phi != "off" else None
         sketches = Sketches(staged / "bands") if options.near_duplicates is not None else None
         if sketches is not None:
@@ -98,8 +100,9 @@ def split(
             say(
                 f"no label column: {options.num_topics} topics of the texts are the labels (name a column with --label)"
             )
+        first = [bad]  # what is skipped is counted in the first reading alone
         index = indexing.build(
-            source.batches(bad),
+            lambda: source.batches(first.pop() if first else None),
             seed=seed,
             group_by=group_by,
             label=label,
@@ -166,7 +169,7 @@ def split(
             near = NearDuplicates(options.near_duplicates, num_alike, num_pairs, len(np.unique(torn)))
         record = SplitRecord(
             source=source.kind,
-            source_digest=source.digest(),
+            source_digest=digest.result(),
             method=method,  # type: ignore[arg-type]  # one of METHODS
             column=column,
             label_column=label,

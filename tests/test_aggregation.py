@@ -198,9 +198,13 @@ def test_momentum_adds_a_share_of_the_last_step(plan):
 def test_thin_qr_and_decompose_reconstruct_hard_matrices():
     rng = np.random.default_rng(0)
     tall = rng.normal(size=(50, 6))
-    for matrix in (tall, tall * [1e8, 1, 1, 1e-8, 1, 1], np.hstack([tall, tall[:, :2]]), tall[:4], np.zeros((5, 2))):
-        q, r = thin_qr(matrix)
-        assert np.allclose(q @ r, matrix, atol=1e-12 * max(1, np.abs(matrix).max()))
+    near = [tall + size * rng.normal(size=(50, 6)) for size in (1e-2, 1e-4, 1e-7)]
+    alike = [np.hstack([tall, other]) for other in near]
+    scaled = tall * [1e8, 1, 1, 1e-8, 1, 1]
+    for matrix in (tall, scaled, *alike, np.hstack([tall, tall[:, :2]]), tall[:4], np.zeros((5, 2))):
+        q, c, r = thin_qr(matrix)
+        assert np.allclose((q @ c).T @ (q @ c), np.eye(len(r)), atol=1e-9)
+        assert np.allclose(q @ c @ r, matrix, atol=1e-12 * max(1, np.abs(matrix).max()))
     u, s, vt = decompose((tall, rng.normal(size=(6, 30))))
     assert np.allclose(u.T @ u, np.eye(6), atol=1e-10)
     assert np.allclose(vt @ vt.T, np.eye(6), atol=1e-10)

@@ -36,7 +36,7 @@ RARE = "C"  # of five sites the smallest
 SEEDS = (0, 1, 2)
 MAX_CHARACTERS = 450
 STEPS, LEARNING_RATE, MAX_LENGTH = 20, "1e-3", 192
-NUM_TEST = NUM_DECIDING = 64
+NUM_TEST = NUM_DECIDING = 40
 METHODS = {
     "uniform mean": Rules(weights="uniform", clip=None),
     "self-reported": Rules(weights="self-reported", clip=None),

@@ -27,7 +27,7 @@ imported = time.perf_counter()
 kind = "parquet" if file.endswith(".parquet") else "json"
 data = datasets.load_dataset(kind, data_files=file, split="train")
 loaded = time.perf_counter()
-partitioner = DirichletPartitioner(sites, "source", alpha, min_partition_size=10, seed=seed)
+partitioner = DirichletPartitioner(sites, "source", alpha, min_partition_size=10, self_balancing=False, seed=seed)
 partitioner.dataset = data
 parts = [partitioner.load_partition(i) for i in range(sites)]
 divided = time.perf_counter()

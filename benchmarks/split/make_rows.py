@@ -8,17 +8,18 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-COLUMNS = ("question", "answer", "source", "question_type", "focus")
+COLUMNS = ("id", "question", "answer", "source", "question_type", "focus")
 BATCH = 20_000
 
 
 def rows(medquad: str, count: int):
-    """Row n is row n modulo 10,000 of MedQuAD with its number in the question, so that no text comes twice."""
+    """Row n is row n modulo 10,000 of MedQuAD with its number in id and question, so that none comes twice."""
     with gzip.open(medquad, "rt", encoding="utf-8") as file:
         source = [json.loads(line) for line in file]
     for number in range(count):
         row = source[number % len(source)]
-        yield {name: row[name] for name in COLUMNS} | {"question": f"{row['question']} (case {number})"}
+        unique = {"id": f"{row['id']}/{number}", "question": f"{row['question']} (case {number})"}
+        yield {name: row[name] for name in COLUMNS} | unique
 
 
 def main() -> None:

@@ -17,45 +17,55 @@ Product = tuple[np.ndarray, np.ndarray]
 
 ZERO_COEFFICIENT = 1e-12
 ZERO_SINGULAR_VALUE = 1e-7
-_SAFE_CONDITION = 1e-5
+# The least diagonal entry of the Cholesky factor of unit columns. The error of one pass grows with its inverse
+# square: 1e-10 at 1e-3, far below float32, in which the result is stored.
+_ONE_PASS_ABOVE = 1e-3
+_TWO_PASSES_ABOVE = 1e-5
 
 
-def thin_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Q: (rows, columns) with orthonormal columns and R: (columns, columns) with matrix = Q·R.
+def thin_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Q: (rows, columns), C and R: (columns, columns) with matrix = Q·C·R and orthonormal columns in Q·C.
 
-    CholeskyQR2 (Yamamoto et al., 2015), ten times faster than Householder on tall matrices and as
-    accurate while the columns are far from dependent; Householder where they are not.
+    Cholesky QR, ten times faster than Householder on tall matrices: one pass where the columns are far from
+    dependent, two (CholeskyQR2, Yamamoto et al., 2015) where they are less so, Householder where they are
+    nearly dependent. The product Q·C is left to the caller, who may need few of its columns.
     """
     rows, columns = matrix.shape
     if rows >= columns > 0:
-        scale = np.linalg.norm(matrix, axis=0)
+        gram = matrix.T @ matrix
+        scale = np.sqrt(np.diag(gram))
         if scale.min() > 0:
-            unit = matrix / scale
             try:
-                first = np.linalg.cholesky(unit.T @ unit).T
-                if np.diag(first).min() > _SAFE_CONDITION:
-                    q = unit @ np.linalg.inv(first)
+                first = np.linalg.cholesky(gram / np.outer(scale, scale)).T
+                smallest = np.diag(first).min()
+                if smallest > _TWO_PASSES_ABOVE:
+                    c, r = np.linalg.inv(first) / scale[:, None], first * scale
+                    if smallest > _ONE_PASS_ABOVE:
+                        return matrix, c, r
+                    q = matrix @ c
                     second = np.linalg.cholesky(q.T @ q).T
-                    return q @ np.linalg.inv(second), second @ first * scale
+                    return q, np.linalg.inv(second), second @ r
             except np.linalg.LinAlgError:
                 pass
     q, r = np.linalg.qr(matrix)
-    return q, r
+    return q, np.eye(len(r)), r
 
 
-def decompose(product: Product) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The thin SVD of L·T: U: (out, R), S: (R,), Vt: (R, in), without building L·T.
+def decompose(product: Product, rank: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The thin SVD of L·T: U: (out, rank), S: (R,), Vt: (rank, in), without building L·T.
 
-    Each column of U has its largest entry positive, so that factors agree between machines up to rounding.
+    All singular values are returned, the vectors of the first `rank` (default: all). Each column of U has its
+    largest entry positive, so that factors agree between machines up to rounding.
     """
     left, right = product
     if left.shape[1] == min(left.shape[0], right.shape[1]):  # nothing is smaller than the matrix itself
         u, s, vt = np.linalg.svd(left @ right, full_matrices=False)
+        u, vt = u[:, :rank], vt[:rank]
     else:
-        q_left, r_left = thin_qr(left)
-        q_right, r_right = thin_qr(right.T)
+        q_left, c_left, r_left = thin_qr(left)
+        q_right, c_right, r_right = thin_qr(right.T)
         u, s, vt = np.linalg.svd(r_left @ r_right.T, full_matrices=False)
-        u, vt = q_left @ u, vt @ q_right.T
+        u, vt = q_left @ (c_left @ u[:, :rank]), (vt[:rank] @ c_right.T) @ q_right.T
     signs = np.sign(u[np.abs(u).argmax(axis=0), np.arange(u.shape[1])])
     signs[signs == 0] = 1
     return u * signs, s, vt * signs[:, None]
@@ -140,10 +150,12 @@ def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) ->
     total = cut = 0.0
     alive = 0
     if left.shape[1]:
-        u, s, vt = decompose(product)
+        u, s, vt = decompose(product, r)
         total, cut = float(np.sum(s**2)), float(np.sum(s[r:] ** 2))
         alive = int(np.sum(s[:r] > ZERO_SINGULAR_VALUE * s[0])) if s[0] > 0 else 0
         root = np.sqrt(s[:alive] / scaling)
+        if alive == r:
+            return ((root[:, None] * vt).astype(np.float32), (u * root).astype(np.float32)), cut, total
         b[:, :alive] = u[:, :alive] * root
         a[:alive] = root[:, None] * vt[:alive]
     if alive == 0:

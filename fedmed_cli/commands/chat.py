@@ -13,10 +13,14 @@ from fedmed_cli import options as o
 def chat(
     question: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="base, global, or an adapter's folder [global, else base].")
+        str | None,
+        typer.Option("--adapter", help="base, global, best, a site, or an adapter's folder [global, else base]."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=4096, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, help="0 is greedy.")] = 0.0,
+    keep_history: Annotated[
+        bool, typer.Option("--keep-history", help="Keep typed lines in .fedmed/chat_history for the next chat.")
+    ] = False,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
@@ -27,33 +31,51 @@ def chat(
 ) -> None:
     """Ask the base model with the newest global adapter, once or in a conversation.
 
-    For research evaluation, not for clinical use: answers can be wrong.
+    For research evaluation, not for clinical use: answers can be wrong. In a conversation /help lists the commands.
 
     Example: fedmed chat "What are the signs of a stroke?"
     """
     import sys
 
+    from fedmed_cli import chatting
     from fedmed_cli.bases import find_for_plan
-    from fedmed_cli.chatting import choose_adapter
+    from fedmed_cli.errors import UsageError
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
-    name, chosen = choose_adapter(place, plan, adapter, screen.say)
+    chosen = None if adapter == "best" else chatting.choose_adapter(place, plan, adapter, screen.say)
     if question is None and not sys.stdin.isatty():
-        question = sys.stdin.read()
+        question = sys.stdin.buffer.read(8 * chatting.MAX_QUESTION).decode("utf-8", "replace")
+    if question is None and as_json:
+        raise UsageError("--json answers one question", hint='give it as an argument: fedmed chat --json "…"')
+    if question is not None:
+        question = chatting.check_length(question)
     local = find_for_plan(plan.base, base, base_wheel, screen.say)
 
-    from fedmed_cli import chatting, models
+    from fedmed_cli import decoding, models, session, terminal
 
     lm = models.load(local, device, screen.say, screen.detail)
-    lm.use(chosen)
-    screen.say(f"{plan.base.name} with {name}. {chatting.DISCLAIMER}")
-    conversation = chatting.Conversation(lm, plan.prompt, max_new_tokens, temperature)
-    if question is not None:
-        answer = conversation.ask(question, on_text=(lambda text: None) if as_json else screen.write)
-        chatting.show_one(screen, answer, name, chosen)
+
+    def find(name: str | None) -> chatting.Chosen:
+        with screen.progress("measuring") as update:
+            measure = chatting.measure_on_coordinator(place, plan, lm, lambda done, total: update(done, total, ""))
+            return chatting.choose_adapter(place, plan, name, screen.say, measure)
+
+    chosen = chosen or find(adapter)
+    context = min(int(getattr(lm.model.config, "max_position_embeddings", 4096)), 8192)
+    settings = chatting.Settings(temperature, min(max_new_tokens, context // 2))
+    conversation = chatting.Conversation(decoding.make(lm, context), lm.tokenizer, plan.prompt, context, settings)
+    conversation.use(chosen)
+    screen.detail(conversation.decoder.kernels)
+    screen.say(f"{plan.base.name} with {chosen.name}. {chatting.DISCLAIMER}")
+    if question is None:
+        history = place.private / "chat_history" if keep_history else None
+        chat_session = session.Session(screen, conversation, find, plan.base.fingerprint)
+        chat_session.run(terminal.reader(session.COMMANDS, plan.sites.names, history))
+    elif as_json:
+        screen.result(chatting.to_json(conversation.ask(question), chosen))
     else:
-        chatting.converse(screen, conversation)
+        session.ask_and_show(screen, conversation, question, set())

@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fedmed_cli.digests import short
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records import OVERALL, Aggregate, Comparison, Contribution, Interval, Loss, Scores
 from fedmed_cli.screen import Table, number_of_bytes
-from fedmed_cli.splitting import SplitResult
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from fedmed_cli.federation import RoundSummary
     from fedmed_cli.rounds import RoundResult
+    from fedmed_cli.splitting import SplitResult
+
+
+BAR_WIDTH = 28
+_BAR_MARKS = "█▓▒░▚▞▙▟"
 
 
 def split_table(workspace: Workspace, result: SplitResult) -> list[Table | str]:
     record = result.record
+    totals: Counter[str] = Counter()
+    for counts in record.sites.values():
+        totals.update(counts.labels)
+    marked = sorted(totals, key=lambda label: (-totals[label], label))[: len(_BAR_MARKS) - 1]
+    marks = dict(zip(marked, _BAR_MARKS, strict=False))
+    largest = max(counts.total for counts in record.sites.values())
     rows = []
     for name, counts in record.sites.items():
         common = sorted(counts.labels.items(), key=lambda item: (-item[1], item[0]))
         made_of = ", ".join(f"{label} {100 * count / counts.total:.0f} %" for label, count in common[:4])
         numbers = (counts.total, counts.train, counts.validation, counts.coordinator, counts.test)
         more = f", {len(common) - 4} more" if len(common) > 4 else ""
-        rows.append([name, *(f"{n:,}" for n in numbers), f"{counts.jensen_shannon:.2f}", made_of + more])
+        bar = _bar(counts.labels, marks, BAR_WIDTH * counts.total / largest)
+        rows.append([name, *(f"{n:,}" for n in numbers), f"{counts.jensen_shannon:.2f}", bar, made_of + more])
     how = record.method + (f" (alpha {record.alpha:g})" if record.alpha is not None else "")
     if record.column:
         how += f" {record.column}"
-    columns = ("site", "examples", "train", "validation", "coordinator", "test", "JS", "made of")
+    if record.topics:
+        how += f" over {record.topics} topics"
+    columns = ("site", "examples", "train", "validation", "coordinator", "test", "JS", "size and labels", "made of")
     kept = f"{record.num_groups:,} groups"
     if record.group_by:
         kept += f" by {record.group_by}"
+    legend = "   ".join(f"{mark} {label[:30]}" for label, mark in marks.items())
     lines: list[Table | str] = [
-        Table(f"{record.num_examples:,} examples, {how}", columns, rows, frozenset({0, 7})),
+        Table(f"{record.num_examples:,} examples, {how}", columns, rows, frozenset({0, 7, 8})),
+        legend + (f"   {_BAR_MARKS[-1]} all others" if len(totals) > len(marks) else ""),
         f"JS: Jensen-Shannon distance to the pool, 0 (alike) to 1. {kept}, each in one set only: checked on the "
         f"written files (0 texts and 0 groups in two sets)."
         + (f" {record.num_moved} examples moved with their group." if record.num_moved else ""),
     ]
+    near = record.near_duplicates
+    if near is None:
+        lines.append(
+            "near-duplicates were not searched for (--near-duplicates off): sets may hold nearly the same text"
+        )
+    elif near.num_rows or near.num_torn:
+        lines.append(
+            f"{near.num_rows} near-duplicates (similarity {near.similarity:g} or more) stay with what they are like; "
+            f"the check of the written files found {near.num_torn} in two sets"
+        )
     if record.requested_sizes:
         got = [counts.total for counts in record.sites.values()]
         if list(record.requested_sizes) != got:
@@ -45,6 +72,18 @@ def split_table(workspace: Workspace, result: SplitResult) -> list[Table | str]:
     verb = "wrote" if result.wrote_plan else "kept"
     lines.append(f"{verb} {workspace.plan_path} (plan {short(result.plan.digest)}); next: fedmed round")
     return lines
+
+
+def _bar(labels: Mapping[str, int], marks: Mapping[str, str], width: float) -> str:
+    """A bar as long as the site is large, divided by label as far as whole characters go."""
+    total = sum(labels.values())
+    parts = [(mark, labels.get(label, 0)) for label, mark in marks.items()]
+    parts.append((_BAR_MARKS[-1], total - sum(count for _, count in parts)))
+    bar, seen = "", 0
+    for mark, count in parts:
+        seen += count
+        bar += mark * (round(width * seen / total) - len(bar))
+    return bar
 
 
 def loss_text(loss: Loss | None) -> str:

@@ -1,0 +1,35 @@
+"""Write fedmed_cli/guardrail_words.txt: real words that the speller would otherwise take for a mistyped rule word.
+
+Usage: python benchmarks/guardrails/lookalikes.py FOLDER_OF_THE_BASE_MODEL
+
+Real words are those of the base model's tokenizer that are whole words, and those that the bundled corpus uses at
+least 3 times. Run it again after the words of the rules have changed.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from fedmed_cli import corpus, guardrails
+from fedmed_cli.wording import Speller
+
+WORDS = Path(guardrails.__file__).with_name("guardrail_words.txt")
+
+
+def main(folder: str) -> None:
+    vocabulary = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    words = {token[1:].lower() for token in vocabulary if re.fullmatch(r"Ġ[A-Za-z]{4,}", token)}
+    counts = Counter()
+    for row in corpus.examples():
+        counts.update(re.findall(r"[a-z]{4,}", f"{row['question']} {row['answer']}".lower()))
+    words |= {word for word, count in counts.items() if count >= 3}
+    speller = Speller(guardrails.load().speller.vocabulary, ())
+    alike = sorted(word for word in words if speller.correct(word) != word)
+    WORDS.write_text("\n".join(alike) + "\n", encoding="utf-8")
+    print(f"{len(alike)} of {len(words)} words look like one of {len(speller.vocabulary)} rule words")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
