@@ -189,7 +189,7 @@ def _stage(workspace: Workspace, target: Path | None) -> Iterator[Path]:
     import tempfile
 
     workspace.private.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=workspace.private) as name:
+    with tempfile.TemporaryDirectory(dir=workspace.private, prefix=".dry-run.", suffix=".tmp") as name:
         yield Path(name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmed_cli import adapters, evaluation, rounds, site
+from fedmed_cli import adapters, evaluation, rounds, site, trust
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models import LanguageModel
@@ -27,7 +27,9 @@ def score(
     gains = {}
     for path in sorted(workspace.adapters.glob("*")):
         if path.is_dir() and not path.name.startswith("."):
-            adapter = adapters.read_contribution(path, plan, round_number, parent.digest).adapter
+            folder = adapters.read_contribution(path, plan, round_number, parent.digest)
+            trust.check_signer(folder, plan, False, events.say)
+            adapter = folder.adapter
             losses = evaluation.measure_cached(workspace, plan, lm, adapter, items, events.measured)
             gain = paired_interval(start, losses, items.groups).mean
             gains[adapter.digest] = SiteScore(gain, standard_error(start, losses, items.groups))

@@ -87,7 +87,7 @@ def contribution(plan, site, start, number=1, seed=None, signer=None):
     return files
 
 
-def make_workspace(root, plan, num_rounds=0, mailbox=True):
+def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
     """A workspace with `num_rounds` rounds, and contributions to the next one in its mailbox."""
     workspace = Workspace(root)
     root.mkdir(parents=True)
@@ -102,7 +102,7 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True):
                 write_folder(workspace.contribution(site), dict(files))
         if number <= num_rounds:
             paths = [workspace.contribution(site) for site in SITES]
-            rounds.aggregate(workspace, paths, Rules(), signer=SIGNERS["coordinator"] if signed else None)
+            rounds.aggregate(workspace, paths, rules, signer=SIGNERS["coordinator"] if signed else None)
     return workspace
 
 

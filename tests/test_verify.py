@@ -92,6 +92,30 @@ def test_a_recomputed_round_is_what_dense_matrices_give(workspace):
         assert np.linalg.norm(found - best) < 1e-5 * np.linalg.norm(best)
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(server_lr=1.5, server_momentum=0.4),
+        Rules(method="factor-mean", weights="uniform"),
+        Rules(robust="geometric-median", clip=0.9),
+        Rules(server_lr=None),
+    ],
+    ids=lambda rules: f"{rules.method} {rules.robust} {rules.server_lr} {rules.server_momentum}",
+)
+def test_every_rule_gives_the_same_bytes_again(rules, tmp_path, capsys):
+    root = lab.make_workspace(tmp_path / "work", lab.make_plan(), 3, rules=rules).root
+    assert main(["verify", "--recompute", "--json", "-C", str(root)]) == 0
+    found = [one["difference"] for one in json.loads(capsys.readouterr().out)["checked"]]
+    assert found.count(0.0) == 3
+
+
+def test_a_round_with_measured_weights_gives_the_same_bytes_again(round_workspace, capsys):
+    record = json.loads((round_workspace.global_adapter(1) / "aggregate.json").read_text())
+    assert record["weights"] == "agentic"
+    assert main(["verify", "--recompute", "--json", "-C", str(round_workspace.root)]) == 0
+    assert [one["difference"] for one in json.loads(capsys.readouterr().out)["checked"]].count(0.0) == 1
+
+
 def test_rounding_elsewhere_is_told_from_another_adapter(signed, capsys, fails):
     """Factors that differ in their last bits, as another machine's do, are within 1e-6; a changed one is not."""
     folder = signed.global_adapter(3)

@@ -32,7 +32,8 @@ def main():
         seed = arguments.seed
         while sum(result.tried.values()) < arguments.count and time.monotonic() - started < arguments.seconds:
             for target in targets:
-                fuzzing.run(target, 100, seed, result)
+                if time.monotonic() - started < arguments.seconds:
+                    fuzzing.run(target, 100, seed, result)
             seed += 1
     by_target = {}
     for (target, _), tried in result.tried.items():
