@@ -70,13 +70,13 @@ def roots_of(*keys: NDArray[np.uint64] | None, size: int) -> Ints:
 
 def make_units(roots: Ints, order: NDArray[np.uint64]) -> Units:
     """Units numbered by their first rows, in an order that depends on texts and seed, not on the input's order."""
+    alone = np.arange(len(roots), dtype=np.int32)
+    if np.array_equal(roots, alone):  # nothing is united, the common case of much data: no sorting
+        return Units(alone, np.ones(len(roots), dtype=np.int32), np.argsort(order, kind="stable").astype(np.int32))
     firsts, unit = np.unique(roots, return_inverse=True)
-    if len(firsts) == len(roots):
-        least = order
-    else:
-        rows = np.argsort(unit, kind="stable")
-        starts = np.flatnonzero(np.diff(unit[rows], prepend=-1))
-        least = np.minimum.reduceat(order[rows], starts)
+    rows = np.argsort(unit, kind="stable")
+    starts = np.flatnonzero(np.diff(unit[rows], prepend=-1))
+    least = np.minimum.reduceat(order[rows], starts)
     return Units(
         unit.astype(np.int32),
         np.bincount(unit, minlength=len(firsts)).astype(np.int32),

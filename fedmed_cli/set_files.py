@@ -220,13 +220,14 @@ def count_leaks(folder: Path, files: Sequence[str], group_by: str | None) -> dic
     for number, name in enumerate(files):
         for questions, answers, values in _written(folder / name, group_by):
             texts.extend(map(_text_digest, questions, answers))
-            groups.extend([_digest(value.encode()) if value else 0 for value in values])
+            if group_by:
+                groups.extend([_digest(value.encode()) if value else 0 for value in values])
             places.extend([number] * len(questions))
             rows += len(questions)
     found = {"rows": rows}
     for kind, keys in (("texts", texts), ("groups", groups)):
-        found[f"{kind}_in_two_sets"] = _in_two(
-            np.frombuffer(keys, dtype=np.uint64), np.frombuffer(places, dtype=np.int32)
+        found[f"{kind}_in_two_sets"] = (
+            _in_two(np.frombuffer(keys, dtype=np.uint64), np.frombuffer(places, dtype=np.int32)) if keys else 0
         )
     return found
 
@@ -283,7 +284,7 @@ def _text_digest(question: str, answer: str) -> int:
 
 def _in_two(keys: NDArray[np.uint64], places: NDArray[np.int32]) -> int:
     """How many keys other than 0 stand in more than one place."""
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(keys, kind="stable").astype(np.int32)
     keys, places = keys[order], places[order]
     torn = (keys[1:] == keys[:-1]) & (places[1:] != places[:-1]) & (keys[1:] != 0)
     return len(np.unique(keys[1:][torn]))

@@ -23,6 +23,7 @@ Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]  # what is done, rows so far, rows in all (0 where not known)
 
 MAX_ATTEMPTS = 3
+MAX_LABELS = 10_000  # of all sites together, in the record
 
 
 @dataclass(frozen=True)
@@ -249,11 +250,21 @@ def _sites(
             validation=validation,
             coordinator=coordinator,
             test=test,
-            labels=own,
+            labels=_commonest(own, max(1, MAX_LABELS // len(names))),
             jensen_shannon=round(partition.jensen_shannon(own, pool), 6),
             phi=hits.by_kind(chosen) if hits is not None else {},
         )
     return result
+
+
+def _commonest(labels: Mapping[str, int], most: int) -> dict[str, int]:
+    """The labels, the rarest pooled as "other" where there are more than `most`: a record has a largest size."""
+    kept = sorted(labels, key=lambda label: (-labels[label], label))[:most]
+    pooled = {label: labels[label] for label in kept}
+    rest = sum(labels.values()) - sum(pooled.values())
+    if rest:
+        pooled["other"] = pooled.get("other", 0) + rest
+    return dict(sorted(pooled.items()))
 
 
 def bad_row_counts(bad: BadRows) -> dict[str, BadRowCounts]:

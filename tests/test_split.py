@@ -284,6 +284,18 @@ def test_parquet_files_hold_the_same_rows(tmp_path):
     assert [row.question for row in found] == [row["question"] for row in lines["B/train.jsonl"]]
 
 
+def test_a_record_of_many_labels_pools_the_rarest(tmp_path, monkeypatch):
+    from fedmed_cli import splitting
+
+    monkeypatch.setattr(splitting, "MAX_LABELS", 9)
+    path = write(tmp_path / "x.jsonl", make_rows(900, labels=9))
+    argv = ["--by", "iid", "--label", "label", "--hospitals", "3", "--near-duplicates", "off"]
+    for counts in split(tmp_path / "w", path, *argv).sites.values():
+        assert len(counts.labels) == 4
+        assert counts.labels["other"] > 0
+        assert sum(counts.labels.values()) == counts.total
+
+
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_plot(ending, tmp_path, fails):
     path = write(tmp_path / "x.jsonl", make_rows(300))
