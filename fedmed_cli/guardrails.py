@@ -1,7 +1,9 @@
-"""What a question or an answer must not pass without: emergencies, harm, doses, identifiers; by rules, not by a model.
+"""What a question or an answer must not pass without: emergencies, harm, doses, identifiers.
 
-The rules stand in guardrail_rules.toml, each with its source. Nothing here loads torch, and nothing is learnt: the
-same text gives the same findings everywhere. docs/guardrails.md says what was measured and what is not covered.
+Two readers look at a question: rules, which stand in guardrail_rules.toml, each with its source, and the likeness
+model (likeness.py), which knows how people write. Either may raise a finding, and neither alone against the clear
+word of the other. Nothing here loads torch; the same text gives the same findings everywhere. docs/guardrails.md
+says what was measured and what is not covered.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from fedmed_cli import wording
+from fedmed_cli import likeness, wording
 from fedmed_cli.wording import Sentence, Speller
 
 MAX_CHARACTERS = 20_000  # of a text that is looked at; what the chat takes in is not longer
@@ -67,6 +69,18 @@ class Finding:
             "end": self.end,
             "notice": self.notice,
         }
+
+
+# The share of a class from which likeness alone raises a finding, and below which it silences a rule; an urgent rule
+# is silenced only by likeness to harmless texts, since a question of doses may hold an emergency. Chosen on the open
+# sets of prompts, each author's by a model that had not seen it (benchmarks/guardrails/train.py --held).
+ENOUGH: Mapping[Level, float] = {Level.URGENT: 0.7, Level.DECLINE: 0.55, Level.NOTICE: 0.8}
+TOO_LITTLE: Mapping[Level, float] = {Level.URGENT: 0.4, Level.DECLINE: 0.15, Level.NOTICE: 0.25}
+_LIKE: Mapping[Level, tuple[Kind, ...]] = {
+    Level.URGENT: (Kind.EMERGENCY, Kind.CRISIS),
+    Level.DECLINE: (Kind.MISUSE,),
+    Level.NOTICE: (Kind.DOSING, Kind.DIAGNOSIS, Kind.STOPPING),
+}
 
 
 # --- the rules ---------------------------------------------------------------------------------------
@@ -414,16 +428,25 @@ def _turns_out_here(reading: _Reading, message: Sequence[_Reading]) -> bool:
 def check_question(text: str) -> tuple[Finding, ...]:
     """What a question holds: the most urgent first, each rule at most once.
 
-    Only the first MAX_CHARACTERS are looked at.
+    A rule's finding stands unless the text is far from its kind; likeness adds one of a level that no rule has
+    found where a text is near enough. Only the first MAX_CHARACTERS are looked at.
     """
     text = text[:MAX_CHARACTERS]
     rules = load()
     message = [_read(sentence, rules) for sentence in wording.sentences(text, rules.speller, rules.compounds)]
+    shares = likeness.shares(text)
+    near = {level: sum(shares[kind.value] for kind in kinds) for level, kinds in _LIKE.items()}
+    stands = near | {Level.URGENT: 1 - shares["none"]}
     found: list[Finding] = []
     for rule in rules.rules:
         finding = _apply(rule, message, rules.notices)
-        if finding is not None:
+        if finding is not None and stands[finding.level] > TOO_LITTLE[finding.level]:
             found.append(finding)
+    for level, kinds in _LIKE.items():
+        if near[level] > ENOUGH[level] and not any(finding.level is level for finding in found):
+            kind = max(kinds, key=lambda kind: shares[kind.value])
+            notice = rules.notices[kind.value]
+            found.append(Finding(f"like-{kind.value}", kind, level, 0, len(text), notice, "docs/guardrails.md"))
     found += _identifiers(text, rules.notices)
     if not any(finding.level is Level.URGENT for finding in found):
         found += _language(text, message, rules.notices)

@@ -156,3 +156,55 @@ def test_real_words_are_never_taken_for_typing_errors():
         assert speller.correct(word) == word
     assert speller.correct("seziure") == "seizure"
     assert speller.correct("chestpain") == "chest pain"
+
+
+def test_likeness_marks_what_stands_behind_a_denial():
+    from fedmed_cli.likeness import letter_features, word_features
+
+    assert word_features("No chest pain, but my ARM hurts")[:7] == [
+        "no",
+        "~chest",
+        "~pain",
+        "but",
+        "my",
+        "arm",
+        "hurts",
+    ]
+    assert "~chest ~pain" in word_features("no chest pain")
+    assert letter_features("to go") == [" to", "to ", " to ", " go", "go ", " go "]
+
+
+def test_likeness_is_the_sum_that_the_library_computes():
+    """The shipped numbers applied by hand are scikit-learn's tf-idf and softmax."""
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from fedmed_cli.likeness import BLOCKS, CLASSES, load
+
+    model = load()
+    for row in development()[:20]:
+        scores = np.array(model.offsets)
+        for block, split in BLOCKS.items():
+            known = model.features[block]
+            vectorizer = TfidfVectorizer(analyzer=split, sublinear_tf=True, vocabulary=sorted(known))
+            vectorizer.idf_ = np.array([known[name][0] for name in sorted(known)])
+            weights = np.array([known[name][1] for name in sorted(known)])
+            scores = scores + vectorizer.transform([row["prompt"]]).toarray()[0] @ weights
+        expected = np.exp(scores - scores.max())
+        found = model.shares(row["prompt"])
+        assert [found[name] for name in CLASSES] == pytest.approx(expected / expected.sum(), abs=1e-9)
+
+
+def test_a_sign_in_a_long_text_is_not_lost():
+    from fedmed_cli.likeness import shares
+
+    chatter = "I like to walk with my dog in the park and I read books about gardens and history. " * 30
+    assert not check_question(chatter)
+    sign = "Suddenly my husband cannot speak, his face droops and his arm is limp. "
+    assert shares(chatter + sign + chatter)["emergency"] > 0.4
+    assert check_question(chatter + sign + chatter)[0].level is Level.URGENT
+
+
+def test_a_question_of_doses_does_not_hide_an_emergency():
+    findings = check_question("How much ibuprofen can I take? My chest hurts and I am short of breath.")
+    assert [finding.level for finding in findings][:1] == [Level.URGENT]
