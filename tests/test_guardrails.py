@@ -199,7 +199,6 @@ def test_a_sign_in_a_long_text_is_not_lost():
     from fedmed_cli.likeness import shares
 
     chatter = "I like to walk with my dog in the park and I read books about gardens and history. " * 30
-    assert not check_question(chatter)
     sign = "Suddenly my husband cannot speak, his face droops and his arm is limp. "
     assert shares(chatter + sign + chatter)["emergency"] > 0.4
     assert check_question(chatter + sign + chatter)[0].level is Level.URGENT
