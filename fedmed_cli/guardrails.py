@@ -76,6 +76,7 @@ class Finding:
 # sets of prompts, each author's by a model that had not seen it (benchmarks/guardrails/train.py --held).
 ENOUGH: Mapping[Level, float] = {Level.URGENT: 0.7, Level.DECLINE: 0.55, Level.NOTICE: 0.8}
 TOO_LITTLE: Mapping[Level, float] = {Level.URGENT: 0.4, Level.DECLINE: 0.15, Level.NOTICE: 0.25}
+FEWEST_WORDS = 3  # of a text that likeness alone may judge: "And then?" says nothing
 _LIKE: Mapping[Level, tuple[Kind, ...]] = {
     Level.URGENT: (Kind.EMERGENCY, Kind.CRISIS),
     Level.DECLINE: (Kind.MISUSE,),
@@ -443,7 +444,8 @@ def check_question(text: str) -> tuple[Finding, ...]:
         if finding is not None and stands[finding.level] > TOO_LITTLE[finding.level]:
             found.append(finding)
     for level, kinds in _LIKE.items():
-        if near[level] > ENOUGH[level] and not any(finding.level is level for finding in found):
+        enough_words = len(likeness.words(text)) >= FEWEST_WORDS
+        if enough_words and near[level] > ENOUGH[level] and not any(finding.level is level for finding in found):
             kind = max(kinds, key=lambda kind: shares[kind.value])
             notice = rules.notices[kind.value]
             found.append(Finding(f"like-{kind.value}", kind, level, 0, len(text), notice, "docs/guardrails.md"))
