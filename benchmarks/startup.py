@@ -9,6 +9,7 @@ All runs are whole processes, interleaved; the figures are medians and their rat
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,12 +18,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
+from contributions import write_contribution
 
-from fedmed_cli import adapters
-from fedmed_cli.aggregation.factors import update_norm
-from fedmed_cli.digests import sha256_bytes
-from fedmed_cli.records import Base, Contribution, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records import Base, Lora, Plan, Prompt, Sites, Training
 
 MINIMAL = '''
 import typer
@@ -84,40 +82,18 @@ def help_time(folder: Path) -> None:
     show(compare({"fedmed --help": fedmed, "minimal Typer app --help": [sys.executable, str(minimal), "--help"]}, 20))
 
 
-def contributions(folder: Path) -> Plan:
+def contributions(folder: Path) -> None:
     """Three contributions of Mistral's shape with random factors, in a workspace."""
     plan = Plan(
         Base("mistralai/Mistral-7B-Instruct-v0.2", "", "0" * 64, 14_483_464_192, MISTRAL),
         Lora(), Prompt(), Training(), Sites(("A", "B", "C"), 3),
     )  # fmt: skip
     (folder / "federation.toml").write_bytes(plan.to_bytes())
-    initial = adapters.plan_adapter(plan, adapters.initial_factors(plan))
     for number, name in enumerate(plan.sites.names):
-        rng = np.random.default_rng(number)
-        factors = {
-            m: tuple((part + rng.normal(0, 1e-3, part.shape)).astype(np.float32) for part in pair)
-            for m, pair in initial.factors.items()
-        }
-        adapter = adapters.plan_adapter(plan, factors)
-        files = adapters.adapter_files(adapter, adapters.readme(plan.base, adapter, "Random", "Random numbers."))
-        record = Contribution(
-            site=name, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint=plan.base.fingerprint,
-            parent=initial.digest, adapter=adapter.digest, adapter_bytes=sum(map(len, files.values())),
-            base_bytes=plan.base.num_bytes, num_examples=1000, num_tokens=100_000, num_truncated=0, num_skipped=0,
-            max_steps=100, num_trained_examples=200, num_trained_tokens=20_000, per_device_train_batch_size=2,
-            losses=(1.0,), validation_before=None, validation_after=None, update_norm=update_norm(initial, adapter),
-            files={file: sha256_bytes(data) for file, data in files.items()},
-        )  # fmt: skip
-        home = folder / "adapters" / name
-        home.mkdir(parents=True)
-        for file, data in (files | {adapters.CONTRIBUTION_NAME: record.to_bytes()}).items():
-            (home / file).write_bytes(data)
-    return plan
+        write_contribution(plan, name, number, folder / "adapters" / name)
 
 
 def aggregate_time(folder: Path) -> None:
-    import shutil
-
     contributions(folder)
     folders = [str(folder / "adapters" / name) for name in "ABC"]
     size = sum(path.stat().st_size for name in folders for path in Path(name).iterdir())

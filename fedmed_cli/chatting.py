@@ -98,23 +98,23 @@ def _best(workspace: Workspace, plan: Plan, say: Say, measure: Measure | None) -
         raise InputError("--adapter best: there is no adapter yet", hint="run 'fedmed round' first")
     losses = measure({name: chosen.adapter for name, chosen in found.items() if chosen.adapter is not None})
     best = min(losses, key=lambda name: (losses[name], name))
-    say("loss on the coordinator's examples: " + ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses)))
+    shown = ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses))
+    say(f"loss on the coordinator's examples: {shown} (it chooses, so it is no result)")
     say(f"best is {best}")
     return found[best]
 
 
 def measure_on_coordinator(
-    workspace: Workspace, plan: Plan, lm: LanguageModel, progress: Callable[[int, int], None] | None = None
+    workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progress: Callable[[int, int], None] | None = None
 ) -> Measure:
-    """Mean losses of adapters on `data/coordinator.jsonl`, remembered in the workspace. InputError without it."""
+    """Mean losses of adapters on the coordinator's deciding examples, remembered. InputError where it has none."""
 
     def measure(candidates: dict[str, Adapter]) -> dict[str, float]:
-        from fedmed_cli import evaluation, examples, intervals
+        from fedmed_cli import evaluation, federation, intervals
 
-        path = workspace.data / "coordinator.jsonl"
-        if not path.exists():
-            raise InputError(f"{workspace.relative(path)}: there are no coordinator's examples to find the best with")
-        items = evaluation.prepare(lm, plan, evaluation.choose(examples.read_jsonl(path), 200), None)
+        items = federation.coordinator_set(workspace, plan, lm, "decide", None, say)
+        if items is None:
+            raise InputError("data/coordinator.jsonl: there are no coordinator's examples to find the best with")
         return {
             name: intervals.summarize(
                 evaluation.measure_cached(workspace, plan, lm, adapter, items, progress), items.groups

@@ -15,7 +15,6 @@ from fedmed_cli.generation import answer_batch
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import OVERALL, Comparison, Interval, Plan, Score
-from fedmed_cli.site import group_column
 from fedmed_cli.workspace import Workspace, utc_now
 
 DEFAULT_TEST_SAMPLES = 600
@@ -50,7 +49,7 @@ def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> Te
             "for 'fedmed compare --site SITE'",
         )
     rows = examples.read_jsonl(path)
-    group_by = group_column(workspace, site)
+    group_by = workspace.group_column(site)
     chosen = evaluation.choose(rows, limit, group_by, examples.home_site)
     if len(chosen) < len(rows):
         say(f"measuring on {len(chosen)} of {len(rows)} examples of {name} (--max-eval-samples)")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.workspace import Workspace
@@ -15,20 +14,16 @@ EXAMPLES_NAME = "coordinator.jsonl"
 DEFAULT_SAMPLES = 100
 
 
-def has_examples(workspace: Workspace) -> bool:
-    return (workspace.data / EXAMPLES_NAME).exists()
+def half(workspace: Workspace, use: Literal["decide", "report"]) -> list[Example]:
+    """The coordinator's examples to decide with, or those to report on: by a hash of their group, so disjoint.
 
-
-def halves(workspace: Workspace, group_by: str | None) -> tuple[list[Example], list[Example]]:
-    """(deciding, reporting): the coordinator's examples by a hash of their group, so that both stay disjoint.
-
-    A number that chose the weights is never the number reported.
+    A number that chose the weights is never the number reported. Empty where the coordinator has none.
     """
     from fedmed_cli.examples import read_jsonl
 
-    rows = read_jsonl(workspace.data / EXAMPLES_NAME)
-    return _side(rows, group_by, 0), _side(rows, group_by, 1)
-
-
-def _side(rows: Sequence[Example], group_by: str | None, side: int) -> list[Example]:
+    path = workspace.data / EXAMPLES_NAME
+    if not path.exists():
+        return []
+    group_by, side = workspace.group_column(), 0 if use == "decide" else 1
+    rows = read_jsonl(path)
     return [row for row in rows if int(sha256_json(["half", row.group(group_by)])[:8], 16) % 2 == side]

@@ -1,8 +1,8 @@
 """Token by token decoding of one conversation: adapter merged, keys and values kept between turns.
 
-Transformers' own loop spends two thirds of a token's time outside the matrix products (57 ms a token for a 135M
-model on two cores, of which 19 ms are products), and weight-only int8 with an own kernel cuts the products to a half
-again. benchmarks/chat/decoding.py measures this beside the alternatives; docs/chat.md has the figures.
+On a CPU a token costs what its weights take through memory, so the products with weight-only int8 are what makes it
+faster; with whole weights this loop is no faster than transformers' own. benchmarks/chat/decoding.py measures both in
+turns, and docs/chat.md has the figures.
 """
 
 from __future__ import annotations

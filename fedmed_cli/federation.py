@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fedmed_cli import adapters, coordination, evaluation, examples, rounds, site
 from fedmed_cli.aggregation.coordinator import Rules
@@ -57,7 +57,9 @@ def run_rounds(
     """
     data = {name: site.workspace_data(workspace, name) for name in plan.sites.names}
     validation_samples = max_eval_samples or site.DEFAULT_EVAL_SAMPLES
-    deciding, reporting = coordinator_sets(workspace, plan, lm, max_eval_samples, events_for("coordinator", 0))
+    say = events_for("coordinator", 0).say
+    deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if rules.measures else None
+    reporting = coordinator_set(workspace, plan, lm, "report", max_eval_samples, say)
     for round_number in range(workspace.newest_round() + 1, until + 1):
         parent = rounds.starting_adapter(workspace, plan, round_number)
         contributions = {}
@@ -105,25 +107,24 @@ def run_rounds(
         yield RoundSummary(contributions, aggregated.record, before, after, change)
 
 
-def coordinator_sets(
-    workspace: Workspace, plan: Plan, lm: LanguageModel, limit: int | None, events: site.Events
-) -> tuple[evaluation.EvaluationSet | None, evaluation.EvaluationSet | None]:
-    """(deciding, reporting): the coordinator's examples to choose weights with, and others to report on."""
-    if not coordination.has_examples(workspace):
-        events.say("the coordinator has no examples, so the global adapter is not measured")
-        return None, None
-    group_by = site.group_column(workspace)
-    sets: list[evaluation.EvaluationSet | None] = []
-    for rows, use in zip(coordination.halves(workspace, group_by), ("decide", "report"), strict=True):
-        if not rows:
-            events.say(f"the coordinator has too few examples: none is left to {use} with")
-            sets.append(None)
-            continue
-        chosen = evaluation.choose(rows, limit or coordination.DEFAULT_SAMPLES, group_by, examples.home_site)
-        if len(chosen) < len(rows):
-            events.say(f"coordinator: {len(chosen)} of {len(rows)} examples to {use} with")
-        sets.append(evaluation.prepare(lm, plan, chosen, group_by))
-    return sets[0], sets[1]
+def coordinator_set(
+    workspace: Workspace,
+    plan: Plan,
+    lm: LanguageModel,
+    use: Literal["decide", "report"],
+    limit: int | None,
+    say: Callable[[str], None],
+) -> evaluation.EvaluationSet | None:
+    """The coordinator's examples to decide or to report with, ready to be measured; None, said, where it has none."""
+    rows = coordination.half(workspace, use)
+    if not rows:
+        say(f"the coordinator has no examples to {use} with")
+        return None
+    group_by = workspace.group_column()
+    chosen = evaluation.choose(rows, limit or coordination.DEFAULT_SAMPLES, group_by, examples.home_site)
+    if len(chosen) < len(rows):
+        say(f"coordinator: {len(chosen)} of {len(rows)} examples to {use} with")
+    return evaluation.prepare(lm, plan, chosen, group_by)
 
 
 def _existing(workspace: Workspace, plan: Plan, name: str, round_number: int, parent: str) -> Contribution | None:

@@ -107,8 +107,8 @@ RobustOption = Annotated[
     ),
 ]
 NumMaliciousOption = Annotated[
-    int,
-    _option("--num-malicious", text="How many sites the robust mean must withstand.", min=0, panel=AGGREGATION_PANEL),
+    int | None,
+    _option("--num-malicious", text="Bad sites a robust mean must withstand [1].", min=0, panel=AGGREGATION_PANEL),
 ]
 ClipOption = Annotated[
     float,
@@ -138,7 +138,7 @@ def rules(
     method: str,
     weights: str,
     robust: str,
-    num_malicious: int,
+    num_malicious: int | None,
     clip: float,
     server_lr: str,
     server_momentum: float,
@@ -159,13 +159,15 @@ def rules(
             step = math.nan
         if not 0 < step <= 10:
             raise UsageError(f"--server-lr: expected auto or a number above 0 and at most 10, found {server_lr!r}")
+    if num_malicious is not None and robust == "none":
+        raise UsageError("--num-malicious goes with --robust", hint="choose geometric-median, for example")
     if method != "svd" and (step != 1 or server_momentum):
         raise UsageError("--server-lr and --server-momentum go with --method svd")
     return Rules(
         method=method,
         weights=weights,  # type: ignore[arg-type]  # checked above
         robust=robust,
-        num_malicious=num_malicious,
+        num_malicious=1 if num_malicious is None else num_malicious,
         clip=clip or None,
         server_lr=step,
         server_momentum=server_momentum,

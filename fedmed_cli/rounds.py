@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +40,7 @@ class RoundResult:
 
 def default_weights(workspace: Workspace) -> str:
     """ "agentic" where the coordinator has examples to measure on, else "tokens"."""
-    return "agentic" if coordination.has_examples(workspace) else "tokens"
+    return "agentic" if coordination.half(workspace, "decide") else "tokens"
 
 
 def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Adapter:
@@ -84,11 +86,9 @@ def aggregate(
             hint="add --output DIR; for the next round use --method svd",
         )
     chosen = _candidates(paths, exclude, say)
-    round_number = workspace.newest_round() + 1
-    if output is not None:
-        round_number = min(round_number, *(_stated_round(path) for path in chosen))
-        if output.exists():
-            raise ConflictError(f"{output} exists already", hint="name another folder with --output")
+    round_number = _round_of(workspace, chosen, output)
+    if output is not None and output.exists():
+        raise ConflictError(f"{output} exists already", hint="name another folder with --output")
     parent = starting_adapter(workspace, plan, round_number)
     before = starting_adapter(workspace, plan, round_number - 1) if round_number > 1 else None
     if rules.server_momentum and before is None:
@@ -151,7 +151,7 @@ def aggregate(
         for name, data in files.items():
             write_synced(home / name, data)
         if output is not None:
-            _remove(archive)
+            shutil.rmtree(archive)
     if output is not None:
         return RoundResult(record, output, num_bytes)
     workspace.log(
@@ -169,14 +169,26 @@ def aggregate(
 
 
 def check(
-    workspace: Workspace, plan: Plan, paths: Sequence[Path], exclude: Sequence[str], require_signatures: bool = False
+    workspace: Workspace,
+    plan: Plan,
+    paths: Sequence[Path],
+    exclude: Sequence[str],
+    output: Path | None,
+    require_signatures: bool = False,
 ) -> None:
     """Pass every contribution through the gate and keep none: the errors of `aggregate`, before a model is loaded."""
-    round_number = workspace.newest_round() + 1
+    chosen = _candidates(paths, exclude, lambda message: None)
+    round_number = _round_of(workspace, chosen, output)
     parent = starting_adapter(workspace, plan, round_number)
-    for path in _candidates(paths, exclude, lambda message: None):
+    for path in chosen:
         folder = _gate(path, plan, round_number, parent.digest)
         _check_signer(folder, plan, require_signatures, lambda message: None)
+
+
+def _round_of(workspace: Workspace, paths: Sequence[Path], output: Path | None) -> int:
+    """The next round; for a result that goes elsewhere, an archived round may be combined anew."""
+    newest = workspace.newest_round() + 1
+    return newest if output is None else min(newest, *(_stated_round(path) for path in paths))
 
 
 @contextlib.contextmanager
@@ -186,17 +198,9 @@ def _stage(workspace: Workspace, target: Path | None) -> Iterator[Path]:
         with new_folder(target) as folder:
             yield folder
         return
-    import tempfile
-
     workspace.private.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=workspace.private, prefix=".dry-run.", suffix=".tmp") as name:
         yield Path(name)
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)
 
 
 def _admit(

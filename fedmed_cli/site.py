@@ -20,15 +20,14 @@ from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Contribution, DivisionRecord, Loss, NearDuplicates, Plan, SplitRecord
+from fedmed_cli.records import Contribution, DivisionRecord, Loss, NearDuplicates, Plan
 from fedmed_cli.signatures import Signer
 from fedmed_cli.training import Step, order_seed, train
 from fedmed_cli.trust import signed
-from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace import DIVISION_NAME, Workspace, utc_now
 
 DEFAULT_BATCH_SIZE = 2
 DEFAULT_EVAL_SAMPLES = 100
-DIVISION_NAME = "division.json"
 
 Say = Callable[[str], None]
 
@@ -61,15 +60,6 @@ class SiteResult:
     replaced: Path | None
 
 
-def group_column(workspace: Workspace, site: str | None = None) -> str | None:
-    """The column whose groups were kept together, from the record of the split or of the site's own division."""
-    division = workspace.site_data(site) / DIVISION_NAME if site else None
-    if division is not None and division.exists():
-        return DivisionRecord.read(division).group_by
-    split = workspace.data / "split.json"
-    return SplitRecord.read(split).group_by if split.exists() else None
-
-
 def workspace_data(workspace: Workspace, site: str) -> SiteData:
     """The examples that `split`, or an earlier `train-local --data`, put into the workspace."""
     folder = workspace.site_data(site)
@@ -82,7 +72,7 @@ def workspace_data(workspace: Workspace, site: str) -> SiteData:
     return SiteData(
         examples.read_jsonl(folder / "train.jsonl"),
         examples.read_jsonl(validation) if examples.find_set(validation) else [],
-        group_column(workspace, site),
+        workspace.group_column(site),
         {},
     )
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmed_cli.errors import ConflictError, InputError
-from fedmed_cli.records import Plan, metric_line
+from fedmed_cli.records import DivisionRecord, Plan, SplitRecord, metric_line
 
 PLAN_NAME = "federation.toml"
+DIVISION_NAME = "division.json"
 _ROUND = re.compile(r"[0-9]{3,6}")
 _REPLACEMENT = re.compile(r"\.([^.].*)\.[0-9]+\.new\.tmp")
 
@@ -167,6 +168,14 @@ class Workspace:
 
     def site_data(self, site: str) -> Path:
         return self.data / site
+
+    def group_column(self, site: str | None = None) -> str | None:
+        """The column whose groups were kept together, from the split's record or that of the site's own division."""
+        division = self.site_data(site) / DIVISION_NAME if site else None
+        if division is not None and division.exists():
+            return DivisionRecord.read(division).group_by
+        split = self.data / "split.json"
+        return SplitRecord.read(split).group_by if split.exists() else None
 
     def contribution(self, site: str) -> Path:
         return self.adapters / site

@@ -409,3 +409,35 @@ def test_a_bug_of_ours_shows_frames_and_no_value(monkeypatch, tmp_path, capsys):
     assert "this is a bug in fedmed" in err
     assert "ValueError" in err
     assert "private" not in err
+
+
+# --- options that would have no use, and defaults that are said -----------------------------------------
+
+
+def test_options_that_would_be_ignored_are_refused_or_said(trained_workspace, fails, capsys):
+    root = trained_workspace.root
+    assert "goes with --robust" in fails(2, "aggregate", "--num-malicious", "1", "-C", root)
+    argv = ["compare", "--site", "A", "--scores", "--adapter", trained_workspace.contribution("B")]
+    assert "no use with --scores" in fails(2, *argv, "-C", root)
+    argv = ["aggregate", "--weights", "tokens", "--max-eval-samples", "5", "-C", str(root)]
+    assert main(argv) == 0
+    assert "nothing is measured with these rules" in capsys.readouterr().err
+
+
+def test_a_coordinator_with_too_few_examples_weighs_by_tokens(trained_workspace, capsys):
+    from fedmed_cli import coordination
+
+    examples = trained_workspace.data / "coordinator.jsonl"
+    reporting = {row.id for row in coordination.half(trained_workspace, "report")}
+    lines = [line for line in examples.read_text().splitlines() if json.loads(line)["id"] in reporting]
+    examples.write_text("".join(line + "\n" for line in lines))
+    assert main(["aggregate", "--json", "-C", str(trained_workspace.root)]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"] == "tokens"
+
+
+def test_an_archived_round_is_combined_anew_with_the_default_rules(round_workspace, tiny_base, tmp_path, capsys):
+    argv = ["aggregate", "--json", "--output", str(tmp_path / "again"), "--exclude", "A", "--base", str(tiny_base)]
+    assert main([*argv, "-C", str(round_workspace.root)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["round"], record["weights"], record["excluded"]) == (1, "agentic", ["A"])
+    assert round_workspace.newest_round() == 1

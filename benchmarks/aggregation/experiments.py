@@ -71,6 +71,7 @@ class Bench:
                 short.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             argv = ["split", "-q", "-C", str(place.root), "--dataset", str(short), "--by", "column:source"]
             argv += ["--assign", ASSIGN[num_sites], "--group-by", "focus", "--seed", str(seed), *extra]
+            argv += ["--near-duplicates", "off"]  # questions of one form would chain into one unit
             argv += ["--max-length", str(MAX_LENGTH), "--max-steps", str(STEPS), "--learning-rate", LEARNING_RATE]
             assert fedmed(argv) == 0
         return Federation(self, place, place.read_plan())
@@ -117,7 +118,7 @@ class Federation:
         return evaluation.measure_cached(self.place, self.plan, self.lm, adapter, self.test_set())
 
     def examiner(self) -> Examiner:
-        deciding, _ = coordination.halves(self.place, "focus")
+        deciding = coordination.half(self.place, "decide")
         chosen = evaluation.choose(deciding, NUM_DECIDING, "focus", examples.home_site)
         items = evaluation.prepare(self.lm, self.plan, chosen, "focus")
         return evaluation.examiner(self.place, self.plan, self.lm, items)

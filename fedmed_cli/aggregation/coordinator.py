@@ -79,6 +79,11 @@ class Rules:
     server_lr: float | None = 1.0
     server_momentum: float = 0.0
 
+    @property
+    def measures(self) -> bool:
+        """Whether these rules use the coordinator's examples where there are some."""
+        return self.weights == "agentic" or self.server_lr is None
+
 
 @dataclass(frozen=True)
 class Combination:

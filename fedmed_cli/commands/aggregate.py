@@ -18,7 +18,7 @@ def aggregate(
     weights: o.WeightsOption = None,
     method: o.MethodOption = "svd",
     robust: o.RobustOption = "none",
-    num_malicious: o.NumMaliciousOption = 1,
+    num_malicious: o.NumMaliciousOption = None,
     clip: o.ClipOption = 1.5,
     server_lr: o.ServerLrOption = "1",
     server_momentum: o.ServerMomentumOption = 0.0,
@@ -28,8 +28,8 @@ def aggregate(
         Path | None, typer.Option("--output", help="Write the result there, not as a round of the federation.")
     ] = None,
     max_eval_samples: Annotated[
-        int, typer.Option("--max-eval-samples", min=2, help="Coordinator's examples to measure on.")
-    ] = 100,
+        int | None, typer.Option("--max-eval-samples", min=2, help="Coordinator's examples to measure on [100].")
+    ] = None,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
@@ -65,16 +65,18 @@ def aggregate(
     paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
     with place.lock(), contextlib.ExitStack() as stack:
         examiner = None
-        if coordination.has_examples(place) and (rules.weights == "agentic" or rules.server_lr is None):
+        if rules.measures and coordination.half(place, "decide"):
             # What the gate refuses need not wait for a model.
-            rounds.check(place, plan, paths, exclude or (), require_signatures)
+            rounds.check(place, plan, paths, exclude or (), output, require_signatures)
             from fedmed_cli import bases, evaluation, federation, models
             from fedmed_cli.commands.live import step_events
 
             lm = models.load(bases.find_for_plan(plan.base, base, base_wheel, screen.say), device, screen.say)
             events = stack.enter_context(step_events(screen, "coordinator"))
-            deciding, _ = federation.coordinator_sets(place, plan, lm, max_eval_samples, events)
+            deciding = federation.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
             examiner = evaluation.examiner(place, plan, lm, deciding, events.measured) if deciding else None
+        elif max_eval_samples or base or base_wheel:
+            screen.say("nothing is measured with these rules: --max-eval-samples, --base and --base-wheel have no use")
         result = rounds.aggregate(
             place,
             paths,

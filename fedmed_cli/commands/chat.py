@@ -61,7 +61,9 @@ def chat(
 
     def find(name: str | None) -> chatting.Chosen:
         with screen.progress("measuring") as update:
-            measure = chatting.measure_on_coordinator(place, plan, lm, lambda done, total: update(done, total, ""))
+            measure = chatting.measure_on_coordinator(
+                place, plan, lm, screen.say, lambda done, total: update(done, total, "")
+            )
             return chatting.choose_adapter(place, plan, name, screen.say, measure)
 
     chosen = chosen or find(adapter)

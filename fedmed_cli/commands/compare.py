@@ -49,6 +49,7 @@ def compare(
     Example: fedmed compare
     """
     from fedmed_cli import bases
+    from fedmed_cli.errors import UsageError
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace, write_file
 
@@ -56,6 +57,8 @@ def compare(
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
     if scores:
+        if adapter or all_rounds or questions:
+            raise UsageError("--adapter, --all-rounds and --questions have no use with --scores")
         _write_scores(screen, place, site, max_eval_samples, (device, base, base_wheel))
         return
     with place.lock():

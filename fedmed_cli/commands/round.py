@@ -24,7 +24,7 @@ def run_round(
     weights: o.WeightsOption = None,
     method: o.MethodOption = "svd",
     robust: o.RobustOption = "none",
-    num_malicious: o.NumMaliciousOption = 1,
+    num_malicious: o.NumMaliciousOption = None,
     clip: o.ClipOption = 1.5,
     server_lr: o.ServerLrOption = "1",
     server_momentum: o.ServerMomentumOption = 0.0,

@@ -125,7 +125,8 @@ def split(
 ) -> None:
     """Make hospitals out of one data set, and write the plan if there is none.
 
-    No example, text, near-duplicate or group is in two sets; the check's result is in data/split.json.
+    No example, text or group is in two sets, and near-duplicates stay together as far as they are found; what the
+    check of the written files found is shown and in data/split.json.
 
     Example: fedmed split --hospitals 3
     """
