@@ -99,8 +99,8 @@ def _best(workspace: Workspace, plan: Plan, say: Say, measure: Measure | None) -
     losses = measure({name: chosen.adapter for name, chosen in found.items() if chosen.adapter is not None})
     best = min(losses, key=lambda name: (losses[name], name))
     shown = ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses))
-    say(f"loss on the coordinator's examples: {shown} (it chooses, so it is no result)")
-    say(f"best is {best}")
+    say(f"loss on the coordinator's examples: {shown}")
+    say(f"best is {best}; these losses chose it, so they are no result")
     return found[best]
 
 
