@@ -124,7 +124,7 @@ def measure_cached(
         "base": plan.base.fingerprint,
         "prompt": [plan.prompt.system, plan.prompt.user, plan.training.max_length],
         "set": items.digest,
-        "arithmetic": [lm.device.type, str(lm.dtype)],
+        "arithmetic": [lm.device.type, str(lm.dtype), *(["nf4"] if lm.quantized else [])],
     }
     path = workspace.private / "measurements" / f"{sha256_json(key)}.json"
     if path.exists():
