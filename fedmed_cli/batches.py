@@ -10,7 +10,7 @@ import torch
 from fedmed_cli.examples import Encoded
 from fedmed_cli.models import LanguageModel
 
-CHUNK = 256  # label positions whose logits exist at a time
+CHUNK = 128  # label positions whose logits exist at a time
 
 
 def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor:

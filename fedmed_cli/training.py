@@ -20,6 +20,7 @@ from fedmed_cli.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.examples import Encoded
+from fedmed_cli.fused import fused
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Plan, Training
 
@@ -271,7 +272,7 @@ def _kernels(
     optimizer: torch.optim.Optimizer,
     say: Say,
 ) -> Iterator[bool]:
-    """Compiled layers and recomputed activations for the time of the block, as the options say."""
+    """Fused or compiled layers and recomputed activations for the time of the block; yields whether compiled."""
     mean_tokens = sum(len(example.ids) for example in encoded) / len(encoded)
     wanted = options.compile
     if wanted is None:
@@ -286,7 +287,10 @@ def _kernels(
     if options.gradient_checkpointing:
         lm.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
-        with kernels.compiled(lm, fixed_pass, say) if wanted else contextlib.nullcontext(False) as is_compiled:
+        with (
+            kernels.compiled(lm, fixed_pass, say) if wanted else contextlib.nullcontext(False) as is_compiled,
+            contextlib.nullcontext() if is_compiled else fused(lm),  # a compiler fuses more by itself
+        ):
             yield is_compiled
     finally:
         if options.gradient_checkpointing:

@@ -102,6 +102,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
         assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
 
 
+@pytest.mark.filterwarnings("ignore")  # of inductor, whose own they are
 @pytest.mark.skipif(kernels.compiler() is None, reason="needs a C++ compiler")
 def test_compiled_layers_give_the_same_gradients_and_leave_nothing_behind(ready, tiny_base, monkeypatch):
     _, plan, lm, encoded = ready
