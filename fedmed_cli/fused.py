@@ -51,7 +51,8 @@ class _RMSNorm(torch.autograd.Function):
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x, scale, weight)
-        return weight * (wide * scale).to(x.dtype)  # rounded before the weight, as transformers does
+        result: Tensor = weight * (wide * scale).to(x.dtype)  # rounded before the weight, as transformers does
+        return result
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:

@@ -353,7 +353,7 @@ class Plan:
         except UnicodeDecodeError as error:
             raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
         except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{name}: is not TOML ({error})") from None
+            raise InputError(f"{name}: is not TOML ({str(error)[:200]})") from None
         except RecursionError:
             raise InputError(f"{name}: nested too deep") from None
         except ValueError:  # not TOMLDecodeError: from int()
