@@ -551,6 +551,10 @@ class Contribution(Record):
 
     def to_dict(self) -> dict[str, Any]:
         body = encode(self) | {"reduction": round(self.reduction, 6)}
+        if self.gradient_accumulation_steps == 1:
+            del body["gradient_accumulation_steps"]
+        if self.kept_step is None:
+            del body["kept_step"]
         return self.header() | dict(sorted(body.items()))
 
     @classmethod
