@@ -291,8 +291,9 @@ class Plan:
     def __post_init__(self) -> None:
         for target in self.lora.targets:
             if not any(_is_target(name, target) for name in self.base.modules):
-                leaves = sorted({name.rsplit(".", 1)[-1] for name in self.base.modules})
-                raise ValueError(f"lora.targets: the base has no linear module {target!r} (it has {', '.join(leaves)})")
+                leaves = sorted({name.rsplit(".", 1)[-1][:40] for name in self.base.modules})
+                known = ", ".join(leaves[:20]) + (", …" if len(leaves) > 20 else "")
+                raise ValueError(f"lora.targets: the base has no linear module {target[:80]!r} (it has {known})")
         smallest = min(min(shape) for shape in self.modules.values())
         if self.lora.r > smallest:
             raise ValueError(f"lora.r is {self.lora.r}, but a target module has a side of {smallest}")

@@ -898,6 +898,12 @@ quick(
 SEED = "seed = 7"
 quick("a plan that is no TOML", 3, "federation.toml: is not TOML", lambda p: p.plan_text(SEED, "seed = = 7"))
 quick(
+    "a module of 5,000 characters",
+    3,
+    "lora.targets: the base has no linear module 'q_proj' (it has k_proj, q0",
+    lambda p: p.plan_text('q_proj" = [', f'q{"0" * 5000}" = ['),
+)
+quick(
     "a table of 5,000 characters that stands twice",
     3,
     "federation.toml: is not TOML (Cannot declare ('xxx",
