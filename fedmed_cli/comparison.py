@@ -14,7 +14,7 @@ from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import BASE, GLOBAL, POOLED
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.examples import Example
-from fedmed_cli.generation import answer_batch
+from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.partition import MIN_LABEL_COUNT
@@ -266,7 +266,7 @@ def answers_side_by_side(
     answers = {}
     for name, adapter in chosen.items():
         lm.use(adapter)
-        answers[name] = answer_batch(lm, conversations, max_new_tokens)
+        answers[name] = [one.text for one in answer_many(lm, conversations, max_new_tokens)]
     lines = [
         "# Answers side by side",
         "",

@@ -795,12 +795,14 @@ class ChoiceScore:
     """One adapter's accuracy on multiple-choice questions.
 
     `accuracy` takes the option of the highest summed log-probability, `accuracy_norm` that of the highest
-    log-probability per character. `asked` is the accuracy of letters that the model was asked to write; an
-    answer without one (`num_unparseable`) counts as wrong.
+    log-probability per character. `by_letter` lists the options in the prompt and takes the most probable letter
+    (or word: yes, no, maybe). `asked` is the accuracy of letters that the model was asked to write; an answer
+    without one (`num_unparseable`) counts as wrong.
     """
 
     accuracy: Rate
     accuracy_norm: Rate
+    by_letter: Rate
     asked: Rate | None
     num_unparseable: int
 
@@ -811,7 +813,7 @@ class Choices:
 
     examples: str
     examples_digest: str
-    layout: Literal["medmcqa", "medqa", "pubmedqa"]
+    layout: Literal["options", "columns", "decision"]
     num_questions: int
     num_skipped: int
     num_asked: int
@@ -915,6 +917,7 @@ class Pooled(Record):
     examples_digest: str
     num_examples: int
     num_trained_tokens: int
+    num_federated_tokens: int
     rounds: int
     max_steps: int
     per_device_train_batch_size: int

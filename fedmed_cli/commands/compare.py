@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,9 @@ def compare(
         ),
     ] = False,
     max_eval_samples: Annotated[int, typer.Option("--max-eval-samples", min=2, help="Examples to measure on.")] = 600,
+    choices: Annotated[
+        Path | None, typer.Option("--choices", help="Multiple-choice questions: a MedMCQA, MedQA or PubMedQA file.")
+    ] = None,
     questions: Annotated[
         Path | None, typer.Option("--questions", help="Questions, one a line, to answer side by side [bundled].")
     ] = None,
@@ -60,18 +64,20 @@ def compare(
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
     if scores:
-        if adapter or all_rounds or questions or by_column:
-            raise UsageError("--adapter, --all-rounds, --questions and --by-column have no use with --scores")
+        if adapter or all_rounds or questions or by_column or choices:
+            raise UsageError("--scores goes with --site, --max-eval-samples and the base alone")
         _write_scores(screen, place, site, max_eval_samples, (device, base, base_wheel))
         return
     if site is not None and site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
     with place.lock():
         from fedmed_cli import candidates, comparison
+        from fedmed_cli.choices import read_questions as read_choices
 
         tests = comparison.test_set(place, site, max_eval_samples, screen.say)
         chosen = candidates.workspace_adapters(place, plan, all_rounds, screen.say)
         chosen |= candidates.named_adapters(plan, adapter or [], chosen)
+        picked = read_choices(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
         if not chosen:
             screen.say("there is no adapter yet: only the base model is measured")
@@ -82,6 +88,10 @@ def compare(
 
         lm = models.load(local, device, screen.say, screen.detail)
         with screen.progress("comparing") as update:
+
+            def report(name: str, done: int, total: int) -> None:
+                update(done, total, f"{name}, {done}/{total} examples")
+
             record = comparison.compare(
                 place,
                 plan,
@@ -91,8 +101,13 @@ def compare(
                 site=site,
                 by_column=by_column or [],
                 say=screen.say,
-                progress=lambda name, done, total: update(done, total, f"{name}, {done}/{total} examples"),
+                progress=report,
             )
+            if picked is not None:
+                from fedmed_cli import choosing
+
+                found = choosing.measure(place, plan, lm, chosen, picked, say=screen.say, progress=report)
+                record = replace(record, choices=found)
         name = f"compare-{site}.json" if site else "compare.json"
         place.set_aside(place.reports / name)
         write_file(place.reports / name, record.to_bytes())
