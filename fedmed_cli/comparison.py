@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli import evaluation, examples, intervals
+from fedmed_cli import answering, choosing, evaluation, examples, intervals
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import BASE, GLOBAL, POOLED
+from fedmed_cli.choices import QuestionSet
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.examples import Example
 from fedmed_cli.generation import answer_many
@@ -124,13 +125,16 @@ def compare(
     *,
     site: str | None = None,
     by_column: Sequence[str] = (),
+    num_generated: int = 0,
+    max_new_tokens: int = 64,
+    choices: QuestionSet | None = None,
     num_resamples: int = intervals.NUM_RESAMPLES,
     say: Say = lambda message: None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Measure the base and every adapter on the same examples; each difference is paired by example.
 
-    `site` is the hospital whose own examples these are.
+    `site` is the hospital whose own examples these are. Answers are generated to `num_generated` of the questions.
     """
     items = evaluation.prepare(lm, plan, tests.examples, tests.group_by)
     if items.num_skipped:
@@ -143,6 +147,14 @@ def compare(
     paired = Paired(losses, items.groups, num_resamples)
     parts = {OVERALL: list(range(len(items.examples))), **shares}
     scores = {name: {part: paired.score(name, indices) for part, indices in parts.items()} for name in losses}
+    asked = evaluation.choose(items.examples, num_generated, tests.group_by, examples.home_site)
+    generated = picked = None
+    if asked:
+        generated = answering.measure(
+            plan, lm, chosen, asked, tests.group_by, max_new_tokens, num_resamples=num_resamples, progress=progress
+        )
+    if choices is not None:
+        picked = choosing.measure(workspace, plan, lm, chosen, choices, say=say, progress=progress)
     return Comparison(
         plan=plan.digest,
         base_fingerprint=plan.base.fingerprint,
@@ -152,6 +164,8 @@ def compare(
         seed=0,
         adapters={BASE: None} | {name: adapter.digest for name, adapter in chosen.items()},
         scores=scores,
+        choices=picked,
+        generated=generated,
         columns={
             column: {value: {name: paired.score(name, indices) for name in losses} for value, indices in values.items()}
             for column, values in columns.items()

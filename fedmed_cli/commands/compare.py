@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,11 +35,14 @@ def compare(
     choices: Annotated[
         Path | None, typer.Option("--choices", help="Multiple-choice questions: a MedMCQA, MedQA or PubMedQA file.")
     ] = None,
+    generate: Annotated[
+        int, typer.Option("--generate", min=0, help="Test questions to answer, for ROUGE-L and token F1.")
+    ] = 0,
     questions: Annotated[
         Path | None, typer.Option("--questions", help="Questions, one a line, to answer side by side [bundled].")
     ] = None,
     answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Write answers side by side.")] = True,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of those answers.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of generated answers.")] = 64,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
@@ -64,8 +66,16 @@ def compare(
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
     if scores:
-        if adapter or all_rounds or questions or by_column or choices:
-            raise UsageError("--scores goes with --site, --max-eval-samples and the base alone")
+        given = {
+            "--adapter": adapter,
+            "--all-rounds": all_rounds,
+            "--by-column": by_column,
+            "--choices": choices,
+            "--generate": generate,
+            "--questions": questions,
+        }
+        if unused := [name for name, value in given.items() if value]:
+            raise UsageError(f"{', '.join(unused)}: no use with --scores")
         _write_scores(screen, place, site, max_eval_samples, (device, base, base_wheel))
         return
     if site is not None and site not in plan.sites.names:
@@ -100,14 +110,12 @@ def compare(
                 tests,
                 site=site,
                 by_column=by_column or [],
+                num_generated=generate,
+                max_new_tokens=max_new_tokens,
+                choices=picked,
                 say=screen.say,
                 progress=report,
             )
-            if picked is not None:
-                from fedmed_cli import choosing
-
-                found = choosing.measure(place, plan, lm, chosen, picked, say=screen.say, progress=report)
-                record = replace(record, choices=found)
         name = f"compare-{site}.json" if site else "compare.json"
         place.set_aside(place.reports / name)
         write_file(place.reports / name, record.to_bytes())

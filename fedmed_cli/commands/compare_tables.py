@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedmed_cli.commands.tables import interval_text
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records import OVERALL, Choices, Comparison, Rate, Score
+from fedmed_cli.records import OVERALL, Choices, Comparison, Generated, Rate, Score
 from fedmed_cli.screen import Table
 
 NO_EFFECT = "The interval includes 0: these examples do not show a difference between global adapter and base."
@@ -28,31 +28,49 @@ def comparison_lines(record: Comparison) -> list[Table | str]:
             Table("On the other sites' examples", ("site", "global against the site's own adapter, 95 %"), rows)
         )
     lines += _notes(record)
+    if record.generated:
+        lines += _generated(record.generated)
     if record.choices:
         lines += _choices(record.choices)
     return lines
 
 
+def _percent(rate: Rate | None) -> str:
+    if rate is None:
+        return ""
+    return f"{100 * rate.score.mean:.1f} [{100 * rate.score.low:.1f}, {100 * rate.score.high:.1f}]"
+
+
+def _change(rate: Rate) -> str:
+    gain = rate.against_base
+    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" if gain else ""
+
+
 def _choices(record: Choices) -> list[Table | str]:
-    def percent(rate: Rate | None) -> str:
-        if rate is None:
-            return ""
-        return f"{100 * rate.score.mean:.1f} [{100 * rate.score.low:.1f}, {100 * rate.score.high:.1f}]"
-
-    def change(rate: Rate) -> str:
-        gain = rate.against_base
-        return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" if gain else ""
-
     rows = []
     for name, score in record.adapters.items():
-        row = [name, percent(score.accuracy), percent(score.accuracy_norm), change(score.accuracy_norm)]
-        rows.append([*row, percent(score.by_letter), percent(score.asked), f"{score.num_unparseable}"])
+        row = [name, _percent(score.accuracy), _percent(score.accuracy_norm), _change(score.accuracy_norm)]
+        rows.append([*row, _percent(score.by_letter), _percent(score.asked), f"{score.num_unparseable}"])
     columns = ("adapter", "by text", "per character", "against base", "by letter", "asked", "unparseable")
     title = f"Accuracy in % on {record.num_questions} multiple-choice questions of {record.examples}"
     return [
         Table(title, columns, rows),
         f"Guessing gets {100 * record.chance:.1f} %. 95 % intervals; the difference to the base is that per character. "
         f"{record.num_asked} questions were asked for a letter; an answer without one counts as wrong.",
+    ]
+
+
+def _generated(record: Generated) -> list[Table | str]:
+    rows = []
+    for name, score in record.adapters.items():
+        row = [name, _percent(score.rouge_l), _change(score.rouge_l), _percent(score.token_f1), _change(score.token_f1)]
+        rows.append([*row, f"{score.num_empty}", f"{score.num_unfinished}"])
+    columns = ("adapter", "ROUGE-L", "against base", "token F1", "against base", "empty", "cut")
+    title = f"Generated answers to {record.num_questions} test questions against their reference answers, in %"
+    return [
+        Table(title, columns, rows),
+        f"At most {record.max_new_tokens} tokens an answer; intervals resample {record.num_groups} groups. Words in "
+        "common are no measure of being right.",
     ]
 
 
