@@ -11,7 +11,7 @@ import numpy as np
 
 from fedmed_cli import answering, choosing, evaluation, examples, intervals
 from fedmed_cli.adapters import Adapter
-from fedmed_cli.candidates import BASE, GLOBAL, POOLED
+from fedmed_cli.candidates import BASE, GLOBAL, POOLED, worst_sites
 from fedmed_cli.choices import QuestionSet
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.examples import Example
@@ -179,16 +179,6 @@ def compare(
         worst_sites=worst_sites({name: {part: scores[name][part] for part in shares} for name in losses}),
         run=lm.environment() | {"created": utc_now()},
     )
-
-
-def worst_sites(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, str]:
-    """For each adapter the site where it gains least on the base (or loses most), from `scores[adapter][site]`."""
-    worst = {}
-    for name, by_site in scores.items():
-        differences = {site: score.against_base.mean for site, score in by_site.items() if score.against_base}
-        if len(differences) > 1:
-            worst[name] = max(differences, key=lambda site: (differences[site], site))
-    return worst
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    files: Annotated[list[Path] | None, typer.Argument(help="With --merge: the hospitals' files.")] = None,
     site: Annotated[
         str | None, typer.Option("--site", help="Inside a hospital: on its own test examples (data/SITE/test.jsonl).")
     ] = None,
@@ -30,6 +31,9 @@ def compare(
         typer.Option(
             "--scores", help="With --site: score all of adapters/ on its validation examples, for --weights crosseval."
         ),
+    ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the hospitals' reports/compare-SITE.json into one matrix.")
     ] = False,
     max_eval_samples: Annotated[int, typer.Option("--max-eval-samples", min=2, help="Examples to measure on.")] = 600,
     choices: Annotated[
@@ -53,9 +57,10 @@ def compare(
 ) -> None:
     """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
 
-    Losses go to reports/compare.json; answers to bundled or given questions to reports/answers.md.
+    Numbers go to reports/compare.json (with --site to compare-SITE.json, which a hospital may send); answers to
+    bundled or given questions to reports/answers.md; what --merge makes of the hospitals' files to reports/matrix.json.
 
-    Example: fedmed compare
+    Example: fedmed compare --all-rounds --generate 20
     """
     from fedmed_cli import bases
     from fedmed_cli.errors import UsageError
@@ -65,17 +70,24 @@ def compare(
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
-    if scores:
-        given = {
-            "--adapter": adapter,
-            "--all-rounds": all_rounds,
-            "--by-column": by_column,
-            "--choices": choices,
-            "--generate": generate,
-            "--questions": questions,
-        }
+    given: dict[str, object] = {
+        "--adapter": adapter,
+        "--all-rounds": all_rounds,
+        "--by-column": by_column,
+        "--choices": choices,
+        "--generate": generate,
+        "--questions": questions,
+    }
+    if merge or scores:
+        given |= {"--scores": scores, "--site": site} if merge else {"FILE": files}
         if unused := [name for name, value in given.items() if value]:
-            raise UsageError(f"{', '.join(unused)}: no use with --scores")
+            raise UsageError(f"{', '.join(unused)}: no use with {'--merge' if merge else '--scores'}")
+    elif files:
+        raise UsageError(f"{files[0]}: files are given with --merge")
+    if merge:
+        _merge(screen, place, files or [])
+        return
+    if scores:
         _write_scores(screen, place, site, max_eval_samples, (device, base, base_wheel))
         return
     if site is not None and site not in plan.sites.names:
@@ -128,6 +140,23 @@ def compare(
             write_file(place.reports / "answers.md", text.encode())
             lines.append(f"wrote {place.reports / 'answers.md'}: generated text, not for clinical use")
     screen.result(record.to_dict(), *comparison_lines(record), *lines)
+
+
+def _merge(screen: Screen, place: Workspace, files: list[Path]) -> None:
+    """Merge the hospitals' comparisons and write reports/matrix.json."""
+    from fedmed_cli import matrix
+    from fedmed_cli.commands.compare_tables import matrix_lines
+    from fedmed_cli.errors import UsageError
+    from fedmed_cli.workspace import write_file
+
+    if len(files) < 2:
+        raise UsageError("--merge takes two files or more, for example --merge reports/compare-*.json")
+    with place.lock():
+        record = matrix.merge(place.read_plan(), files, screen.say)
+        path = place.reports / "matrix.json"
+        place.set_aside(path)
+        write_file(path, record.to_bytes())
+    screen.result(record.to_dict(), *matrix_lines(record), f"wrote {path}")
 
 
 def _write_scores(

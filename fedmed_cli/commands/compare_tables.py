@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedmed_cli.commands.tables import interval_text
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records import OVERALL, Choices, Comparison, Generated, Rate, Score
+from fedmed_cli.records import OVERALL, Choices, Comparison, Generated, Matrix, Rate, Score
 from fedmed_cli.screen import Table
 
 NO_EFFECT = "The interval includes 0: these examples do not show a difference between global adapter and base."
@@ -138,3 +138,29 @@ def verdict_line(record: Comparison) -> str | None:
     if interval.low > 0:
         return f"The global adapter is worse than the base by {interval.mean:.4f} nats; the interval excludes 0."
     return NO_EFFECT
+
+
+def matrix_lines(record: Matrix) -> list[Table | str]:
+    """The loss of each adapter at each site, and its gain on the base there."""
+    names = ["base", *(name for name in record.adapters if name != "base")]
+    losses, gains = [], []
+    for site, cell in record.sites.items():
+        scores = [cell.scores.get(name) for name in names]
+        losses.append([f"{site} ({cell.num_examples})", *(f"{score.loss:.4f}" if score else "" for score in scores)])
+        gains.append([site, *(interval_text(score.against_base) if score else "" for score in scores[1:])])
+    losses.append(["mean of sites", *(f"{record.means[name]:.4f}" if name in record.means else "" for name in names)])
+    lines: list[Table | str] = [
+        Table("Held-out loss, site (examples) by adapter", ["site", *names], losses),
+        Table("Against the base, 95 %", ["site", *names[1:]], gains),
+    ]
+    worst = record.worst_sites.get("global")
+    score = record.sites[worst].scores["global"] if worst else None
+    if score is not None and score.against_base is not None:
+        lines.append(
+            f"Worst site of the global adapter: {worst}, {interval_text(score.against_base)} against the base."
+        )
+    lines.append("Nats per answer token, negative is better; each hospital measured on its own test examples.")
+    few = [f"{site} ({cell.num_groups})" for site, cell in record.sites.items() if cell.num_groups < FEW_GROUPS]
+    if few:
+        lines.append(f"few groups, so rough intervals: {', '.join(few)} ({FEW_GROUPS} or more are wanted)")
+    return lines
