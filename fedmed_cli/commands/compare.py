@@ -23,6 +23,9 @@ def compare(
         list[str] | None, typer.Option("--adapter", help="One more adapter: PATH or NAME=PATH (repeatable).")
     ] = None,
     all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="On one machine: also an adapter trained on all sites' examples together.")
+    ] = False,
     by_column: Annotated[
         list[str] | None, typer.Option("--by-column", help="Also for each value of this column (repeatable).")
     ] = None,
@@ -76,6 +79,7 @@ def compare(
         "--by-column": by_column,
         "--choices": choices,
         "--generate": generate,
+        "--pooled": pooled,
         "--questions": questions,
     }
     if merge or scores:
@@ -101,7 +105,7 @@ def compare(
         chosen |= candidates.named_adapters(plan, adapter or [], chosen)
         picked = read_choices(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
-        if not chosen:
+        if not (chosen or pooled):
             screen.say("there is no adapter yet: only the base model is measured")
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
@@ -109,6 +113,12 @@ def compare(
         from fedmed_cli.commands.compare_tables import comparison_lines
 
         lm = models.load(local, device, screen.say, screen.detail)
+        if pooled:
+            from fedmed_cli.commands.live import step_events
+            from fedmed_cli.pooled import pooled_adapter
+
+            with step_events(screen, "pooled") as events:
+                chosen[candidates.POOLED] = pooled_adapter(place, plan, lm, screen.say, events.step)
         with screen.progress("comparing") as update:
 
             def report(name: str, done: int, total: int) -> None:
