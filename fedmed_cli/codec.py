@@ -28,6 +28,9 @@ _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,40}")
 # Control characters (but tab and line feed), line and paragraph separators, and what turns the direction of text.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
+# Metadata of a field that came after the first release: left out of the file where it is None, 0 or empty.
+LATER = {"later": True}
+
 T = TypeVar("T", bound="Record")
 
 
@@ -120,7 +123,9 @@ def decode_fields(kind: type, value: Any, where: str) -> Any:
 def encode(value: Any) -> Any:
     """Turn a dataclass into plain JSON values, keys sorted."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: encode(getattr(value, name)) for name in sorted(f.name for f in dataclasses.fields(value))}
+        parts = {f.name: getattr(value, f.name) for f in sorted(dataclasses.fields(value), key=lambda f: f.name)}
+        empty = {f.name for f in dataclasses.fields(value) if f.metadata.get("later") and not parts[f.name]}
+        return {name: encode(part) for name, part in parts.items() if name not in empty}
     if isinstance(value, dict):
         return {key: encode(part) for key, part in sorted(value.items())}
     if isinstance(value, tuple | list):
