@@ -21,6 +21,7 @@ from fedmed_cli.commands import (
     inspect_adapter,
     keys,
     pack,
+    report,
     round,
     split,
     train_local,
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect-adapter": inspect_adapter.inspect_adapter,
     "verify": verify.verify,
     "pack": pack.pack,
+    "report": report.report,
 }
 GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = {
     "keys": (keys.keys, {"new": keys.new, "show": keys.show, "trust": keys.trust}),

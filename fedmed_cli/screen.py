@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from fedmed_cli.codec import control_character
 from fedmed_cli.errors import FedmedError
+from fedmed_cli.units import number_of_bytes as number_of_bytes
 
 
 @dataclass(frozen=True)
@@ -266,15 +267,6 @@ def show_error(error: FedmedError) -> None:
 
 def _one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
-
-
-def number_of_bytes(count: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def time_left(seconds: float) -> str:
