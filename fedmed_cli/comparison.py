@@ -7,17 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmed_cli import adapters, evaluation, examples, intervals
+import numpy as np
+
+from fedmed_cli import evaluation, examples, intervals
 from fedmed_cli.adapters import Adapter
-from fedmed_cli.errors import InputError, UsageError
+from fedmed_cli.candidates import BASE, GLOBAL, POOLED
+from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.examples import Example
 from fedmed_cli.generation import answer_batch
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import OVERALL, Comparison, Interval, Plan, Score
+from fedmed_cli.partition import MIN_LABEL_COUNT
+from fedmed_cli.records import OVERALL, Comparison, Interval, Plan, Score, Tally
 from fedmed_cli.workspace import Workspace, utc_now
 
 DEFAULT_TEST_SAMPLES = 600
+MAX_VALUES = 30
+NO_VALUE, OTHER = "none", "other"
 
 QUESTIONS = (
     "What are the warning signs of a stroke?",
@@ -42,7 +48,7 @@ def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> Te
     """The workspace's test examples (`data/test.jsonl`), or with `site` that hospital's own."""
     path = workspace.site_data(site) / "test.jsonl" if site else workspace.data / "test.jsonl"
     name = workspace.relative(path)
-    if not path.exists():
+    if examples.find_set(path) is None:
         raise InputError(
             f"{name}: there are no test examples",
             hint="'fedmed split' makes data/test.jsonl; 'fedmed train-local --data FILE' makes data/SITE/test.jsonl "
@@ -56,42 +62,57 @@ def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> Te
     return TestSet(chosen, name, group_by)
 
 
-def parts_of(items: evaluation.EvaluationSet) -> dict[str, list[int]]:
-    """Indices of all examples, and of each site's share where the examples name their site."""
-    parts = {OVERALL: list(range(len(items.examples)))}
-    sites = sorted({examples.home_site(example) for example in items.examples} - {""})
-    for site in sites:
-        parts[site] = [i for i, example in enumerate(items.examples) if examples.home_site(example) == site]
-    return parts
+def site_parts(rows: Sequence[Example]) -> dict[str, list[int]]:
+    """Indices of each site's share, where the examples name their site."""
+    sites = sorted({examples.home_site(row) for row in rows} - {""})
+    return {site: [i for i, row in enumerate(rows) if examples.home_site(row) == site] for site in sites}
 
 
-def workspace_adapters(workspace: Workspace, plan: Plan, all_rounds: bool = False) -> dict[str, Adapter]:
-    """The adapters to compare by name: each site's of the newest round, and the newest global one (or all).
+def column_parts(rows: Sequence[Example], column: str) -> dict[str, list[int]]:
+    """Indices of the examples with each value of a column, for a record that leaves the house.
 
-    Before the first round it is what lies in the mailbox.
+    Values of fewer than 10 examples are pooled as `other`, as are all but the 30 most frequent ones, and those
+    that are long or not printable, for they are texts rather than labels. InputError where no row has the column.
     """
-    newest = workspace.newest_round()
-    home = workspace.round(newest) if newest else workspace.adapters
-    found = {
-        site: adapters.read_folder(home / site, plan).adapter for site in plan.sites.names if (home / site).is_dir()
-    }
-    for number in range(1 if all_rounds else max(newest, 1), newest + 1):
-        name = "global" if number == newest else f"global-{number}"
-        found[name] = adapters.read_global(workspace.global_adapter(number), plan).adapter
-    return found
+    if not any(column in row.columns for row in rows):
+        names = ", ".join(sorted({name[:40] for row in rows for name in row.columns})[:30]) or "no column"
+        raise InputError(f"--by-column {column}: the test examples have no such column, found {names}")
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(row.columns.get(column) or NO_VALUE, []).append(i)
+    frequent = sorted(found, key=lambda value: (-len(found[value]), value))[:MAX_VALUES]
+    parts: dict[str, list[int]] = {}
+    for value, indices in found.items():
+        told = value in frequent and len(indices) >= MIN_LABEL_COUNT and len(value) <= 80 and value.isprintable()
+        parts.setdefault(value if told else OTHER, []).extend(indices)
+    return {value: sorted(parts[value]) for value in sorted(parts)}
 
 
-def named_adapters(plan: Plan, given: Sequence[str], taken: set[str]) -> dict[str, Adapter]:
-    """Adapters given as PATH or NAME=PATH; UsageError where a name is taken."""
-    found: dict[str, Adapter] = {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not equals:
-            name, path = Path(text).name, text
-        if name == "base" or name in taken or name in found:
-            raise UsageError(f"--adapter {text}: the name {name!r} is taken", hint="give another: --adapter NAME=PATH")
-        found[name] = adapters.read_folder(Path(path), plan).adapter
-    return found
+def measure_all(
+    workspace: Workspace,
+    plan: Plan,
+    lm: LanguageModel,
+    chosen: Mapping[str, Adapter],
+    items: evaluation.EvaluationSet,
+    progress: Progress | None = None,
+) -> dict[str, Losses]:
+    """Losses of the base and of every adapter on the same examples.
+
+    CombineError where an adapter that adds something leaves every single loss as the base's: it was not applied.
+    """
+    everything: dict[str, Adapter | None] = {BASE: None, **chosen}
+    losses: dict[str, Losses] = {}
+    for name, adapter in everything.items():
+        report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
+        losses[name] = evaluation.measure_cached(workspace, plan, lm, adapter, items, report)
+        adds = adapter is not None and any(b.any() for _, b in adapter.factors.values())
+        if adds and np.array_equal(losses[name].nll, losses[BASE].nll):
+            raise CombineError(
+                f"adapter {name} was not applied: its B is not 0, yet its losses on all {len(items.examples)} examples "
+                "are exactly the base's",
+                hint=f"its values may be too small for {lm.dtype}; 'fedmed inspect-adapter' shows them",
+            )
+    return losses
 
 
 def compare(
@@ -101,23 +122,27 @@ def compare(
     chosen: Mapping[str, Adapter],
     tests: TestSet,
     *,
+    site: str | None = None,
+    by_column: Sequence[str] = (),
     num_resamples: int = intervals.NUM_RESAMPLES,
+    say: Say = lambda message: None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Measure the base and every adapter on the same examples; each difference is paired by example."""
+    """Measure the base and every adapter on the same examples; each difference is paired by example.
+
+    `site` is the hospital whose own examples these are.
+    """
     items = evaluation.prepare(lm, plan, tests.examples, tests.group_by)
-    everything: dict[str, Adapter | None] = {"base": None, **chosen}
-    losses: dict[str, Losses] = {}
-    for name, adapter in everything.items():
-        report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
-        losses[name] = evaluation.measure_cached(workspace, plan, lm, adapter, items, report)
-    scores = {
-        name: {
-            part: _score(name, losses, indices, items.groups, num_resamples)
-            for part, indices in parts_of(items).items()
-        }
-        for name in everything
-    }
+    if items.num_skipped:
+        say(f"{items.num_skipped} of {len(tests.examples)} examples skipped: the question alone fills max_length")
+    if items.num_truncated:
+        say(f"{items.num_truncated} of {len(items.examples)} answers cut at max_length {plan.training.max_length}")
+    shares = site_parts(items.examples)
+    columns = {column: column_parts(items.examples, column) for column in by_column}
+    losses = measure_all(workspace, plan, lm, chosen, items, progress)
+    paired = Paired(losses, items.groups, num_resamples)
+    parts = {OVERALL: list(range(len(items.examples))), **shares}
+    scores = {name: {part: paired.score(name, indices) for part, indices in parts.items()} for name in losses}
     return Comparison(
         plan=plan.digest,
         base_fingerprint=plan.base.fingerprint,
@@ -125,34 +150,96 @@ def compare(
         examples_digest=items.digest,
         num_resamples=num_resamples,
         seed=0,
-        adapters={name: adapter.digest if adapter else None for name, adapter in everything.items()},
+        adapters={BASE: None} | {name: adapter.digest for name, adapter in chosen.items()},
         scores=scores,
+        columns={
+            column: {value: {name: paired.score(name, indices) for name in losses} for value, indices in values.items()}
+            for column, values in columns.items()
+        },
+        num_skipped=items.num_skipped,
+        num_truncated=items.num_truncated,
+        on_other_sites=paired.on_other_sites(shares),
+        recovered=paired.recovered(),
+        round=workspace.newest_round() or None,
+        site=site,
+        worst_sites=worst_sites({name: {part: scores[name][part] for part in shares} for name in losses}),
         run=lm.environment() | {"created": utc_now()},
     )
 
 
-def _score(
-    name: str, losses: Mapping[str, Losses], indices: Sequence[int], groups: Sequence[str], num_resamples: int
-) -> Score:
-    own = losses[name].take(indices)
-    own_groups = [groups[i] for i in indices]
-    loss = summarize(own, own_groups)
+def worst_sites(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, str]:
+    """For each adapter the site where it gains least on the base (or loses most), from `scores[adapter][site]`."""
+    worst = {}
+    for name, by_site in scores.items():
+        differences = {site: score.against_base.mean for site, score in by_site.items() if score.against_base}
+        if len(differences) > 1:
+            worst[name] = max(differences, key=lambda site: (differences[site], site))
+    return worst
 
-    def against(other: str) -> Interval | None:
-        if other == name or other not in losses:
+
+@dataclass(frozen=True)
+class Paired:
+    """Losses of several adapters on the same examples, and what can be said of their differences."""
+
+    losses: Mapping[str, Losses]
+    groups: Sequence[str]
+    num_resamples: int
+
+    def score(self, name: str, indices: Sequence[int]) -> Score:
+        """One adapter on the examples at `indices`."""
+        own = self.losses[name].take(indices)
+        loss = summarize(own, [self.groups[i] for i in indices])
+        return Score(
+            loss=loss.mean,
+            perplexity=math.exp(min(loss.mean, 700)),
+            standard_error=loss.standard_error,
+            num_examples=loss.num_examples,
+            num_groups=loss.num_groups,
+            num_tokens=loss.num_tokens,
+            against_base=self.difference(name, BASE, indices),
+            against_global=self.difference(name, GLOBAL, indices),
+            tally=self.tally(name, indices),
+        )
+
+    def difference(self, name: str, other: str, indices: Sequence[int]) -> Interval | None:
+        """Loss of `name` minus that of `other`; None where they are one or `other` was not measured."""
+        if other == name or other not in self.losses:
             return None
-        return paired_interval(own, losses[other].take(indices), own_groups, num_resamples)
+        first, second = self.losses[name].take(indices), self.losses[other].take(indices)
+        return paired_interval(first, second, [self.groups[i] for i in indices], self.num_resamples)
 
-    return Score(
-        loss=loss.mean,
-        perplexity=math.exp(min(loss.mean, 700)),
-        standard_error=loss.standard_error,
-        num_examples=loss.num_examples,
-        num_groups=loss.num_groups,
-        num_tokens=loss.num_tokens,
-        against_base=against("base"),
-        against_global=against("global"),
-    )
+    def tally(self, name: str, indices: Sequence[int]) -> Tally | None:
+        """On how many examples the loss is below, equal to or above the base's."""
+        if name == BASE:
+            return None
+        signs = np.sign(self.losses[name].take(indices).nll - self.losses[BASE].take(indices).nll)
+        return Tally(int(np.sum(signs < 0)), int(np.sum(signs == 0)), int(np.sum(signs > 0)))
+
+    def on_other_sites(self, shares: Mapping[str, Sequence[int]]) -> dict[str, Interval]:
+        """By site: loss of the global adapter minus that of the site's own, on all other sites' examples."""
+        found = {}
+        for site in shares:
+            others = sorted(i for other, indices in shares.items() if other != site for i in indices)
+            if site in self.losses and GLOBAL in self.losses and others:
+                difference = self.difference(GLOBAL, site, others)
+                if difference is not None:
+                    found[site] = difference
+        return found
+
+    def recovered(self) -> Interval | None:
+        """The share of the pooled adapter's gain on the base that the global adapter reaches.
+
+        None where either was not measured, or where the pooled gain is not clearly above 0.
+        """
+        if not {POOLED, GLOBAL} <= set(self.losses):
+            return None
+        everything = range(len(self.groups))
+        pooled = self.difference(POOLED, BASE, everything)
+        if pooled is None or pooled.high >= 0:
+            return None
+        base = self.losses[BASE]
+        own, bound = (base.nll - self.losses[name].nll for name in (GLOBAL, POOLED))
+        return intervals.ratio_interval(own, bound, base.num_tokens, self.groups, self.num_resamples)
 
 
 def read_questions(path: Path | None) -> list[str]:

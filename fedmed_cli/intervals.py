@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from fedmed_cli.records import Interval, Loss
 
 NUM_RESAMPLES = 2000
 FEW_GROUPS = 30
+_NORMAL = 1.959963984540054  # the 97.5 % quantile
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,77 @@ def standard_error(first: Losses, second: Losses, groups: Sequence[str]) -> floa
 def paired_interval(
     first: Losses, second: Losses, groups: Sequence[str], num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Interval:
-    """First minus second, nats per token, with a 95 % percentile bootstrap interval that resamples groups.
+    """First minus second, nats per token, with a 95 % interval from a bootstrap of groups.
 
     Both must be measured on the same examples in the same order (ValueError where token counts differ).
     """
     if not np.array_equal(first.num_tokens, second.num_tokens):
         raise ValueError("paired losses must be of the same examples")
+    return ratio_interval(first.nll - second.nll, first.num_tokens, first.num_tokens, groups, num_resamples, seed)
+
+
+def mean_interval(
+    values: np.ndarray, groups: Sequence[str], num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> Interval:
+    """The mean of one value an example, with a 95 % interval from a bootstrap of groups."""
+    ones = np.ones(len(values))
+    return ratio_interval(values, ones, ones, groups, num_resamples, seed)
+
+
+def ratio_interval(
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    sizes: np.ndarray,
+    groups: Sequence[str],
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """Σ numerator / Σ denominator over examples, with a 95 % interval from a bootstrap that resamples groups.
+
+    A percentile bootstrap is too narrow where groups are few or unlike in size (80 % instead of 95 % with five). So
+    its distribution is stretched: to the jackknife's standard error, and from the normal quantile to Student's
+    at G' − 1 degrees of freedom, where G' = (Σ sizes)² / Σ sizes² over groups is their effective number (Kish, 1965;
+    for clusters Carter, Schnepel and Steigerwald, 2017). A simulation in the tests covers 95 % ± 2. One group alone
+    says nothing about others: then the interval is the point itself, and callers say how many groups there were.
+    """
     numbers, count = _group_numbers(groups)
-    difference = np.bincount(numbers, weights=first.nll - second.nll, minlength=count)
-    tokens = np.bincount(numbers, weights=first.num_tokens, minlength=count)
+    parts = np.stack([np.bincount(numbers, weights=part, minlength=count) for part in (numerator, denominator)], 1)
+    total = parts.sum(axis=0)  # parts: (groups, 2)
+    mean = float(total[0] / total[1])
+    if count < 2:
+        return Interval(mean, mean, mean)
+    resampled = _draws(count, num_resamples, seed) @ parts
+    deviations = resampled[:, 0] / resampled[:, 1] - mean
+    spread = deviations.std()
+    if not spread > 0:
+        return Interval(mean, mean, mean)
+    left_out = total - parts
+    ratios = left_out[:, 0] / left_out[:, 1]
+    jackknife = np.sqrt((count - 1) / count * np.sum((ratios - ratios.mean()) ** 2))
+    size = np.bincount(numbers, weights=sizes, minlength=count)
+    effective = size.sum() ** 2 / np.sum(size**2)
+    low, high = np.percentile(deviations, [2.5, 97.5]) * _student(effective - 1) / _NORMAL * jackknife / spread
+    return Interval(mean, float(mean + low), float(mean + high))
+
+
+@functools.lru_cache(maxsize=4)
+def _draws(count: int, num_resamples: int, seed: int) -> np.ndarray:
+    """How often each resample takes each group: (num_resamples, count)."""
     generator = np.random.Generator(np.random.Philox(seed))
-    draws = generator.multinomial(count, np.full(count, 1 / count), size=num_resamples)
-    resampled = (draws @ difference) / (draws @ tokens)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(float(difference.sum() / tokens.sum()), float(low), float(high))
+    return generator.multinomial(count, np.full(count, 1 / count), size=num_resamples).astype(np.float64)
+
+
+def _student(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t; degrees of freedom need not be whole, and count as 1 at least."""
+    from scipy.special import stdtrit  # takes a tenth of a second, which only measuring should cost
+
+    return float(stdtrit(max(freedom, 1.0), 0.975))
+
+
+def wilson(count: int, total: int) -> Interval:
+    """A share of `total` independent yes-or-no outcomes with its 95 % interval (Wilson, 1927)."""
+    share = count / total
+    scale = 1 / (1 + _NORMAL**2 / total)
+    middle = (share + _NORMAL**2 / (2 * total)) * scale
+    half = _NORMAL * scale * math.sqrt(share * (1 - share) / total + _NORMAL**2 / (4 * total**2))
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))

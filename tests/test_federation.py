@@ -142,7 +142,7 @@ def test_compare_measures_what_plain_transformers_measure(round_workspace, tiny_
     printed = json.loads(capsys.readouterr().out)
     record = Comparison.read(root / "reports/compare.json")
     assert record.to_dict() == printed
-    assert set(record.scores) == {"base", "A", "B", "C", "global"}
+    assert set(record.scores) == {"base", "A", "B", "C", "global", "factor-mean"}
 
     plan = round_workspace.read_plan()
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)

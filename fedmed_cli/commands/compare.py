@@ -22,6 +22,9 @@ def compare(
         list[str] | None, typer.Option("--adapter", help="One more adapter: PATH or NAME=PATH (repeatable).")
     ] = None,
     all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
+    by_column: Annotated[
+        list[str] | None, typer.Option("--by-column", help="Also for each value of this column (repeatable).")
+    ] = None,
     scores: Annotated[
         bool,
         typer.Option(
@@ -57,23 +60,25 @@ def compare(
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
     if scores:
-        if adapter or all_rounds or questions:
-            raise UsageError("--adapter, --all-rounds and --questions have no use with --scores")
+        if adapter or all_rounds or questions or by_column:
+            raise UsageError("--adapter, --all-rounds, --questions and --by-column have no use with --scores")
         _write_scores(screen, place, site, max_eval_samples, (device, base, base_wheel))
         return
+    if site is not None and site not in plan.sites.names:
+        raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
     with place.lock():
-        from fedmed_cli import comparison
+        from fedmed_cli import candidates, comparison
 
         tests = comparison.test_set(place, site, max_eval_samples, screen.say)
-        chosen = comparison.workspace_adapters(place, plan, all_rounds)
-        chosen |= comparison.named_adapters(plan, adapter or [], set(chosen))
+        chosen = candidates.workspace_adapters(place, plan, all_rounds, screen.say)
+        chosen |= candidates.named_adapters(plan, adapter or [], chosen)
         asked = comparison.read_questions(questions) if answers else []
         if not chosen:
             screen.say("there is no adapter yet: only the base model is measured")
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
         from fedmed_cli import models
-        from fedmed_cli.commands.tables import comparison_table, verdict_line
+        from fedmed_cli.commands.compare_tables import comparison_lines
 
         lm = models.load(local, device, screen.say, screen.detail)
         with screen.progress("comparing") as update:
@@ -83,6 +88,9 @@ def compare(
                 lm,
                 chosen,
                 tests,
+                site=site,
+                by_column=by_column or [],
+                say=screen.say,
                 progress=lambda name, done, total: update(done, total, f"{name}, {done}/{total} examples"),
             )
         name = f"compare-{site}.json" if site else "compare.json"
@@ -96,8 +104,7 @@ def compare(
             place.set_aside(place.reports / "answers.md")
             write_file(place.reports / "answers.md", text.encode())
             lines.append(f"wrote {place.reports / 'answers.md'}: generated text, not for clinical use")
-    verdict = verdict_line(record)
-    screen.result(record.to_dict(), *comparison_table(record), *([verdict] if verdict else []), *lines)
+    screen.result(record.to_dict(), *comparison_lines(record), *lines)
 
 
 def _write_scores(

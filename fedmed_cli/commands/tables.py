@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedmed_cli.digests import short
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records import OVERALL, Aggregate, Comparison, Contribution, Interval, Loss, Scores
+from fedmed_cli.records import Aggregate, Contribution, Interval, Loss, Scores
 from fedmed_cli.screen import Table, number_of_bytes
 from fedmed_cli.workspace import Workspace
 
@@ -177,47 +177,6 @@ def scores_table(record: Scores) -> Table:
     rows = [[digest[:12], f"{one.gain:+.4f}", f"{one.standard_error:.4f}"] for digest, one in record.gains.items()]
     title = f"Site {record.site} scores round {record.round} on {record.num_examples} validation examples"
     return Table(title, ("adapter", "gain in nats", "standard error"), rows)
-
-
-def comparison_table(record: Comparison) -> list[Table | str]:
-    """Overall loss of each adapter with paired differences, then the loss on each site's share."""
-    with_global = any(score[OVERALL].against_global for score in record.scores.values())
-    columns = ["adapter", "loss", "ppl", "against base, 95 %", *(["against global, 95 %"] if with_global else [])]
-    rows = []
-    for name, score in record.scores.items():
-        overall = score[OVERALL]
-        row = [name, f"{overall.loss:.4f}", f"{overall.perplexity:.2f}", interval_text(overall.against_base)]
-        rows.append([*row, *([interval_text(overall.against_global)] if with_global else [])])
-    first = next(iter(record.scores.values()))
-    lines: list[Table | str] = [
-        Table(f"Held-out loss on {first[OVERALL].num_examples} examples of {record.examples}", columns, rows)
-    ]
-    parts = [part for part in first if part != OVERALL]
-    if len(parts) > 1:
-        own = [[name, *(f"{score[part].loss:.4f}" for part in parts)] for name, score in record.scores.items()]
-        heads = [f"{part} ({first[part].num_examples})" for part in parts]
-        lines.append(Table("Loss on each site's share (examples)", ["adapter", *heads], own))
-    base = first[OVERALL]
-    lines.append(
-        f"Nats per answer token ({base.num_tokens:,} tokens); differences are paired, negative is better; "
-        f"intervals resample {base.num_groups} groups."
-    )
-    if base.num_groups < FEW_GROUPS:
-        lines.append(f"only {base.num_groups} groups: the intervals are rough ({FEW_GROUPS} or more are wanted)")
-    return lines
-
-
-def verdict_line(record: Comparison) -> str | None:
-    """One sentence on whether federating helped overall, from the interval alone."""
-    score = record.scores.get("global", {}).get(OVERALL)
-    if score is None or score.against_base is None:
-        return None
-    interval = score.against_base
-    if interval.high < 0:
-        return f"The global adapter is better than the base by {-interval.mean:.4f} nats; the interval excludes 0."
-    if interval.low > 0:
-        return f"The global adapter is worse than the base by {interval.mean:.4f} nats; the interval excludes 0."
-    return "The interval includes 0: these examples do not show a difference between global adapter and base."
 
 
 def round_table(summary: RoundSummary) -> Table:

@@ -1,0 +1,102 @@
+"""Which adapters a comparison measures: sites' last ones, global ones, the average of factors, and named ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fedmed_cli import adapters, rounds
+from fedmed_cli.adapters import Adapter
+from fedmed_cli.aggregation.rules import factor_mean
+from fedmed_cli.digests import short
+from fedmed_cli.errors import CombineError, TrustError, UsageError
+from fedmed_cli.records import Plan
+from fedmed_cli.workspace import Workspace
+
+BASE = "base"
+GLOBAL = "global"
+FACTOR_MEAN = "factor-mean"
+POOLED = "pooled"
+
+Say = Callable[[str], None]
+
+
+def workspace_adapters(
+    workspace: Workspace, plan: Plan, all_rounds: bool = False, say: Say = lambda message: None
+) -> dict[str, Adapter]:
+    """The adapters of a workspace by name: each site's last, the newest global one (or all), the mean of factors.
+
+    A site's last adapter is that of the newest round it took part in, else the one in the mailbox. TrustError where
+    an archived adapter is not the one that the round's record names.
+    """
+    newest = workspace.newest_round()
+    found = {}
+    for site in plan.sites.names:
+        number = next((n for n in range(newest, 0, -1) if (workspace.round(n) / site).is_dir()), None)
+        if number is not None:
+            found[site] = adapters.read_folder(workspace.round(number) / site, plan).adapter
+            if number != newest:
+                say(f"site {site}: its last adapter is of round {number}, the newest round is {newest}")
+        elif workspace.contribution(site).is_dir():
+            found[site] = adapters.read_folder(workspace.contribution(site), plan).adapter
+    for number in range(1 if all_rounds else max(newest, 1), newest + 1):
+        name = GLOBAL if number == newest else f"{GLOBAL}-{number}"
+        _add(found, name, adapters.read_global(workspace.global_adapter(number), plan).adapter)
+    mean = _mean_of_factors(workspace, plan, newest, say) if newest else None
+    if mean is not None:
+        _add(found, FACTOR_MEAN, mean)
+    return found
+
+
+def _add(found: dict[str, Adapter], name: str, adapter: Adapter) -> None:
+    if name in found:
+        raise UsageError(f"{name} is a site of this plan and the name of another row")
+    found[name] = adapter
+
+
+def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) -> Adapter | None:
+    """The newest round's contributions averaged factor by factor with the recorded weights.
+
+    That is how most federations of LoRA adapters aggregate; None, said, where it cannot be made here.
+    """
+    record = adapters.read_global(workspace.global_adapter(newest), plan).aggregate
+    assert record is not None
+    used = {site: decision for site, decision in record.sites.items() if decision.verdict != "rejected"}
+    missing = [site for site in used if not (workspace.round(newest) / site).is_dir()]
+    if missing:
+        if len(missing) < len(used):
+            say(f"no {FACTOR_MEAN}: rounds/{newest:03d} does not hold the contribution of {', '.join(missing)}")
+        return None  # a hospital's workspace: it has never had the others' contributions
+    taken = []
+    for site, decision in used.items():
+        path = workspace.round(newest) / site
+        adapter = adapters.read_folder(path, plan).adapter
+        if adapter.digest != decision.adapter:
+            raise TrustError(
+                f"{workspace.relative(path)}: expected adapter {short(decision.adapter)}…, which the round's record "
+                f"names, found {short(adapter.digest)}…"
+            )
+        taken.append(adapter)
+    weights = [record.server_lr * decision.weight * decision.clip_factor for decision in used.values()]
+    if record.server_momentum:
+        say(f"{FACTOR_MEAN} is without the round's server momentum: it has no meaning for factors")
+    try:
+        return factor_mean(plan, rounds.starting_adapter(workspace, plan, newest), taken, weights)[0]
+    except CombineError as error:
+        say(f"no {FACTOR_MEAN}: {error.message}")
+        return None
+
+
+def named_adapters(plan: Plan, given: Sequence[str], taken: Mapping[str, Adapter]) -> dict[str, Adapter]:
+    """Adapters given as PATH or NAME=PATH; UsageError where a name is taken."""
+    found: dict[str, Adapter] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            name, path = Path(text).name, text
+        if name in (BASE, POOLED) or name in taken or name in found:
+            raise UsageError(f"--adapter {text}: the name {name!r} is taken", hint="give another: --adapter NAME=PATH")
+        if not (0 < len(name) <= 80 and name.isprintable()):
+            raise UsageError(f"--adapter {text[:80]!a}: the name must be 1 to 80 printable characters")
+        found[name] = adapters.read_folder(Path(path), plan).adapter
+    return found

@@ -1,0 +1,253 @@
+"""`fedmed compare`: which adapters, on what, and what is said of their differences."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from fedmed_cli.app import main
+from fedmed_cli.examples import Example
+from fedmed_cli.records import Aggregate, Comparison, Interval
+
+
+@pytest.fixture(scope="module")
+def compared(round_once, tiny_base, tmp_path_factory):
+    """A workspace after one round with its comparison, made with every option that costs nothing."""
+    root = shutil.copytree(round_once, tmp_path_factory.mktemp("compared") / "work")
+    twin = f"twin={root / 'rounds/001/global'}"
+    argv = ["compare", "-q", "--no-answers", "-C", str(root), "--base", str(tiny_base), "--by-column", "fedmed_site"]
+    assert main([*argv, "--by-column", "focus", "--adapter", twin, "--all-rounds"]) == 0
+    return root, Comparison.read(root / "reports/compare.json")
+
+
+@pytest.fixture(scope="module")
+def measured(compared, tiny_base):
+    """Loss of each test example under base and adapters, one at a time by plain transformers and PEFT."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fedmed_cli.workspace import Workspace
+
+    root, _ = compared
+    plan = Workspace(root).read_plan()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    rows = [json.loads(line) for line in (root / "data/test.jsonl").read_text().splitlines()]
+    losses = {}
+    for name in ("base", "A", "global"):
+        model = AutoModelForCausalLM.from_pretrained(tiny_base)
+        if name != "base":
+            model = peft.PeftModel.from_pretrained(model, root / "rounds/001" / name)
+        values = []
+        for row in rows:
+            messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": row["question"]}]
+            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            ids = torch.tensor([(start + answer)[: plan.training.max_length]])
+            with torch.no_grad():
+                picked = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[len(start) - 1 :]
+            values.append([-float(picked.sum()), len(picked)])
+        losses[name] = np.array(values)
+    return rows, losses
+
+
+def test_rows_are_base_sites_global_and_the_mean_of_factors(compared):
+    root, record = compared
+    assert set(record.scores) == {"base", "A", "B", "C", "global", "factor-mean", "twin"}
+    assert record.adapters["base"] is None
+    assert record.adapters["global"] == Aggregate.read(root / "rounds/001/global/aggregate.json").adapter
+    assert record.round == 1
+    assert record.site is None
+
+
+def test_the_mean_of_factors_is_the_weighted_mean_of_each_factor(compared):
+    import safetensors.numpy
+
+    from fedmed_cli import adapters
+    from fedmed_cli.workspace import Workspace
+
+    root, record = compared
+    plan = Workspace(root).read_plan()
+    aggregate = Aggregate.read(root / "rounds/001/global/aggregate.json")
+    assert aggregate.method == "svd"
+    total = {}
+    weights = {site: aggregate.server_lr * one.weight * one.clip_factor for site, one in aggregate.sites.items()}
+    start = adapters.initial_factors(plan)
+    for site, weight in weights.items():
+        tensors = safetensors.numpy.load_file(root / f"rounds/001/{site}/adapter_model.safetensors")
+        for name, tensor in tensors.items():
+            total[name] = total.get(name, 0) + weight * tensor.astype(np.float64)
+    factors = {}
+    for module, (a, b) in start.items():
+        names = [f"base_model.model.{module}.lora_{factor}.weight" for factor in "AB"]
+        rest = 1 - sum(weights.values())
+        factors[module] = tuple(
+            (total[name] + rest * part).astype(np.float32) for name, part in zip(names, (a, b), strict=True)
+        )
+    folder = root.parent / "mean"
+    folder.mkdir()
+    for name, data in adapters.adapter_files(adapters.plan_adapter(plan, factors), "x").items():
+        (folder / name).write_bytes(data)
+    ours = _candidate(root, "factor-mean")
+    for module, (a, b) in adapters.read_folder(folder, plan).adapter.factors.items():
+        assert np.allclose(ours.factors[module][0], a, atol=1e-7)
+        assert np.allclose(ours.factors[module][1], b, atol=1e-7)
+    assert record.adapters["factor-mean"] == ours.digest != record.adapters["global"]
+
+
+def _candidate(root, name):
+    from fedmed_cli import candidates
+    from fedmed_cli.workspace import Workspace
+
+    place = Workspace(root)
+    return candidates.workspace_adapters(place, place.read_plan())[name]
+
+
+def test_losses_tallies_and_differences_by_site_are_those_of_plain_transformers(compared, measured):
+    _, record = compared
+    rows, losses = measured
+    home = np.array([row["fedmed_site"] for row in rows])
+    for site in ("overall", "A", "B", "C"):
+        here = np.ones(len(rows), bool) if site == "overall" else home == site
+        tokens = losses["base"][here, 1].sum()
+        for name in ("base", "A", "global"):
+            score = record.scores[name][site]
+            assert score.loss == pytest.approx(losses[name][here, 0].sum() / tokens, abs=1e-4)
+            assert score.num_examples == here.sum()
+            if name != "base":
+                difference = losses[name][here, 0] - losses["base"][here, 0]
+                assert score.against_base.mean == pytest.approx(difference.sum() / tokens, abs=1e-4)
+                assert score.tally.wins == pytest.approx((difference < 0).sum(), abs=1)
+                assert score.tally.ties == 0
+                assert score.tally.wins + score.tally.losses == here.sum()
+    elsewhere = home != "A"
+    difference = (losses["global"] - losses["A"])[elsewhere, 0].sum() / losses["base"][elsewhere, 1].sum()
+    assert record.on_other_sites["A"].mean == pytest.approx(difference, abs=1e-4)
+    worst = max("ABC", key=lambda site: record.scores["global"][site].against_base.mean)
+    assert record.worst_sites["global"] == worst
+
+
+def test_identical_adapters_differ_by_exactly_nothing(compared):
+    _, record = compared
+    assert record.adapters["twin"] == record.adapters["global"]
+    for part in ("overall", "A", "B", "C"):
+        assert record.scores["twin"][part].against_global == Interval(0.0, 0.0, 0.0)
+        assert record.scores["twin"][part].against_base == record.scores["global"][part].against_base
+
+
+def test_a_column_of_sites_gives_the_parts_of_the_sites_and_rare_values_are_pooled(compared, measured):
+    _, record = compared
+    rows, _ = measured
+    for site in "ABC":
+        count = sum(row["fedmed_site"] == site for row in rows)
+        expected = record.scores["global"][site] if count >= 10 else None
+        assert record.columns["fedmed_site"].get(site, {}).get("global") == expected
+    focus = [row["focus"] for row in rows]
+    told = {value for value in focus if focus.count(value) >= 10}
+    assert set(record.columns["focus"]) == told | {"other"}
+    assert sum(scores["base"].num_examples for scores in record.columns["focus"].values()) == len(rows)
+
+
+def test_values_that_are_rare_long_or_too_many_are_pooled():
+    from fedmed_cli.comparison import MAX_VALUES, column_parts
+
+    def rows(values):
+        return [Example(str(i), "q", "a", {"kind": value} if value else {}) for i, value in enumerate(values)]
+
+    values = ["often"] * 10 + ["rare"] * 9 + ["x" * 81] * 12 + ["a\tb"] * 12 + [""] * 11
+    parts = column_parts(rows(values), "kind")
+    assert {value: len(indices) for value, indices in parts.items()} == {"none": 11, "often": 10, "other": 33}
+    assert sorted(i for indices in parts.values() for i in indices) == list(range(len(values)))
+    many = column_parts(rows([f"v{i:02d}" for i in range(MAX_VALUES + 5) for _ in range(10)]), "kind")
+    assert len(many) == MAX_VALUES + 1
+    assert len(many["other"]) == 50
+
+
+def test_no_text_of_an_example_is_in_the_record(compared):
+    root, _ = compared
+    text = (root / "reports/compare.json").read_text()
+    for line in (root / "data/test.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for part in (row["question"], row["answer"][:60]):
+            assert part not in text
+
+
+def test_an_adapter_that_was_not_applied_is_an_error_and_no_row(round_workspace, tiny_base, fails, monkeypatch):
+    from fedmed_cli.models import LanguageModel
+
+    use = LanguageModel.use
+    other = _candidate(round_workspace.root, "B").digest
+    monkeypatch.setattr(
+        LanguageModel, "use", lambda lm, adapter: use(lm, None if adapter and adapter.digest == other else adapter)
+    )
+    argv = ["compare", "--no-answers", "-C", round_workspace.root, "--base", tiny_base]
+    message = fails(4, *argv)
+    assert "adapter B was not applied" in message
+    assert not (round_workspace.root / "reports/compare.json").exists()
+
+
+def test_an_adapter_of_zeros_is_the_base_and_no_error(round_workspace, tiny_base, tmp_path):
+    from fedmed_cli import adapters
+
+    plan = round_workspace.read_plan()
+    zero = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    (tmp_path / "zero").mkdir()
+    for name, data in adapters.adapter_files(zero, "x").items():
+        (tmp_path / "zero" / name).write_bytes(data)
+    root = str(round_workspace.root)
+    argv = ["compare", "-q", "--no-answers", "-C", root, "--base", str(tiny_base)]
+    assert main([*argv, "--adapter", str(tmp_path / "zero")]) == 0
+    score = Comparison.read(round_workspace.root / "reports/compare.json").scores["zero"]["overall"]
+    assert score.against_base == Interval(0.0, 0.0, 0.0)
+    assert (score.tally.wins, score.tally.ties, score.tally.losses) == (0, score.num_examples, 0)
+
+
+def test_the_screen_names_worst_site_and_counts(compared, tiny_base, capsys):
+    root, record = compared
+    argv = ["compare", "--no-answers", "-C", str(root), "--base", str(tiny_base), "--by-column", "fedmed_site"]
+    capsys.readouterr()
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert f"Worst site of the global adapter: {record.worst_sites['global']}, " in out
+    assert "better/same/worse" in out
+    assert "Loss by fedmed_site (examples)" in out
+    assert "On the other sites' examples" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["--site", "Z"], 2, "--site Z: the plan has no such site (A, B, C)"),
+        (["--by-column", "nothing"], 3, "--by-column nothing: the test examples have no such column, found "),
+        (["--adapter", "pooled=rounds/001/global"], 2, "the name 'pooled' is taken"),
+        (["--by-column", "focus", "--scores", "--site", "A"], 2, "have no use with --scores"),
+    ],
+)
+def test_refusals(compared, tiny_base, fails, argv, code, message):
+    root, _ = compared
+    assert message in fails(code, "compare", "--no-answers", "-C", root, "--base", tiny_base, *argv)
+
+
+def test_an_archived_adapter_that_the_record_does_not_name_is_not_averaged(round_workspace, tiny_base, fails):
+    import conftest
+
+    plan = round_workspace.read_plan()
+    conftest.change_factors(round_workspace.round(1) / "A", plan, lambda module, a, b: (a, b * 1.5))
+    argv = ["compare", "--no-answers", "-C", round_workspace.root, "--base", tiny_base]
+    assert "which the round's record names" in fails(7, *argv)
+
+
+def test_a_site_that_missed_the_newest_round_is_compared_with_its_last_adapter(round_workspace, tiny_base, capsys):
+    root = str(round_workspace.root)
+    for site in "AB":
+        assert main(["train-local", "-q", "--site", site, "-C", root, "--base", str(tiny_base)]) == 0
+    paths = [str(round_workspace.contribution(site)) for site in "AB"]
+    assert main(["aggregate", "-q", "-C", root, "--weights", "tokens", *paths]) == 0
+    capsys.readouterr()
+    assert main(["compare", "--no-answers", "-C", root, "--base", str(tiny_base)]) == 0
+    assert "site C: its last adapter is of round 1, the newest round is 2" in capsys.readouterr().err
+    record = Comparison.read(round_workspace.root / "reports/compare.json")
+    assert set(record.scores) == {"base", "A", "B", "C", "global", "factor-mean"}
+    assert record.round == 2
