@@ -15,9 +15,8 @@ LIMITS = (
     "Research evaluation, not for clinical use. No number here says that an answer is medically right.",
     "A lower loss means that the model finds the reference answers more likely. It is not a measure of truth, of harm "
     "or of use to a patient.",
-    "Intervals are 95 % percentile bootstrap intervals over groups of examples. They cover chance in which examples "
-    "were measured on, not a different choice of seed, data or hospital; several of them side by side are not corrected "
-    "for their number.",
+    "Intervals are 95 % bootstrap intervals over groups of examples. They cover chance in which examples were measured "
+    "on, not a different choice of seed, data or hospital; several side by side are not corrected for their number.",
     "Numbers that chose the weights (the coordinator's examination, hospitals' scores) are shown as reasons and are no "
     "result. Results are the comparison on held-out examples, which nobody trained on or chose weights with.",
     "What sites say of themselves (examples, tokens, training and validation losses) is their own claim.",

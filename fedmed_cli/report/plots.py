@@ -38,7 +38,8 @@ class Row:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+    return shown if len(shown) <= MAX_NAME else shown[: MAX_NAME - 1] + "…"
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -50,19 +51,30 @@ def _style(number: int) -> dict[str, Any]:
     }
 
 
-def _legend(axes: Axes, count: int) -> None:
+def _columns(names: Sequence[str]) -> int:
+    """How many columns of a legend fit over a plot; a letter is about 6 points wide, a key 42."""
+    return max(1, min(4, 320 // (6 * max(len(_short(name)) for name in names) + 42)))
+
+
+def _legend(axes: Axes, names: Sequence[str]) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=min(count, 3),
+        ncols=_columns(names),
         borderaxespad=0.2,
         columnspacing=1.0,
         fontsize=9.5,
     )
 
 
+def _legend_height(names: Sequence[str]) -> float:
+    """Inches."""
+    return 0.1 + 0.18 * -(-len(names) // _columns(names))
+
+
 def curves(name: str, lines: Sequence[Curve], x_label: str, y_label: str, breaks: Sequence[float] = ()) -> str:
     """Lines over steps or rounds; `breaks` draws where one round ends and the next begins."""
+    names = [line.name for line in lines]
 
     def fill(figure: Figure) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -78,17 +90,17 @@ def curves(name: str, lines: Sequence[Curve], x_label: str, y_label: str, breaks
         axes.set_ylabel(y_label)
         if all(math.isnan(x) or float(x).is_integer() for line in lines for x, _ in line.points):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(axes, len(lines))
+        _legend(axes, names)
 
-    return svg.draw(name, 3.2 + 0.17 * ((len(lines) - 1) // 3), fill)
+    return svg.draw(name, 2.9 + _legend_height(names), fill)
 
 
 def stacked(name: str, rows: Mapping[str, Mapping[str, float]], parts: Sequence[str], x_label: str) -> str:
     """One horizontal bar a row, divided by part; hatches tell neighbours apart without colour."""
+    names = list(rows)
 
     def fill(figure: Figure) -> None:
         axes = figure.add_subplot()
-        names = list(rows)
         left = [0.0] * len(names)
         for number, part in enumerate(parts):
             values = [float(rows[row].get(part, 0)) for row in names]
@@ -108,9 +120,9 @@ def stacked(name: str, rows: Mapping[str, Mapping[str, float]], parts: Sequence[
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(x_label)
-        _legend(axes, len(parts))
+        _legend(axes, parts)
 
-    return svg.draw(name, 1.1 + 0.34 * len(rows) + 0.17 * ((len(parts) - 1) // 3), fill)
+    return svg.draw(name, 0.75 + 0.34 * len(rows) + _legend_height(parts), fill)
 
 
 def forest(name: str, rows: Sequence[Row], x_label: str) -> str:

@@ -19,6 +19,7 @@ _CLASSES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
     colour: f"s{number}" for number, colour in enumerate(SERIES)
 }
 _SETTINGS = {
+    "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
     "axes.grid": True,

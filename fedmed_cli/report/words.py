@@ -57,7 +57,7 @@ def few_groups(number: int) -> str:
 def verdict(record: Comparison | None) -> str | None:
     """Whether federating helped overall, from the interval of global adapter minus base alone."""
     score = record.scores.get("global", {}).get(OVERALL) if record else None
-    if score is None or score.against_base is None:
+    if score is None or score.against_base is None or score.num_groups < 2:
         return None
     found = score.against_base
     if found.high < 0:
