@@ -9,7 +9,7 @@ from pathlib import Path
 from fedmed_cli import __version__
 from fedmed_cli.errors import ConflictError
 from fedmed_cli.report import evidence, ledger, svg, training, words
-from fedmed_cli.report.facts import Facts, gather
+from fedmed_cli.report.facts import Checks, Facts, checks_of, gather
 from fedmed_cli.report.page import GENERATOR, render
 from fedmed_cli.verification import Verification
 from fedmed_cli.workspace import Workspace, write_file
@@ -50,7 +50,7 @@ def write(
         say("matplotlib is not installed: the report shows tables without plots")
     for problem in facts.problems:
         say(f"left out of the report: {problem}")
-    data = html(facts, drawn, answers, checked).encode("utf-8")
+    data = html(facts, drawn, answers, checks_of(checked, workspace) if checked else None).encode("utf-8")
     write_file(target, data)
     return Written(target, len(data), drawn, facts.problems)
 
@@ -62,10 +62,10 @@ def _is_report(path: Path) -> bool:
         return _MARK in file.read(4096)
 
 
-def html(facts: Facts, drawn: bool = True, answers: bool = True, checked: Verification | None = None) -> str:
+def html(facts: Facts, drawn: bool = True, answers: bool = True, checks: Checks | None = None) -> str:
     """The report's page."""
     sections = [
-        ledger.overview_section(facts, checked),
+        ledger.overview_section(facts, checks),
         evidence.comparison_section(facts, drawn),
         evidence.matrix_section(facts),
         training.weights_section(facts, drawn),
@@ -74,7 +74,7 @@ def html(facts: Facts, drawn: bool = True, answers: bool = True, checked: Verifi
         ledger.plan_section(facts),
         evidence.answers_section(facts, answers),
         ledger.bytes_section(facts),
-        ledger.lineage_section(facts, checked),
+        ledger.lineage_section(facts, checks),
         ledger.limits_section(),
     ]
     plan = facts.plan

@@ -23,6 +23,7 @@ from fedmed_cli.records import (
     SplitRecord,
     read_metrics,
 )
+from fedmed_cli.verification import Checked, Verification
 from fedmed_cli.workspace import Workspace
 
 MAX_ANSWERS_BYTES = 1_000_000
@@ -52,6 +53,15 @@ class RoundFacts:
     measured_before: float | None = None
     measured_after: float | None = None
     measured_examples: int | None = None
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What `verify` found when the report was made."""
+
+    checked: tuple[Checked, ...]
+    notes: tuple[str, ...]
+    faults: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -92,14 +102,12 @@ class _Reader:
 
     def attempt(self, path: Path, read: Callable[[Path], Any]) -> Any:
         """What `read` gives; None, with the reason kept, where the file does not hold what it should."""
-        name = self.workspace.relative(path)
         try:
             return read(path)
         except InputError as error:
-            # The place of the workspace is nobody's business, and the report is the same wherever it lies.
-            self.problems.append(error.message.replace(str(path), name).replace(str(self.workspace.root), "."))
+            self.problems.append(without_root(error.message, self.workspace))
         except OSError as error:
-            self.problems.append(f"{name}: cannot be read ({error.strerror})")
+            self.problems.append(f"{self.workspace.relative(path)}: cannot be read ({error.strerror})")
         return None
 
     def record(self, kind: type[R], path: Path) -> R | None:
@@ -110,6 +118,18 @@ class _Reader:
         if isinstance(created, str) and _TIME.fullmatch(created):
             self.times.add(created)
         return found
+
+
+def without_root(text: str, workspace: Workspace) -> str:
+    """`text` with paths relative to the workspace: where it lies is nobody's business, and no part of the report."""
+    return re.sub(rf"(?<![\w./-]){re.escape(str(workspace.root))}/", "", text)
+
+
+def checks_of(verification: Verification, workspace: Workspace) -> Checks:
+    """The findings of `verify_workspace` as the report shows them."""
+    notes = tuple(without_root(note, workspace) for note in verification.notes)
+    faults = tuple(without_root(fault.message, workspace) for fault in verification.faults)
+    return Checks(tuple(verification.checked), notes, faults)
 
 
 def gather(workspace: Workspace) -> Facts:

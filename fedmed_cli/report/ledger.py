@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from fedmed_cli.digests import short
 from fedmed_cli.report import words
-from fedmed_cli.report.facts import Facts, RoundFacts
+from fedmed_cli.report.facts import Checks, Facts, RoundFacts
 from fedmed_cli.report.page import Cell, Grid, Pairs, Part, Section, Text
 from fedmed_cli.units import number_of_bytes
-from fedmed_cli.verification import Verification
 
 LIMITS = (
     "Research evaluation, not for clinical use. No number here says that an answer is medically right.",
@@ -25,7 +24,7 @@ LIMITS = (
 )
 
 
-def overview_section(facts: Facts, checked: Verification | None) -> Section:
+def overview_section(facts: Facts, checks: Checks | None) -> Section:
     """The few facts that a reader wants first, then all that is missing."""
     last = facts.last
     done = [one for one in facts.rounds if one.aggregate is not None]
@@ -50,7 +49,7 @@ def overview_section(facts: Facts, checked: Verification | None) -> Section:
     if last is not None and last.aggregate is not None:
         verdicts = [f"{name} {one.verdict}" for name, one in last.aggregate.sites.items()]
         rows.append((f"Verdicts of round {last.number}", ", ".join(_first(verdicts))))
-    rows.append(("Verified", _verified(checked)))
+    rows.append(("Verified", _verified(checks)))
     sentence = words.verdict(facts.comparison)
     parts: list[Part] = []
     if sentence:
@@ -66,12 +65,12 @@ def _first(names: Sequence[str], most: int = 12) -> list[str]:
     return [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
 
 
-def _verified(checked: Verification | None) -> str:
-    if checked is None:
+def _verified(checks: Checks | None) -> str:
+    if checks is None:
         return "no: this report repeats what the records say; 'fedmed verify' checks them"
-    if checked.faults:
-        return f"no: {words.count(len(checked.faults), 'fault')} found, see Lineage"
-    return f"yes: {words.count(len(checked.checked), 'adapter')} checked when this report was made, see Lineage"
+    if checks.faults:
+        return f"no: {words.count(len(checks.faults), 'fault')} found, see Lineage"
+    return f"yes: {words.count(len(checks.checked), 'adapter')} checked when this report was made, see Lineage"
 
 
 def plan_section(facts: Facts) -> Section:
@@ -158,14 +157,14 @@ def _share(size: int, base: int) -> str:
     return words.percent(size / base) if base else ""
 
 
-def lineage_section(facts: Facts, checked: Verification | None) -> Section:
+def lineage_section(facts: Facts, checks: Checks | None) -> Section:
     """Which adapter was made of which, by the digests that the records name."""
-    parts: list[Part] = [_verification_text(checked)]
-    if checked is not None:
-        parts += [Text(f"Fault: {fault.message}.", "fault") for fault in checked.faults]
-        parts += [Text(f"Not proved: {note}.", "note") for note in checked.notes]
-        if checked.checked:
-            rows = [[one.path, str(one.round or ""), short(one.adapter), one.signature] for one in checked.checked]
+    parts: list[Part] = [_verification_text(checks)]
+    if checks is not None:
+        parts += [Text(f"Fault: {fault}.", "fault") for fault in checks.faults]
+        parts += [Text(f"Not proved: {note}.", "note") for note in checks.notes]
+        if checks.checked:
+            rows = [[one.path, str(one.round or ""), short(one.adapter), one.signature] for one in checks.checked]
             parts.append(Grid("What was checked", ["adapter", "round", "digest", "signed by"], rows, frozenset({2, 3})))
     rows_of_rounds: list[list[str | Cell]] = []
     digests: list[list[str]] = []
@@ -194,15 +193,15 @@ def lineage_section(facts: Facts, checked: Verification | None) -> Section:
     return Section("lineage", "Lineage", parts)
 
 
-def _verification_text(checked: Verification | None) -> Text:
-    if checked is None:
+def _verification_text(checks: Checks | None) -> Text:
+    if checks is None:
         return Text(
             "Not verified: what follows is what the records say, compared with each other. Whether the weights have "
             "these digests, whether signatures hold and whether a round computed again gives the same adapter is what "
             "'fedmed verify --recompute' checks; 'fedmed report --verify' puts its result here.",
             "note",
         )
-    if checked.faults:
+    if checks.faults:
         return Text("Verified when this report was made, and it does not hold:", "fault")
     return Text(
         "Verified when this report was made: the gate, digests, pinned signatures and lineage hold for all that is "

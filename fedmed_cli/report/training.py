@@ -60,7 +60,7 @@ def _split_parts(facts: Facts, drawn: bool) -> list[Part]:
             f"machine: {how}, seed {record.seed}. {kept}, each in one set only; the check of the written files found "
             f"{checks.get('texts_in_two_sets', 'no count of')} texts and "
             f"{checks.get('groups_in_two_sets', 'no count of')} groups in two sets. "
-            f"{_near(record.near_duplicates).capitalize()}. {_phi(record.phi, record.phi_found).capitalize()}."
+            f"{words.sentence(_near(record.near_duplicates))}. {words.sentence(_phi(record.phi, record.phi_found))}."
         )
     ]
     totals: Counter[str] = Counter()

@@ -47,6 +47,11 @@ def joined(names: list[str] | tuple[str, ...]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
+def sentence(text: str) -> str:
+    """`text` with a capital at its start, else as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def few_groups(number: int) -> str:
     """A warning where too few groups were resampled; empty where there are enough."""
     if number >= FEW_GROUPS:
