@@ -113,6 +113,7 @@ def test_the_golden_workspace_gives_a_report_with_the_numbers_of_its_records(gol
     contribution = Contribution.read(golden.round(1) / "A/contribution.json")
     losses = [row[1] for row in table(root, "Training loss by step") if row[0].startswith("round 1,")]
     assert losses == [f"{loss:.4f}" for loss in contribution.losses]
+    assert table(root, "Hospitals' scores")[1][0] == "A"
     assert "no: this report repeats" in section(root, "overview").text
     assert "Not verified" in section(root, "lineage").text
 
@@ -123,7 +124,7 @@ def test_the_same_workspace_gives_the_same_bytes_wherever_it_lies_and_whatever_m
     first = written(golden)
     assert written(golden) == first
     other = Workspace(shutil.copytree(GOLDEN, tmp_path / "a folder of another name"))
-    with matplotlib.rc_context({"font.size": 23, "svg.fonttype": "path", "axes.grid": False}):
+    with matplotlib.rc_context({"font.size": 23, "svg.fonttype": "path", "axes.linewidth": 5, "xtick.major.size": 20}):
         assert written(other) == first
     assert str(tmp_path) not in first
     assert len(first) < 300_000
@@ -149,7 +150,10 @@ def test_better_is_blue_worse_is_orange_and_the_shade_goes_by_size():
     assert evidence._shaded(score(1.0, -0.4), 0.4, 1.0).kind == "lowest better-4"
     assert evidence._shaded(score(1.2, -0.1), 0.4, 1.0).kind == "better-1"
     assert evidence._shaded(score(1.3, 0.2), 0.4, 1.0).kind == "worse-2"
+    assert evidence._shaded(score(1.3, -0.001), 0.4, 1.0).kind == "better-1"
     assert evidence._shaded(score(1.3, 0.0), 0.0, 1.0).kind == ""
+    unsure = replace(score(1.3, -0.4), against_base=Interval(-0.4, -0.9, 0.1))
+    assert evidence._shaded(unsure, 0.4, 1.0).kind == ""
 
 
 # --- partial workspaces -----------------------------------------------------------------------------

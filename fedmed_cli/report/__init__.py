@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedmed_cli import __version__
 from fedmed_cli.errors import ConflictError
-from fedmed_cli.report import evidence, ledger, svg, training, words
+from fedmed_cli.report import evidence, ledger, svg, training, weights, words
 from fedmed_cli.report.facts import Checks, Facts, checks_of, gather
 from fedmed_cli.report.page import GENERATOR, render
 from fedmed_cli.verification import Verification
@@ -68,7 +68,7 @@ def html(facts: Facts, drawn: bool = True, answers: bool = True, checks: Checks 
         ledger.overview_section(facts, checks),
         evidence.comparison_section(facts, drawn),
         evidence.matrix_section(facts),
-        training.weights_section(facts, drawn),
+        weights.weights_section(facts, drawn),
         training.training_section(facts, drawn),
         training.data_section(facts, drawn),
         ledger.plan_section(facts),

@@ -258,8 +258,8 @@ def matrix_section(facts: Facts) -> Section:
         "sites": "These hospitals measured on their own test examples (reports/compare-SITE.json).",
         "parts": "From the shared test examples, divided by the site each was taken from (reports/compare.json).",
     }[source]
-    legend = "Loss, and below it the difference to the base. Shaded blue is better than the base, orange worse; "
-    legend += "the lowest loss of a site is bold."
+    legend = "Loss, and below it the difference to the base. Where the 95 % interval of that excludes "
+    legend += "0 the cell is shaded: blue is better than the base, orange worse. The lowest loss of a site is bold."
     caption = "Loss of each adapter on each site's examples (nats per answer token)"
     parts: list[Part] = [Text(about), Grid(caption, ["site", *adapters, "examples"], rows), Text(legend)]
     if worst:
@@ -286,15 +286,16 @@ def _matrix(facts: Facts) -> tuple[str, dict[str, Mapping[str, Score]], Mapping[
 
 
 def _shaded(score: Score | None, largest: float, lowest: float) -> Cell:
-    """A cell whose shade grows with the difference to the base."""
+    """A cell whose shade grows with the difference to the base, where the interval excludes 0."""
     if score is None:
         return Cell()
     kinds = ["lowest"] if score.loss == lowest else []
     lines: tuple[str, ...] = ()
     if score.against_base is not None:
-        shade = round(SHADES * abs(score.against_base.mean) / largest) if largest else 0
-        kinds += [f"{'better' if score.against_base.mean < 0 else 'worse'}-{shade}"] if shade else []
-        lines = (words.signed(score.against_base.mean),)
+        found = score.against_base
+        shade = max(1, round(SHADES * abs(found.mean) / largest)) if not found.low <= 0 <= found.high else 0
+        kinds += [f"{'better' if found.mean < 0 else 'worse'}-{shade}"] if shade else []
+        lines = (words.signed(found.mean),)
     return Cell(f"{score.loss:.4f}", " ".join(kinds), lines)
 
 

@@ -20,6 +20,7 @@ from fedmed_cli.records import (
     DivisionRecord,
     Matrix,
     Plan,
+    Scores,
     SplitRecord,
     read_metrics,
 )
@@ -84,6 +85,7 @@ class Facts:
     comparison: Comparison | None
     site_comparisons: dict[str, Comparison]
     matrix: Matrix | None
+    scores: dict[str, Scores]
     questions: tuple[Question, ...]
     problems: tuple[str, ...] = ()
     newest: str | None = None
@@ -157,6 +159,11 @@ def gather(workspace: Workspace) -> Facts:
         waiting=waiting,
         comparison=reader.record(Comparison, workspace.reports / "compare.json"),
         site_comparisons=_site_comparisons(reader),
+        scores={
+            path.stem: scores
+            for path in sorted(workspace.scores.glob("*.json"))
+            if (scores := reader.record(Scores, path)) is not None
+        },
         matrix=reader.record(Matrix, workspace.reports / "matrix.json"),
         questions=_questions(reader, workspace.reports / "answers.md"),
         problems=tuple(reader.problems),

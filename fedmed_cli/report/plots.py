@@ -18,6 +18,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2
 _HATCHES = ("", "//", "\\\\", "--", "||", "xx", "++", "/")  # lines alone: circles are large in SVG
 _MARKERS = "osD^vPX*"
 MAX_NAME = 24
+MAX_SERIES = svg.NUM_SERIES  # more would share colour and dash
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def draw(name: str, height: float, fill: Callable[[Figure], None], width: float 
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(width, height), layout="constrained")
         fill(figure)
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(buffer, format="svg")
     return _for_page(buffer.getvalue())
 
 

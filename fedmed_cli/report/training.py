@@ -1,18 +1,17 @@
-"""The report on data and training: what each site has, what its losses were, who counted how much and why."""
+"""The report on data and training: what each site has, and what its losses were."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 
-from fedmed_cli.records import COORDINATOR, Aggregate, BadRowCounts, Contribution, NearDuplicates, SiteDecision
+from fedmed_cli.records import COORDINATOR, BadRowCounts, Contribution, NearDuplicates
 from fedmed_cli.report import plots, words
 from fedmed_cli.report.facts import Facts, RoundFacts
-from fedmed_cli.report.page import Beside, Cell, Figure, Grid, Group, Pairs, Part, Section, Text
+from fedmed_cli.report.page import Beside, Figure, Grid, Part, Section, Text
 
 MAX_LABELS = 7
 BINS_A_ROUND = 25
-MAX_SITES_IN_A_PLOT = 8  # more would share colour and dash
 MAX_BARS = 30
 
 
@@ -96,7 +95,7 @@ def _split_parts(facts: Facts, drawn: bool) -> list[Part]:
             + words.joined(
                 [f"{label} {words.percent(one[label] / max(1, sum(one.values())), 0)}" for label in common[:3]]
             )
-            for name, one in list(made.items())[:MAX_SITES_IN_A_PLOT]
+            for name, one in list(made.items())[: plots.MAX_SERIES]
         )
         description = f"Horizontal bars, one a site, divided by label. Site {largest} is the largest. {described}."
         if len(made) <= MAX_BARS:
@@ -178,7 +177,7 @@ def _bins(record: Contribution, width: int) -> list[float]:
 
 def _step_figure(everyone: list[RoundFacts], drawn: bool) -> list[Part]:
     sites = sorted({site for one in everyone for site in one.contributions})
-    shown = sites[:MAX_SITES_IN_A_PLOT]
+    shown = sites[: plots.MAX_SERIES]
     points: dict[str, list[tuple[float, float]]] = {site: [] for site in shown}
     rows: list[list[str]] = []
     breaks: list[float] = []
@@ -252,7 +251,7 @@ def _validation_figure(everyone: list[RoundFacts], drawn: bool) -> list[Part]:
     names = {COORDINATOR: "global, at coordinator"}
     lines = [
         plots.Curve(names.get(name, f"site {name}"), tuple(line))
-        for name, line in list(points.items())[:MAX_SITES_IN_A_PLOT]
+        for name, line in list(points.items())[: plots.MAX_SERIES]
     ]
     falls = "; ".join(f"{line.name} {line.points[0][1]:.3f} to {line.points[-1][1]:.3f}" for line in lines)
     description = (
@@ -282,85 +281,3 @@ def _coordinator_part(facts: Facts) -> list[Part]:
         return []
     title = "The global adapter on coordinator's examples that decided nothing (from metrics.jsonl)"
     return [Grid(title, ["round", "before", "after", "change", "examples"], rows)]
-
-
-# --- weights ----------------------------------------------------------------------------------------
-
-
-def weights_section(facts: Facts, drawn: bool) -> Section:
-    """Each round's weights and verdicts, with the reasons that the coordinator wrote down."""
-    records = [(one.number, one.aggregate) for one in facts.rounds if one.aggregate is not None]
-    if not records:
-        return Section("weights", "Weights and verdicts", [Text("No round has been aggregated here yet.", "missing")])
-    sites = sorted({site for _, record in records for site in record.sites})
-    shares = {
-        f"round {number}": {site: record.sites[site].weight if site in record.sites else 0.0 for site in sites}
-        for number, record in records
-    }
-    table = Grid(
-        "Weight of each site by round",
-        ["round", *sites],
-        [[name, *(f"{one[site]:.3f}" for site in sites)] for name, one in shares.items()],
-    )
-    newest = next(reversed(shares.items()))
-    said = words.joined([f"{site} {weight:.2f}" for site, weight in list(newest[1].items())[:MAX_SITES_IN_A_PLOT]])
-    description = f"Horizontal bars, one a round, divided by site. In {newest[0]} the weights are {said}."
-    parts: list[Part] = []
-    if len(sites) <= MAX_SITES_IN_A_PLOT:
-        drawing = plots.stacked("shares", shares, sites, "weight in the result") if drawn else None
-        parts.append(Figure("shares", "Weights by round", description, drawing, table))
-    else:
-        parts += [table, Text(f"{len(sites)} sites are too many for a plot.", "note")]
-    for number, record in reversed(records):
-        parts.append(Group(f"Round {number}", _round_parts(record), folded=number != records[-1][0]))
-    return Section("weights", "Weights and verdicts", parts)
-
-
-def _round_parts(record: Aggregate) -> list[Part]:
-    how = f"Combined by {record.method} with weights {record.weights}"
-    how += f", robust mean {record.robust} against {record.num_malicious}" if record.robust != "none" else ""
-    how += f", updates clipped above {record.clip:g} times the median norm" if record.clip is not None else ""
-    how += f", server step {record.server_lr:g}" if record.server_lr != 1 else ""
-    how += f", server momentum {record.server_momentum:g}" if record.server_momentum else ""
-    rows = [_decision(name, one) for name, one in record.sites.items()]
-    reasons: list[tuple[str, str | Cell]] = [(name, Cell(lines=one.reasons)) for name, one in record.sites.items()]
-    for names, verdict, why in (
-        (record.missing, "missing", "sent nothing"),
-        (record.excluded, "excluded", "left out with --exclude"),
-    ):
-        rows += [[name, Cell(verdict, "gone"), "", "", "", ""] for name in names]
-        reasons += [(name, why) for name in names]
-    columns = ["site", "verdict", "weight", "by claims", "update norm", "measured gain"]
-    parts: list[Part] = [
-        Text(f"{how}. Difference to the exact weighted mean: {words.percent(record.truncation.overall)}."),
-        Grid(f"Decisions of round {record.round}", columns, rows, frozenset({1})),
-        Text("Why, as the record says:"),
-        Pairs(tuple(reasons)),
-    ]
-    seen = record.examination
-    if seen is not None:
-        parts.append(
-            Text(
-                f"Decided on {words.count(seen.num_examples, 'example')} of the coordinator's "
-                f"({words.count(seen.num_groups, 'group')}): loss {seen.parent.mean:.4f} before, "
-                f"{seen.result.mean:.4f} after. These numbers chose the weights, so they are no result.",
-                "note",
-            )
-        )
-        parts += [Text(warning, "note")] if (warning := words.few_groups(seen.num_groups)) else []
-    if record.weights == "self-reported":
-        parts.append(Text("Self-reported weights can be won by lying about the loss; they are for comparison.", "note"))
-    return parts
-
-
-def _decision(name: str, one: SiteDecision) -> list[str | Cell]:
-    clipped = f" (to {one.clip_factor:.2f})" if one.clip_factor < 1 else ""
-    gain = words.interval(one.evidence.gain) or "not measured"
-    return [
-        name,
-        Cell(one.verdict + clipped, one.verdict),
-        f"{one.weight:.3f}",
-        f"{one.prior:.3f}",
-        f"{one.evidence.update_norm:.3f}",
-        gain,
-    ]
