@@ -1,4 +1,4 @@
-"""Which adapters a comparison measures: sites' last ones, global ones, the average of factors, and named ones."""
+"""Which adapters a comparison measures, and which site each of them serves worst."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedmed_cli.adapters import Adapter
 from fedmed_cli.aggregation.rules import factor_mean
 from fedmed_cli.digests import short
 from fedmed_cli.errors import CombineError, TrustError, UsageError
-from fedmed_cli.records import Plan
+from fedmed_cli.records import Plan, Score
 from fedmed_cli.workspace import Workspace
 
 BASE = "base"
@@ -100,3 +100,13 @@ def named_adapters(plan: Plan, given: Sequence[str], taken: Mapping[str, Adapter
             raise UsageError(f"--adapter {text[:80]!a}: the name must be 1 to 80 printable characters")
         found[name] = adapters.read_folder(Path(path), plan).adapter
     return found
+
+
+def worst_sites(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, str]:
+    """For each adapter the site where it gains least on the base (or loses most), from `scores[adapter][site]`."""
+    worst = {}
+    for name, by_site in scores.items():
+        differences = {site: score.against_base.mean for site, score in by_site.items() if score.against_base}
+        if len(differences) > 1:
+            worst[name] = max(differences, key=lambda site: (differences[site], site))
+    return worst

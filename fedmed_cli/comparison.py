@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli import evaluation, examples, intervals
+from fedmed_cli import answering, choosing, evaluation, examples, intervals
 from fedmed_cli.adapters import Adapter
-from fedmed_cli.candidates import BASE, GLOBAL, POOLED
+from fedmed_cli.candidates import BASE, GLOBAL, POOLED, worst_sites
+from fedmed_cli.choices import QuestionSet
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.examples import Example
-from fedmed_cli.generation import answer_batch
+from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.partition import MIN_LABEL_COUNT
@@ -124,13 +125,16 @@ def compare(
     *,
     site: str | None = None,
     by_column: Sequence[str] = (),
+    num_generated: int = 0,
+    max_new_tokens: int = 64,
+    choices: QuestionSet | None = None,
     num_resamples: int = intervals.NUM_RESAMPLES,
     say: Say = lambda message: None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Measure the base and every adapter on the same examples; each difference is paired by example.
 
-    `site` is the hospital whose own examples these are.
+    `site` is the hospital whose own examples these are. Answers are generated to `num_generated` of the questions.
     """
     items = evaluation.prepare(lm, plan, tests.examples, tests.group_by)
     if items.num_skipped:
@@ -143,6 +147,14 @@ def compare(
     paired = Paired(losses, items.groups, num_resamples)
     parts = {OVERALL: list(range(len(items.examples))), **shares}
     scores = {name: {part: paired.score(name, indices) for part, indices in parts.items()} for name in losses}
+    asked = evaluation.choose(items.examples, num_generated, tests.group_by, examples.home_site)
+    generated = picked = None
+    if asked:
+        generated = answering.measure(
+            plan, lm, chosen, asked, tests.group_by, max_new_tokens, num_resamples=num_resamples, progress=progress
+        )
+    if choices is not None:
+        picked = choosing.measure(workspace, plan, lm, chosen, choices, say=say, progress=progress)
     return Comparison(
         plan=plan.digest,
         base_fingerprint=plan.base.fingerprint,
@@ -152,6 +164,8 @@ def compare(
         seed=0,
         adapters={BASE: None} | {name: adapter.digest for name, adapter in chosen.items()},
         scores=scores,
+        choices=picked,
+        generated=generated,
         columns={
             column: {value: {name: paired.score(name, indices) for name in losses} for value, indices in values.items()}
             for column, values in columns.items()
@@ -165,16 +179,6 @@ def compare(
         worst_sites=worst_sites({name: {part: scores[name][part] for part in shares} for name in losses}),
         run=lm.environment() | {"created": utc_now()},
     )
-
-
-def worst_sites(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, str]:
-    """For each adapter the site where it gains least on the base (or loses most), from `scores[adapter][site]`."""
-    worst = {}
-    for name, by_site in scores.items():
-        differences = {site: score.against_base.mean for site, score in by_site.items() if score.against_base}
-        if len(differences) > 1:
-            worst[name] = max(differences, key=lambda site: (differences[site], site))
-    return worst
 
 
 @dataclass(frozen=True)
@@ -266,7 +270,7 @@ def answers_side_by_side(
     answers = {}
     for name, adapter in chosen.items():
         lm.use(adapter)
-        answers[name] = answer_batch(lm, conversations, max_new_tokens)
+        answers[name] = [one.text for one in answer_many(lm, conversations, max_new_tokens)]
     lines = [
         "# Answers side by side",
         "",

@@ -117,20 +117,34 @@ def measure_cached(
     progress: Progress | None = None,
 ) -> Losses:
     """`measure`, remembered in `.fedmed/measurements/` by adapter, base, prompt, set and arithmetic."""
+    return remembered(
+        workspace, plan, lm, adapter, items.digest, lambda adapter: measure(lm, adapter, items.encoded, progress)
+    )
+
+
+def remembered(
+    workspace: Workspace,
+    plan: Plan,
+    lm: LanguageModel,
+    adapter: Adapter | None,
+    set_digest: str,
+    compute: Callable[[Adapter | None], Losses],
+) -> Losses:
+    """What `compute` measures of an adapter on the set of this digest, or what it once did."""
     if adapter is not None and not any(b.any() for _, b in adapter.factors.values()):
         adapter = None  # B = 0 adds nothing: it is the base
     key = {
         "adapter": adapter.digest if adapter else "base",
         "base": plan.base.fingerprint,
         "prompt": [plan.prompt.system, plan.prompt.user, plan.training.max_length],
-        "set": items.digest,
+        "set": set_digest,
         "arithmetic": [lm.device.type, str(lm.dtype)],
     }
     path = workspace.private / "measurements" / f"{sha256_json(key)}.json"
     if path.exists():
         value = json.loads(path.read_bytes())
         return Losses(np.array(value["nll"]), np.array(value["num_tokens"]))
-    losses = measure(lm, adapter, items.encoded, progress)
+    losses = compute(adapter)
     value = {"key": key, "nll": losses.nll.tolist(), "num_tokens": losses.num_tokens.tolist()}
     write_file(path, json.dumps(value).encode())
     return losses

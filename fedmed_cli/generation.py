@@ -15,6 +15,8 @@ from fedmed_cli.escapes import clean, without_open_end
 from fedmed_cli.examples import prompt_ids
 from fedmed_cli.models import LanguageModel
 
+BATCH_ANSWERS = 16
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -74,15 +76,38 @@ def _ready(text: str) -> str:
     return clean(without_open_end(text)).lstrip()
 
 
-def answer_batch(lm: LanguageModel, conversations: Sequence[list[dict[str, str]]], max_new_tokens: int) -> list[str]:
-    """Greedy answers to several conversations at once (padded on the left)."""
+@dataclass(frozen=True)
+class BatchAnswer:
+    """One of several answers made at once. `finished`: the model ended it itself."""
+
+    text: str
+    finished: bool
+
+
+def answer_many(
+    lm: LanguageModel,
+    conversations: Sequence[list[dict[str, str]]],
+    max_new_tokens: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[BatchAnswer]:
+    """Greedy answers to many conversations, 16 at once, those of like length together (padded on the left)."""
     rows = [prompt_ids(messages, lm.tokenizer) for messages in conversations]
-    length = max(map(len, rows))
-    ids = torch.tensor([[lm.tokenizer.eos_token_id] * (length - len(row)) + row for row in rows], device=lm.device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=lm.device)
-    output = _generate(lm, ids, mask, max_new_tokens)
-    texts = lm.tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-    return [clean(text).strip() for text in texts]
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    eos = lm.tokenizer.eos_token_id
+    answers = [BatchAnswer("", False)] * len(rows)
+    for start in range(0, len(order), BATCH_ANSWERS):
+        batch = order[start : start + BATCH_ANSWERS]
+        length = len(rows[batch[-1]])
+        ids = torch.tensor([[eos] * (length - len(rows[i])) + rows[i] for i in batch], device=lm.device)
+        mask = torch.tensor([[0] * (length - len(rows[i])) + [1] * len(rows[i]) for i in batch], device=lm.device)
+        output = _generate(lm, ids, mask, max_new_tokens)[:, length:]
+        texts = lm.tokenizer.batch_decode(output, skip_special_tokens=True)
+        ended = (output == eos).any(dim=1).tolist()
+        for i, text, finished in zip(batch, texts, ended, strict=True):
+            answers[i] = BatchAnswer(clean(text).strip(), finished)
+        if progress:
+            progress(start + len(batch), len(order))
+    return answers
 
 
 def _generate(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> torch.Tensor:

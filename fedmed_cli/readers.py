@@ -271,6 +271,19 @@ class Source:
                         return
 
 
+def raw_rows(name: str) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
+    """The rows of a file (or of a folder's files) as they stand, nested values included, with their line or row."""
+    for path in _files(name):
+        for chunk in _read_file(path, str(path)):
+            if isinstance(chunk, tuple):
+                line, table = chunk
+                for i in range(table.num_rows):
+                    row = _python_row(table.slice(i, 1))
+                    yield line + i, BadRow("encoding", f"{path}: row {line + i} is not UTF-8") if row is None else row
+            else:
+                yield from ((row.line, row.value) for row in chunk)
+
+
 # --- finding the files ------------------------------------------------------------------------------
 
 

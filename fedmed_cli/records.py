@@ -563,6 +563,10 @@ class Interval:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"an interval's low must not be above its high, found {self.low:g} and {self.high:g}")
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -761,6 +765,10 @@ class Score:
     against_global: Interval | None
     tally: Tally | None = field(default=None, metadata=LATER)
 
+    def __post_init__(self) -> None:
+        for name in ("loss", "perplexity", "standard_error", "num_examples", "num_groups", "num_tokens"):
+            _check_not_negative(**{f"a score's {name}": getattr(self, name)})
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -768,6 +776,9 @@ class Rate:
 
     score: Interval
     against_base: Interval | None
+
+    def __post_init__(self) -> None:
+        _check_range(0, 1, **{"a rate": self.score.mean})
 
 
 @dataclass(frozen=True)
@@ -795,12 +806,14 @@ class ChoiceScore:
     """One adapter's accuracy on multiple-choice questions.
 
     `accuracy` takes the option of the highest summed log-probability, `accuracy_norm` that of the highest
-    log-probability per character. `asked` is the accuracy of letters that the model was asked to write; an
-    answer without one (`num_unparseable`) counts as wrong.
+    log-probability per character. `by_letter` lists the options in the prompt and takes the most probable letter
+    (or word: yes, no, maybe). `asked` is the accuracy of letters that the model was asked to write; an answer
+    without one (`num_unparseable`) counts as wrong.
     """
 
     accuracy: Rate
     accuracy_norm: Rate
+    by_letter: Rate
     asked: Rate | None
     num_unparseable: int
 
@@ -811,7 +824,7 @@ class Choices:
 
     examples: str
     examples_digest: str
-    layout: Literal["medmcqa", "medqa", "pubmedqa"]
+    layout: Literal["options", "columns", "decision"]
     num_questions: int
     num_skipped: int
     num_asked: int
@@ -857,7 +870,7 @@ class Comparison(Record):
         for name, digest in self.adapters.items():
             if digest is not None:
                 _check_digest(f"adapters.{name[:80]}", digest)
-        for name in (*([self.site] if self.site else []), *self.worst_sites.values(), *self.on_other_sites):
+        for name in (*([self.site] if self.site is not None else []), *self.worst_sites.values(), *self.on_other_sites):
             check_site_name(name)
 
 
@@ -915,6 +928,7 @@ class Pooled(Record):
     examples_digest: str
     num_examples: int
     num_trained_tokens: int
+    num_federated_tokens: int
     rounds: int
     max_steps: int
     per_device_train_batch_size: int

@@ -204,6 +204,47 @@ def test_an_adapter_of_zeros_is_the_base_and_no_error(round_workspace, tiny_base
     assert (score.tally.wins, score.tally.ties, score.tally.losses) == (0, score.num_examples, 0)
 
 
+def test_generated_answers_are_scored_as_plain_transformers_generate_them(round_workspace, tiny_base):
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fedmed_cli.overlap import rouge_l, token_f1
+
+    root = round_workspace.root
+    argv = ["compare", "-q", "--no-answers", "-C", str(root), "--base", str(tiny_base), "--generate", "1000"]
+    assert main([*argv, "--max-new-tokens", "12"]) == 0
+    found = Comparison.read(root / "reports/compare.json").generated
+    rows = [json.loads(line) for line in (root / "data/test.jsonl").read_text().splitlines()]
+    assert found.num_questions == len(rows)
+    assert found.num_groups == len({row["focus"] for row in rows})
+    plan = round_workspace.read_plan()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    model = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_base), round_workspace.global_adapter(1)
+    )
+    rouge, overlap, unfinished = [], [], 0
+    for row in rows:
+        messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": row["question"]}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            output = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
+            )[0, ids.shape[1] :]
+        text = tokenizer.decode(output, skip_special_tokens=True)
+        rouge.append(rouge_l(row["answer"], text))
+        overlap.append(token_f1(row["answer"], text))
+        unfinished += tokenizer.eos_token_id not in output
+    score = found.adapters["global"]
+    assert score.rouge_l.score.mean == pytest.approx(np.mean(rouge), abs=1e-9)
+    assert score.token_f1.score.mean == pytest.approx(np.mean(overlap), abs=1e-9)
+    assert score.num_unfinished == unfinished
+    base = found.adapters["base"]
+    assert base.rouge_l.against_base is None
+    assert score.rouge_l.against_base.mean == pytest.approx(score.rouge_l.score.mean - base.rouge_l.score.mean)
+
+
 def test_the_screen_names_worst_site_and_counts(compared, tiny_base, capsys):
     root, record = compared
     argv = ["compare", "--no-answers", "-C", str(root), "--base", str(tiny_base), "--by-column", "fedmed_site"]
@@ -222,7 +263,7 @@ def test_the_screen_names_worst_site_and_counts(compared, tiny_base, capsys):
         (["--site", "Z"], 2, "--site Z: the plan has no such site (A, B, C)"),
         (["--by-column", "nothing"], 3, "--by-column nothing: the test examples have no such column, found "),
         (["--adapter", "pooled=rounds/001/global"], 2, "the name 'pooled' is taken"),
-        (["--by-column", "focus", "--scores", "--site", "A"], 2, "have no use with --scores"),
+        (["--by-column", "focus", "--scores", "--site", "A"], 2, "--by-column: no use with --scores"),
     ],
 )
 def test_refusals(compared, tiny_base, fails, argv, code, message):

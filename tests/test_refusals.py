@@ -418,7 +418,7 @@ def test_options_that_would_be_ignored_are_refused_or_said(trained_workspace, fa
     root = trained_workspace.root
     assert "goes with --robust" in fails(2, "aggregate", "--num-malicious", "1", "-C", root)
     argv = ["compare", "--site", "A", "--scores", "--adapter", trained_workspace.contribution("B")]
-    assert "no use with --scores" in fails(2, *argv, "-C", root)
+    assert "--adapter: no use with --scores" in fails(2, *argv, "-C", root)
     argv = ["aggregate", "--weights", "tokens", "--max-eval-samples", "5", "-C", str(root)]
     assert main(argv) == 0
     assert "nothing is measured with these rules" in capsys.readouterr().err

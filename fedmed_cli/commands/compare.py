@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    files: Annotated[list[Path] | None, typer.Argument(help="With --merge: the hospitals' files.")] = None,
     site: Annotated[
         str | None, typer.Option("--site", help="Inside a hospital: on its own test examples (data/SITE/test.jsonl).")
     ] = None,
@@ -22,6 +23,9 @@ def compare(
         list[str] | None, typer.Option("--adapter", help="One more adapter: PATH or NAME=PATH (repeatable).")
     ] = None,
     all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
+    pooled: Annotated[
+        bool, typer.Option("--pooled", help="On one machine: also an adapter trained on all sites' examples together.")
+    ] = False,
     by_column: Annotated[
         list[str] | None, typer.Option("--by-column", help="Also for each value of this column (repeatable).")
     ] = None,
@@ -31,12 +35,21 @@ def compare(
             "--scores", help="With --site: score all of adapters/ on its validation examples, for --weights crosseval."
         ),
     ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge the hospitals' reports/compare-SITE.json into one matrix.")
+    ] = False,
     max_eval_samples: Annotated[int, typer.Option("--max-eval-samples", min=2, help="Examples to measure on.")] = 600,
+    choices: Annotated[
+        Path | None, typer.Option("--choices", help="Multiple-choice questions: a MedMCQA, MedQA or PubMedQA file.")
+    ] = None,
+    generate: Annotated[
+        int, typer.Option("--generate", min=0, help="Test questions to answer, for ROUGE-L and token F1.")
+    ] = 0,
     questions: Annotated[
         Path | None, typer.Option("--questions", help="Questions, one a line, to answer side by side [bundled].")
     ] = None,
     answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Write answers side by side.")] = True,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of those answers.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of generated answers.")] = 64,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
@@ -47,9 +60,10 @@ def compare(
 ) -> None:
     """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
 
-    Losses go to reports/compare.json; answers to bundled or given questions to reports/answers.md.
+    Numbers go to reports/compare.json (with --site to compare-SITE.json, which a hospital may send); answers to
+    bundled or given questions to reports/answers.md; what --merge makes of the hospitals' files to reports/matrix.json.
 
-    Example: fedmed compare
+    Example: fedmed compare --all-rounds --generate 20
     """
     from fedmed_cli import bases
     from fedmed_cli.errors import UsageError
@@ -59,21 +73,39 @@ def compare(
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
+    given: dict[str, object] = {
+        "--adapter": adapter,
+        "--all-rounds": all_rounds,
+        "--by-column": by_column,
+        "--choices": choices,
+        "--generate": generate,
+        "--pooled": pooled,
+        "--questions": questions,
+    }
+    if merge or scores:
+        given |= {"--scores": scores, "--site": site} if merge else {"FILE": files}
+        if unused := [name for name, value in given.items() if value]:
+            raise UsageError(f"{', '.join(unused)}: no use with {'--merge' if merge else '--scores'}")
+    elif files:
+        raise UsageError(f"{files[0]}: files are given with --merge")
+    if merge:
+        _merge(screen, place, files or [])
+        return
     if scores:
-        if adapter or all_rounds or questions or by_column:
-            raise UsageError("--adapter, --all-rounds, --questions and --by-column have no use with --scores")
         _write_scores(screen, place, site, max_eval_samples, (device, base, base_wheel))
         return
     if site is not None and site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
     with place.lock():
         from fedmed_cli import candidates, comparison
+        from fedmed_cli.choices import read_questions as read_choices
 
         tests = comparison.test_set(place, site, max_eval_samples, screen.say)
         chosen = candidates.workspace_adapters(place, plan, all_rounds, screen.say)
         chosen |= candidates.named_adapters(plan, adapter or [], chosen)
+        picked = read_choices(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
-        if not chosen:
+        if not (chosen or pooled):
             screen.say("there is no adapter yet: only the base model is measured")
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
@@ -81,7 +113,17 @@ def compare(
         from fedmed_cli.commands.compare_tables import comparison_lines
 
         lm = models.load(local, device, screen.say, screen.detail)
+        if pooled:
+            from fedmed_cli.commands.live import step_events
+            from fedmed_cli.pooled import pooled_adapter
+
+            with step_events(screen, "pooled") as events:
+                chosen[candidates.POOLED] = pooled_adapter(place, plan, lm, screen.say, events.step)
         with screen.progress("comparing") as update:
+
+            def report(name: str, done: int, total: int) -> None:
+                update(done, total, f"{name}, {done}/{total} examples")
+
             record = comparison.compare(
                 place,
                 plan,
@@ -90,8 +132,11 @@ def compare(
                 tests,
                 site=site,
                 by_column=by_column or [],
+                num_generated=generate,
+                max_new_tokens=max_new_tokens,
+                choices=picked,
                 say=screen.say,
-                progress=lambda name, done, total: update(done, total, f"{name}, {done}/{total} examples"),
+                progress=report,
             )
         name = f"compare-{site}.json" if site else "compare.json"
         place.set_aside(place.reports / name)
@@ -105,6 +150,23 @@ def compare(
             write_file(place.reports / "answers.md", text.encode())
             lines.append(f"wrote {place.reports / 'answers.md'}: generated text, not for clinical use")
     screen.result(record.to_dict(), *comparison_lines(record), *lines)
+
+
+def _merge(screen: Screen, place: Workspace, files: list[Path]) -> None:
+    """Merge the hospitals' comparisons and write reports/matrix.json."""
+    from fedmed_cli import matrix
+    from fedmed_cli.commands.compare_tables import matrix_lines
+    from fedmed_cli.errors import UsageError
+    from fedmed_cli.workspace import write_file
+
+    if len(files) < 2:
+        raise UsageError("--merge takes two files or more, for example --merge reports/compare-*.json")
+    with place.lock():
+        record = matrix.merge(place.read_plan(), files, screen.say)
+        path = place.reports / "matrix.json"
+        place.set_aside(path)
+        write_file(path, record.to_bytes())
+    screen.result(record.to_dict(), *matrix_lines(record), f"wrote {path}")
 
 
 def _write_scores(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fedmed_cli.commands import drawings
 from fedmed_cli.commands.tables import interval_text
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records import OVERALL, Comparison, Score
+from fedmed_cli.records import OVERALL, Choices, Comparison, Generated, Matrix, Rate, Score
 from fedmed_cli.screen import Table
 
 NO_EFFECT = "The interval includes 0: these examples do not show a difference between global adapter and base."
@@ -30,7 +30,50 @@ def comparison_lines(record: Comparison) -> list[Table | str]:
             Table("On the other sites' examples", ("site", "global against the site's own adapter, 95 %"), rows)
         )
     lines += _notes(record)
+    if record.generated:
+        lines += _generated(record.generated)
+    if record.choices:
+        lines += _choices(record.choices)
     return lines
+
+
+def _percent(rate: Rate | None) -> str:
+    if rate is None:
+        return ""
+    return f"{100 * rate.score.mean:.1f} [{100 * rate.score.low:.1f}, {100 * rate.score.high:.1f}]"
+
+
+def _change(rate: Rate) -> str:
+    gain = rate.against_base
+    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" if gain else ""
+
+
+def _choices(record: Choices) -> list[Table | str]:
+    rows = []
+    for name, score in record.adapters.items():
+        row = [name, _percent(score.accuracy), _percent(score.accuracy_norm), _change(score.accuracy_norm)]
+        rows.append([*row, _percent(score.by_letter), _percent(score.asked), f"{score.num_unparseable}"])
+    columns = ("adapter", "by text", "per character", "against base", "by letter", "asked", "unparseable")
+    title = f"Accuracy in % on {record.num_questions} multiple-choice questions of {record.examples}"
+    return [
+        Table(title, columns, rows),
+        f"Guessing gets {100 * record.chance:.1f} %. 95 % intervals; the difference to the base is that per character. "
+        f"{record.num_asked} questions were asked for a letter; an answer without one counts as wrong.",
+    ]
+
+
+def _generated(record: Generated) -> list[Table | str]:
+    rows = []
+    for name, score in record.adapters.items():
+        row = [name, _percent(score.rouge_l), _change(score.rouge_l), _percent(score.token_f1), _change(score.token_f1)]
+        rows.append([*row, f"{score.num_empty}", f"{score.num_unfinished}"])
+    columns = ("adapter", "ROUGE-L", "against base", "token F1", "against base", "empty", "cut")
+    title = f"Generated answers to {record.num_questions} test questions against their reference answers, in %"
+    return [
+        Table(title, columns, rows),
+        f"At most {record.max_new_tokens} tokens an answer; intervals resample {record.num_groups} groups. Words in "
+        "common are no measure of being right.",
+    ]
 
 
 def _overall(record: Comparison) -> list[Table | str]:
@@ -110,3 +153,29 @@ def verdict_line(record: Comparison) -> str | None:
     if interval.low > 0:
         return f"The global adapter is worse than the base by {interval.mean:.4f} nats; the interval excludes 0."
     return NO_EFFECT
+
+
+def matrix_lines(record: Matrix) -> list[Table | str]:
+    """The loss of each adapter at each site, and its gain on the base there."""
+    names = ["base", *(name for name in record.adapters if name != "base")]
+    losses, gains = [], []
+    for site, cell in record.sites.items():
+        scores = [cell.scores.get(name) for name in names]
+        losses.append([f"{site} ({cell.num_examples})", *(f"{score.loss:.4f}" if score else "" for score in scores)])
+        gains.append([site, *(interval_text(score.against_base) if score else "" for score in scores[1:])])
+    losses.append(["mean of sites", *(f"{record.means[name]:.4f}" if name in record.means else "" for name in names)])
+    lines: list[Table | str] = [
+        Table("Held-out loss, site (examples) by adapter", ["site", *names], losses),
+        Table("Against the base, 95 %", ["site", *names[1:]], gains),
+    ]
+    worst = record.worst_sites.get("global")
+    score = record.sites[worst].scores["global"] if worst else None
+    if score is not None and score.against_base is not None:
+        lines.append(
+            f"Worst site of the global adapter: {worst}, {interval_text(score.against_base)} against the base."
+        )
+    lines.append("Nats per answer token, negative is better; each hospital measured on its own test examples.")
+    few = [f"{site} ({cell.num_groups})" for site, cell in record.sites.items() if cell.num_groups < FEW_GROUPS]
+    if few:
+        lines.append(f"few groups, so rough intervals: {', '.join(few)} ({FEW_GROUPS} or more are wanted)")
+    return lines

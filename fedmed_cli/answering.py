@@ -1,0 +1,60 @@
+"""Answers that adapters generate to test questions, scored against the reference answers; no text is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from fedmed_cli.adapters import Adapter
+from fedmed_cli.candidates import BASE
+from fedmed_cli.examples import Example, prompt_messages
+from fedmed_cli.generation import answer_many
+from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval
+from fedmed_cli.models import LanguageModel
+from fedmed_cli.overlap import rouge_l, token_f1
+from fedmed_cli.records import Generated, OverlapScore, Plan, Rate
+
+Progress = Callable[[str, int, int], None]
+
+
+def measure(
+    plan: Plan,
+    lm: LanguageModel,
+    chosen: Mapping[str, Adapter],
+    asked: Sequence[Example],
+    group_by: str | None,
+    max_new_tokens: int,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    progress: Progress | None = None,
+) -> Generated:
+    """Ask the base and every adapter the same questions (greedy decoding); differences are paired by question."""
+    conversations = [prompt_messages(plan.prompt, example.question) for example in asked]
+    groups = [example.group(group_by) for example in asked]
+    values: dict[str, dict[str, np.ndarray]] = {}
+    counts: dict[str, tuple[int, int]] = {}
+    for name, adapter in {BASE: None, **chosen}.items():
+        report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
+        lm.use(adapter)
+        answers = answer_many(lm, conversations, max_new_tokens, report)
+        pairs = [(example.answer, answer.text) for example, answer in zip(asked, answers, strict=True)]
+        values[name] = {
+            "rouge_l": np.array([rouge_l(*pair) for pair in pairs]),
+            "token_f1": np.array([token_f1(*pair) for pair in pairs]),
+        }
+        counts[name] = (sum(not answer.text for answer in answers), sum(not answer.finished for answer in answers))
+
+    def rate(name: str, what: str) -> Rate:
+        own = values[name][what]
+        score = mean_interval(own, groups, num_resamples)
+        if name == BASE:
+            return Rate(score, None)
+        return Rate(score, mean_interval(own - values[BASE][what], groups, num_resamples))
+
+    return Generated(
+        num_questions=len(asked),
+        num_groups=len(set(groups)),
+        max_new_tokens=max_new_tokens,
+        adapters={name: OverlapScore(rate(name, "rouge_l"), rate(name, "token_f1"), *counts[name]) for name in values},
+    )

@@ -1,0 +1,201 @@
+"""Multiple-choice questions out of the layouts of MedMCQA, MedQA and PubMedQA, and what an asked model answered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedmed_cli.digests import sha256_json
+from fedmed_cli.errors import InputError
+from fedmed_cli.layouts import BadRow
+from fedmed_cli.readers import raw_rows
+
+LETTERS = "ABCDEFGHIJ"
+DECISIONS = ("yes", "no", "maybe")
+MAX_SKIPPED = 0.1
+
+Say = Callable[[str], None]
+ChoiceLayout = Literal["options", "columns", "decision"]
+
+_COLUMNS = ("opa", "opb", "opc", "opd")
+_LEAD = r"\W*(?:(?:the\s+)?(?:correct\s+|best\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)?\W*"
+_LETTER = re.compile(rf"(?i:{_LEAD})(?:(?i:option)\s+)?([A-J])(?=\s*$|\s*[.):,;*\]\n])")
+_DECISION = re.compile(rf"{_LEAD}(yes|no|maybe)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its options; `labels` are what a model may write for them, `answer` the right one's index."""
+
+    text: str
+    options: tuple[str, ...]
+    labels: tuple[str, ...]
+    answer: int
+
+    @property
+    def key(self) -> str:
+        """Digest of the question with its options."""
+        return sha256_json([self.text, list(self.options)])
+
+    @property
+    def asking(self) -> str:
+        """The question with its options listed, and what to write."""
+        if self.labels == DECISIONS:
+            return f"{self.text}\n\nAnswer with one word: yes, no or maybe."
+        listed = "\n".join(f"{label}. {option}" for label, option in zip(self.labels, self.options, strict=True))
+        return f"{self.text}\n\n{listed}\n\nAnswer with the letter of the right option alone."
+
+    def parse(self, text: str) -> int | None:
+        """The option that a generated answer chooses: a label at its start, or one option's text; else None."""
+        if self.labels == DECISIONS:
+            found = _DECISION.match(text)
+            return DECISIONS.index(found.group(1).lower()) if found else None
+        found = _LETTER.match(text)
+        if found:
+            return self.labels.index(found.group(1)) if found.group(1) in self.labels else None
+        said = [i for i, option in enumerate(self.options) if option.casefold() in text.casefold()]
+        return said[0] if len(said) == 1 else None
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of a file that are asked, how it lays them out, and how many of its rows are none."""
+
+    questions: list[Question]
+    layout: ChoiceLayout
+    name: str
+    num_skipped: int
+
+    @property
+    def digest(self) -> str:
+        return sha256_json([[question.key, question.answer] for question in self.questions])
+
+
+def read_questions(path: Path, limit: int, say: Say) -> QuestionSet:
+    """The questions of a file, at most `limit` of them in an order as good as random.
+
+    Rows without options or without an answer, and repeated questions, are left out and counted. InputError
+    where the file has none of the layouts, or where more than a tenth of its rows is unusable.
+    """
+    rows = list(raw_rows(str(path)))
+    lower = [
+        ({str(k).lower(): v for k, v in value.items()}, line) for line, value in rows if isinstance(value, Mapping)
+    ]
+    layout = _layout(lower, path)
+    first = _first_number(lower, path) if layout == "columns" else 0
+    faults = [(line, value.message) for line, value in rows if isinstance(value, BadRow)]
+    found: dict[str, Question] = {}
+    num_repeated = 0
+    for row, line in lower:
+        try:
+            question = _READERS[layout](row, first)
+        except BadRow as fault:
+            faults.append((line, f"{path}: row {line}: {fault.message}"))
+            continue
+        num_repeated += question.key in found
+        found.setdefault(question.key, question)
+    if len(faults) > MAX_SKIPPED * len(rows):
+        raise InputError(
+            min(faults)[1], hint=f"{len(faults)} of {len(rows)} rows are no question with options and an answer"
+        )
+    if faults:
+        say(f"{path.name}: {len(faults)} of {len(rows)} rows left out: no question with options and an answer")
+    if num_repeated:
+        say(f"{path.name}: {num_repeated} repeated questions left out")
+    chosen = sorted(found.values(), key=lambda question: question.key)[:limit]
+    if len(chosen) < len(found):
+        say(f"{path.name}: {len(chosen)} of {len(found)} questions (--max-eval-samples)")
+    return QuestionSet(chosen, layout, path.name, len(faults) + num_repeated)
+
+
+def _layout(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> ChoiceLayout:
+    names = {name for row, _ in rows[:100] for name in row}
+    if "question" in names and "options" in names:
+        return "options"
+    if "question" in names and {*_COLUMNS, "cop"} <= names:
+        return "columns"
+    if "question" in names and "final_decision" in names:
+        return "decision"
+    found = ", ".join(sorted(name[:40] for name in names)[:30]) or "none"
+    raise InputError(
+        f"{path}: is no file of multiple-choice questions, found columns {found}",
+        hint="expected question and options with answer_idx or answer (MedQA), or with opa, opb, opc, opd and cop "
+        "(MedMCQA), or with final_decision (PubMedQA)",
+    )
+
+
+def _first_number(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> int:
+    """Whether `cop` counts options from 0 (the hub's MedMCQA) or from 1 (the original files)."""
+    seen = {row.get("cop") for row, _ in rows} & {0, 1, 2, 3, 4}
+    if {0, 4} <= seen or not seen & {0, 4}:
+        raise InputError(
+            f"{path}: cop does not tell whether it counts from 0 or from 1 (found {sorted(seen)})",  # type: ignore[type-var]
+            hint="give the right option's letter in a column answer_idx, and the options as an object",
+        )
+    return 0 if 0 in seen else 1
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow("empty", f"expected text as {what}")
+    return value.strip()
+
+
+def _question(text: str, options: Sequence[str], answer: int) -> Question:
+    if not 2 <= len(options) <= len(LETTERS):
+        raise BadRow("options", f"expected 2 to {len(LETTERS)} options, found {len(options)}")
+    if not 0 <= answer < len(options):
+        raise BadRow("no_answer", "expected the right option's place among the options, found another number")
+    return Question(text, tuple(options), tuple(LETTERS[: len(options)]), answer)
+
+
+def _from_options(row: Mapping[str, Any], first: int) -> Question:
+    """MedQA: `options` an object of letters, or a list of {key, value}, and the letter (or text) of the answer."""
+    options = row.get("options")
+    if isinstance(options, list) and all(isinstance(part, dict) and {"key", "value"} <= set(part) for part in options):
+        options = {str(part["key"]): part["value"] for part in options}
+    if isinstance(options, list):
+        options = dict(zip(LETTERS, options, strict=False))
+    if not isinstance(options, dict):
+        raise BadRow("options", "expected options as an object or a list")
+    keys = sorted(key for key, value in options.items() if value is not None)  # Arrow fills absent letters with null
+    texts = [_text(options[key], "an option") for key in keys]
+    for name in ("answer_idx", "answer"):
+        answer = row.get(name)
+        if isinstance(answer, str) and (answer in keys or answer in texts):
+            place = keys.index(answer) if answer in keys else texts.index(answer)
+            return _question(_text(row.get("question"), "the question"), texts, place)
+    raise BadRow("no_answer", "expected answer_idx or answer to be an option's letter or text")
+
+
+def _from_columns(row: Mapping[str, Any], first: int) -> Question:
+    """MedMCQA: `opa` to `opd`, and `cop` the number of the right one, counted from `first`."""
+    place = row.get("cop")
+    if type(place) is not int:
+        raise BadRow("no_answer", "expected cop to be a whole number")
+    options = [_text(row.get(name), "an option") for name in _COLUMNS]
+    return _question(_text(row.get("question"), "the question"), options, place - first)
+
+
+def _from_decision(row: Mapping[str, Any], first: int) -> Question:
+    """PubMedQA: the abstract without its conclusion, a question about it, and `final_decision`."""
+    context = row.get("contexts", row.get("context"))
+    if isinstance(context, dict):
+        context = context.get("contexts")
+    parts = [context] if isinstance(context, str) else context if isinstance(context, list) else []
+    texts = [_text(part, "a part of the context") for part in parts]
+    answer = row.get("final_decision")
+    if answer not in DECISIONS:
+        raise BadRow("no_answer", "expected final_decision to be yes, no or maybe")
+    text = "\n\n".join([*texts, _text(row.get("question"), "the question")])
+    return Question(text, DECISIONS, DECISIONS, DECISIONS.index(answer))
+
+
+_READERS: dict[ChoiceLayout, Callable[[Mapping[str, Any], int], Question]] = {
+    "options": _from_options,
+    "columns": _from_columns,
+    "decision": _from_decision,
+}

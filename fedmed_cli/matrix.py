@@ -1,0 +1,104 @@
+"""The hospitals' comparisons merged into one table, site by adapter: only the numbers that they sent."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fedmed_cli.candidates import worst_sites
+from fedmed_cli.codec import read_file
+from fedmed_cli.digests import sha256_bytes, short
+from fedmed_cli.errors import CombineError, InputError
+from fedmed_cli.records import OVERALL, Comparison, Matrix, MatrixSite, Plan
+from fedmed_cli.workspace import utc_now
+
+Say = Callable[[str], None]
+
+
+def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) -> Matrix:
+    """One matrix of what each hospital measured on its own examples (`fedmed compare --site SITE`).
+
+    CombineError where files are of another plan or base, where a name stands for two adapters, or where two
+    sites measured the same examples; InputError where a file is no hospital's.
+    """
+    found: dict[str, Comparison] = {}
+    files: dict[str, str] = {}
+    adapters: dict[str, str | None] = {}
+    homes: dict[str, Path] = {}  # where an adapter's name was seen first
+    for path in paths:
+        data = read_file(path)
+        record = Comparison.from_bytes(data, str(path))
+        site = _check(plan, path, record, found, files)
+        for name, digest in record.adapters.items():
+            if name in adapters and adapters[name] != digest:
+                raise CombineError(
+                    f"{homes[name]} and {path}: {name!r} is adapter {_short(adapters[name])} in the one and "
+                    f"{_short(digest)} in the other",
+                    hint="all hospitals compare the same adapters, after the same round",
+                )
+            homes.setdefault(name, path)
+        adapters |= record.adapters
+        found[site], files[site] = record, sha256_bytes(data)
+    names = [name for name in adapters if all(name in record.scores for record in found.values())]
+    for name in adapters:
+        if name not in names:
+            where = ", ".join(site for site, record in found.items() if name in record.scores)
+            say(f"{name} was measured at {where} only, so it has no mean")
+    if missing := [site for site in plan.sites.names if site not in found]:
+        say(f"no comparison from {', '.join(missing)}")
+    overall = {site: {name: score[OVERALL] for name, score in record.scores.items()} for site, record in found.items()}
+    numbers = {record.round for record in found.values()}
+    return Matrix(
+        plan=plan.digest,
+        base_fingerprint=plan.base.fingerprint,
+        round=next(iter(numbers)) if len(numbers) == 1 else None,
+        adapters=adapters,
+        sites={
+            site: MatrixSite(
+                examples_digest=record.examples_digest,
+                num_examples=overall[site]["base"].num_examples,
+                num_groups=overall[site]["base"].num_groups,
+                scores=overall[site],
+            )
+            for site, record in sorted(found.items())
+        },
+        means={name: statistics.fmean(overall[site][name].loss for site in found) for name in names},
+        worst_sites=worst_sites({name: {site: overall[site][name] for site in found} for name in names}),
+        files=files,
+        run={"created": utc_now()},
+    )
+
+
+def _check(
+    plan: Plan, path: Path, record: Comparison, found: Mapping[str, Comparison], files: Mapping[str, str]
+) -> str:
+    """The site that measured, where its file belongs to this plan and to no other file."""
+    if record.site is None:
+        raise InputError(
+            f"{path}: was not measured by a hospital",
+            hint="a hospital writes reports/compare-SITE.json with 'fedmed compare --site SITE'",
+        )
+    if record.site not in plan.sites.names:
+        raise CombineError(f"{path}: site {record.site} is not in the plan ({', '.join(plan.sites.names)})")
+    if record.plan != plan.digest:
+        raise CombineError(f"{path}: is of plan {short(record.plan)}…, expected {short(plan.digest)}…")
+    if record.base_fingerprint != plan.base.fingerprint:
+        raise CombineError(
+            f"{path}: is of base model {short(record.base_fingerprint)}…, expected {short(plan.base.fingerprint)}…"
+        )
+    if record.site in found:
+        raise CombineError(f"{path}: site {record.site} stands in two files")
+    for name in record.adapters:
+        if OVERALL not in record.scores.get(name, {}):
+            raise InputError(f"{path}: scores.{name[:80]} has no {OVERALL!r}")
+    if record.adapters.get("base", "") is not None:
+        raise InputError(f"{path}: adapters has no base")
+    for site, other in found.items():
+        if other.examples_digest == record.examples_digest:
+            raise CombineError(f"{path}: sites {site} and {record.site} measured on the same examples")
+    return record.site
+
+
+def _short(digest: str | None) -> str:
+    return f"{short(digest)}…" if digest else "none"

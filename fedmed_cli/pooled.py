@@ -1,0 +1,159 @@
+"""The upper bound of a federation on one machine: one adapter trained on all sites' examples put together."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fedmed_cli import adapters, examples, rounds
+from fedmed_cli.adapters import Adapter
+from fedmed_cli.candidates import POOLED
+from fedmed_cli.digests import sha256_json
+from fedmed_cli.errors import InputError, UsageError
+from fedmed_cli.examples import Encoded, Example
+from fedmed_cli.models import LanguageModel
+from fedmed_cli.records import Contribution, Plan, Pooled
+from fedmed_cli.training import Step, Trained, order_seed, train
+from fedmed_cli.workspace import Workspace, utc_now
+
+RECORD_NAME = "pooled.json"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What the federation has spent in all rounds, and so what the pooled training may spend."""
+
+    rounds: int
+    steps: int
+    tokens: int
+    batch_size: int
+
+
+def pooled_adapter(
+    workspace: Workspace,
+    plan: Plan,
+    lm: LanguageModel,
+    say: Say = lambda message: None,
+    step: Callable[[Step], None] | None = None,
+) -> Adapter:
+    """The pooled adapter of this workspace's rounds, trained now or taken from `reports/pooled/`.
+
+    It starts from the plan's initial adapter and makes as many steps, of the same batch size, as all sites in all
+    rounds made together. InputError where a round's contributions or a site's examples are not here. The caller
+    holds the lock.
+    """
+    if POOLED in plan.sites.names:
+        raise UsageError(f"--pooled: {POOLED} is a site of this plan, so it cannot name the pooled adapter")
+    budget = _budget(workspace, plan, say)
+    rows = _all_examples(workspace, plan)
+    digest = examples.set_digest(rows)
+    seed = order_seed(plan, POOLED, budget.rounds)
+    key = sha256_json([plan.digest, digest, budget.steps, budget.batch_size, seed])
+    kept = _kept(workspace, plan, key)
+    if kept is not None:
+        say(f"the pooled adapter of {budget.steps} steps is taken from reports/pooled")
+        return kept
+    encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
+    usable = [tokens for tokens in encoded if tokens is not None]
+    if len(usable) < len(rows):
+        say(f"pooled: {len(rows) - len(usable)} of {len(rows)} examples skipped: the question fills max_length")
+    say(f"training the pooled adapter: {budget.steps} steps on {len(usable):,} examples of all sites")
+    started = time.perf_counter()
+    start = rounds.starting_adapter(workspace, plan, 1)
+    trained = _train(lm, plan, start, usable, budget, seed, step)
+    say(f"pooled: {trained.num_tokens:,} answer tokens; the federation's rounds used {budget.tokens:,}")
+    record = Pooled(
+        key=key,
+        plan=plan.digest,
+        base_fingerprint=plan.base.fingerprint,
+        parent=start.digest,
+        adapter=trained.adapter.digest,
+        examples_digest=digest,
+        num_examples=len(usable),
+        num_trained_tokens=trained.num_tokens,
+        num_federated_tokens=budget.tokens,
+        rounds=budget.rounds,
+        max_steps=budget.steps,
+        per_device_train_batch_size=budget.batch_size,
+        losses=tuple(round(loss, 6) for loss in trained.losses),
+        run=lm.environment() | {"created": utc_now(), "seconds": round(time.perf_counter() - started, 3)},
+    )
+    readme = adapters.readme(
+        plan.base,
+        trained.adapter,
+        "Pooled adapter: an upper bound",
+        "Trained by fedmed on all sites' examples together, to compare a federation with. It is no global adapter.",
+    )
+    files = {f"adapter/{name}": data for name, data in adapters.adapter_files(trained.adapter, readme).items()}
+    workspace.replace_folder(workspace.reports / "pooled", {**files, RECORD_NAME: record.to_bytes()})
+    return trained.adapter
+
+
+def _train(
+    lm: LanguageModel,
+    plan: Plan,
+    start: Adapter,
+    encoded: Sequence[Encoded],
+    budget: _Budget,
+    seed: int,
+    step: Callable[[Step], None] | None,
+) -> Trained:
+    return train(
+        lm, plan, start, encoded, max_steps=budget.steps, batch_size=budget.batch_size, seed=seed, progress=step
+    )
+
+
+def _budget(workspace: Workspace, plan: Plan, say: Say) -> _Budget:
+    newest = workspace.newest_round()
+    if not newest:
+        raise InputError("--pooled: there is no round to compare with", hint="run 'fedmed round' first")
+    found: list[Contribution] = []
+    for number in range(1, newest + 1):
+        record = adapters.read_global(workspace.global_adapter(number), plan).aggregate
+        assert record is not None
+        for site in record.sites:
+            path = workspace.round(number) / site
+            if not path.is_dir():
+                raise InputError(
+                    f"--pooled: {workspace.relative(path)} is not here",
+                    hint="a pooled adapter is for one machine that has all sites' examples and contributions",
+                )
+            contribution = adapters.read_folder(path, plan).contribution
+            if contribution is None:
+                raise InputError(f"{workspace.relative(path)}: has no {adapters.CONTRIBUTION_NAME}")
+            found.append(contribution)
+    sizes = Counter(record.per_device_train_batch_size for record in found)
+    size = sizes.most_common(1)[0][0]
+    if len(sizes) > 1:
+        say(f"pooled: the sites trained with batch sizes {', '.join(map(str, sorted(sizes)))}; it takes {size}")
+    steps = sum(record.max_steps for record in found)
+    return _Budget(newest, steps, sum(record.num_trained_tokens for record in found), size)
+
+
+def _all_examples(workspace: Workspace, plan: Plan) -> list[Example]:
+    rows: list[Example] = []
+    for site in plan.sites.names:
+        path = workspace.site_data(site) / "train.jsonl"
+        if examples.find_set(path) is None:
+            raise InputError(
+                f"--pooled: {workspace.relative(path)} is not here",
+                hint="a pooled adapter is for one machine that has all sites' examples",
+            )
+        rows += examples.read_jsonl(path)
+    return rows
+
+
+def _kept(workspace: Workspace, plan: Plan, key: str) -> Adapter | None:
+    """The adapter in `reports/pooled/` where it was trained with just this `key`."""
+    folder = workspace.reports / "pooled"
+    if not (folder / RECORD_NAME).exists():
+        return None
+    record = Pooled.read(folder / RECORD_NAME)
+    if record.key != key:
+        return None
+    adapter = adapters.read_folder(folder / "adapter", plan).adapter
+    return adapter if adapter.digest == record.adapter else None

@@ -1,0 +1,92 @@
+"""`fedmed compare --pooled`: the upper bound, its budget, and that it is trained once."""
+
+import json
+import shutil
+
+import pytest
+
+from fedmed_cli.app import main
+from fedmed_cli.records import Comparison, Contribution, Pooled
+
+
+@pytest.fixture
+def argv(round_workspace, tiny_base):
+    return ["compare", "--pooled", "--no-answers", "-C", str(round_workspace.root), "--base", str(tiny_base)]
+
+
+def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_against_it(
+    round_workspace, argv, capsys
+):
+    capsys.readouterr()
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    root = round_workspace.root
+    pooled = Pooled.read(root / "reports/pooled/pooled.json")
+    sites = [Contribution.read(root / f"rounds/001/{site}/contribution.json") for site in "ABC"]
+    assert pooled.max_steps == len(pooled.losses) == sum(site.max_steps for site in sites) == 9
+    assert pooled.num_examples == sum(site.num_examples for site in sites)
+    assert pooled.num_federated_tokens == sum(site.num_trained_tokens for site in sites)
+    assert 0.3 < pooled.num_trained_tokens / pooled.num_federated_tokens < 3
+    assert pooled.rounds == 1
+    assert f"{pooled.num_trained_tokens:,} answer tokens; the federation's rounds used" in err
+    record = Comparison.read(root / "reports/compare.json")
+    assert record.adapters["pooled"] == pooled.adapter
+    loss = {name: record.scores[name]["overall"].loss for name in ("base", "global", "pooled")}
+    share = (loss["base"] - loss["global"]) / (loss["base"] - loss["pooled"])
+    if record.recovered is None:
+        assert record.scores["pooled"]["overall"].against_base.high >= 0
+        assert "The pooled adapter is not clearly better than the base" in out
+    else:
+        assert record.recovered.mean == pytest.approx(share)
+        assert record.recovered.low < share < record.recovered.high
+        assert f"reaches {100 * share:.0f} % of the pooled adapter's gain" in out
+
+
+def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_workspace, tiny_base, argv):
+    from fedmed_cli import adapters, bases, examples, models, rounds, training
+
+    assert main([*argv, "-q"]) == 0
+    plan = round_workspace.read_plan()
+    lm = models.load(bases.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
+    rows = [row for site in "ABC" for row in examples.read_jsonl(round_workspace.site_data(site) / "train.jsonl")]
+    encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
+    start = rounds.starting_adapter(round_workspace, plan, 1)
+    seed = training.order_seed(plan, "pooled", 1)
+    again = training.train(lm, plan, start, encoded, max_steps=9, batch_size=2, seed=seed)
+    kept = adapters.read_folder(round_workspace.reports / "pooled/adapter", plan).adapter
+    assert kept.digest == again.adapter.digest
+
+
+def test_it_is_trained_once_and_anew_after_another_round(round_workspace, tiny_base, argv, monkeypatch, capsys):
+    from fedmed_cli import pooled
+
+    assert main([*argv, "-q"]) == 0
+    first = Pooled.read(round_workspace.reports / "pooled/pooled.json")
+    calls = []
+    real = pooled.train
+    monkeypatch.setattr(pooled, "train", lambda *args, **options: calls.append(options) or real(*args, **options))
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "is taken from reports/pooled" in capsys.readouterr().err
+    assert calls == []
+    assert main(["round", "-q", "-C", str(round_workspace.root), "--base", str(tiny_base)]) == 0
+    assert main([*argv, "-q"]) == 0
+    assert [options["max_steps"] for options in calls] == [18]
+    second = Pooled.read(round_workspace.reports / "pooled/pooled.json")
+    assert second.key != first.key
+    assert list((round_workspace.private / "replaced").glob("pooled-*"))
+
+
+def test_it_needs_rounds_and_all_sites_examples(round_workspace, split_once, tmp_path, tiny_base, fails, argv):
+    other = shutil.copytree(split_once, tmp_path / "before")
+    message = fails(3, "compare", "--pooled", "--no-answers", "-C", other, "--base", tiny_base)
+    assert "--pooled: there is no round to compare with" in message
+    (round_workspace.site_data("B") / "train.jsonl").unlink()
+    assert "--pooled: data/B/train.jsonl is not here" in fails(3, *argv)
+
+
+def test_no_text_is_in_its_record(round_workspace, argv):
+    assert main([*argv, "-q"]) == 0
+    text = (round_workspace.reports / "pooled/pooled.json").read_text()
+    rows = (round_workspace.site_data("A") / "train.jsonl").read_text().splitlines()
+    assert not any(json.loads(row)["question"] in text for row in rows)
