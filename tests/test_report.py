@@ -16,7 +16,22 @@ from pages import parse, section, table
 
 from fedmed_cli import report
 from fedmed_cli.app import main
-from fedmed_cli.records import Aggregate, Comparison, Contribution, Interval, Score, SplitRecord
+from fedmed_cli.records import (
+    Aggregate,
+    Choices,
+    ChoiceScore,
+    Comparison,
+    Contribution,
+    Generated,
+    Interval,
+    Matrix,
+    MatrixSite,
+    OverlapScore,
+    Rate,
+    Score,
+    SplitRecord,
+    Tally,
+)
 from fedmed_cli.report import evidence, facts, page, training
 from fedmed_cli.workspace import Workspace
 
@@ -141,6 +156,60 @@ def test_matrix_of_hospitals_is_shown_before_the_shared_test_set(golden):
     loss = compared.scores["global"]["overall"].loss
     assert rows[1][rows[0].index("global")].startswith(f"{loss:.4f}")
     assert "Measured inside hospital A" in section(root, "comparison").text
+
+
+def test_all_that_a_comparison_can_hold_is_shown(golden):
+    compared = Comparison.read(golden.reports / "compare.json")
+    rate = Rate(Interval(0.412, 0.39, 0.43), Interval(0.0512, 0.01, 0.09))
+    alone = replace(rate, against_base=None)
+    tally = {
+        name: {part: replace(score, tally=Tally(7, 1, 2)) for part, score in one.items()}
+        for name, one in compared.scores.items()
+    }
+    overlap = {name: OverlapScore(alone if name == "base" else rate, rate, 3, 4) for name in ("global", "base")}
+    choice = {name: ChoiceScore(rate, rate, rate, rate if name == "global" else None, 5) for name in ("global", "base")}
+    kind = {"children": {name: one["overall"] for name, one in compared.scores.items()}}
+    full = replace(
+        compared,
+        scores=tally,
+        generated=Generated(60, 31, 48, overlap),
+        choices=Choices("dev.jsonl", "0" * 64, "options", 100, 2, 50, 0.25, choice),
+        columns={"focus": kind},
+        on_other_sites={"A": Interval(-0.03, -0.05, -0.01)},
+        recovered=Interval(0.83, 0.7, 0.95),
+        worst_sites={"global": "B"},
+        num_skipped=3,
+    )
+    (golden.reports / "compare.json").write_bytes(full.to_bytes())
+    matrix = Matrix(
+        compared.plan,
+        compared.base_fingerprint,
+        1,
+        compared.adapters,
+        {"A": MatrixSite("0" * 64, 9, 8, {name: one["overall"] for name, one in compared.scores.items()})},
+        {"global": 1.25},
+        {"global": "A"},
+        {"A": "0" * 64},
+    )
+    (golden.reports / "matrix.json").write_bytes(matrix.to_bytes())
+    root = check_structure(written(golden))
+    assert {row[-1] for row in table(root, "Overall")[1:]} == {"7 / 1 / 2"}
+    right = "41.2 % [39.0, 43.0]"
+    assert table(root, "Multiple choice")[1:] == [
+        ["base", right, right, "+5.1 [+1.0, +9.0]", right, "not measured", ""],
+        ["global", right, right, "+5.1 [+1.0, +9.0]", right, right, "5 of 50"],
+    ]
+    assert [row[2] for row in table(root, "Overlap")[1:]] == ["", "+5.1 [+1.0, +9.0]"]
+    assert table(root, "Loss by focus")[1][:2] == ["children", f"{kind['children']['base'].num_examples}"]
+    minus = "\N{MINUS SIGN}"
+    expected = ["A", "-0.0300 [-0.0500, -0.0100]".replace("-", minus)]
+    assert table(root, "Global adapter minus the site's own")[1] == expected
+    text = section(root, "comparison").text
+    for part in ("reaches 83 % [70, 95] of the gain", "global: site B", "3 prompts without room", "right in 25.0 %"):
+        assert part in text, part
+    rows = table(root, "Loss of each adapter on each site's examples")
+    assert [row[0] for row in rows[1:]] == ["A", "mean of sites"]
+    assert rows[2][rows[0].index("global")] == "1.2500"
 
 
 def test_better_is_blue_worse_is_orange_and_the_shade_goes_by_size():

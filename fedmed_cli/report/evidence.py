@@ -103,9 +103,9 @@ def _comparison_parts(facts: Facts, record: Comparison, name: str, drawn: bool) 
     for column, values in record.columns.items():
         parts.append(_column(facts, column, values))
     if record.choices is not None:
-        parts.append(Group("Multiple choice", _choice_parts(record.choices)))
+        parts.append(Group("Multiple choice", _choice_parts(facts, record.choices)))
     if record.generated is not None:
-        parts.append(Group("Generated answers", _generated_parts(record.generated)))
+        parts.append(Group("Generated answers", _generated_parts(facts, record.generated)))
     return parts
 
 
@@ -184,24 +184,27 @@ def _column(facts: Facts, column: str, values: Mapping[str, Mapping[str, Score]]
     return Grid(f"Loss by {column}", [column, "examples", *adapters], rows, folded=True)
 
 
-def _choice_parts(choices: Choices) -> list[Part]:
+def _choice_parts(facts: Facts, choices: Choices) -> list[Part]:
     about = (
-        f"{words.count(choices.num_questions, 'question')} of {choices.examples} ({choices.layout}); guessing is right "
-        f"in {words.percent(choices.chance, 1)}. Accuracy takes the option of the highest log-probability."
+        f"{words.count(choices.num_questions, 'question')} of {choices.examples}; guessing is right in "
+        f"{words.percent(choices.chance, 1)}. By text takes the option of the highest log-probability, per character "
+        "divides that by its length, by letter takes the most probable letter of the listed options; when asked, the "
+        "model writes a letter, and an answer without one counts as wrong. Differences are those per character."
     )
     if choices.num_skipped:
-        about += f" {choices.num_skipped:,} questions were left out."
+        about += f" {words.count(choices.num_skipped, 'question')} did not fit and were left out."
     rows = []
-    for name, score in choices.adapters.items():
-        row = [name, words.rate(score.accuracy), _points(score.accuracy.against_base), words.rate(score.accuracy_norm)]
-        asked = f"{score.num_unparseable:,} of {choices.num_asked:,}" if score.asked else ""
-        rows.append([*row, words.rate(score.asked) if score.asked else "", asked])
-    columns = ["adapter", "accuracy", "against base", "per character", "asked for a letter", "without a letter"]
+    for name in _in_order(facts, list(choices.adapters)):
+        score = choices.adapters[name]
+        row = [name, words.rate(score.accuracy), words.rate(score.accuracy_norm)]
+        row += [_points(score.accuracy_norm.against_base), words.rate(score.by_letter), words.rate(score.asked)]
+        rows.append([*row, f"{score.num_unparseable:,} of {choices.num_asked:,}" if score.asked else ""])
+    columns = ["adapter", "by text", "per character", "against base", "by letter", "asked", "without a letter"]
     title = "Multiple choice: accuracy with 95 % intervals; differences in percentage points"
     return [Text(about), Grid(title, columns, rows)]
 
 
-def _generated_parts(generated: Generated) -> list[Part]:
+def _generated_parts(facts: Facts, generated: Generated) -> list[Part]:
     about = (
         f"Answers to {words.count(generated.num_questions, 'question')} "
         f"({words.count(generated.num_groups, 'group')}), at most {generated.max_new_tokens:,} tokens each. Overlap "
@@ -217,7 +220,8 @@ def _generated_parts(generated: Generated) -> list[Part]:
             f"{score.num_empty:,}",
             f"{score.num_unfinished:,}",
         ]
-        for name, score in generated.adapters.items()
+        for name in _in_order(facts, list(generated.adapters))
+        for score in [generated.adapters[name]]
     ]
     columns = ["adapter", "ROUGE-L", "against base", "token F1", "against base", "empty", "cut"]
     title = "Overlap with the reference answers, 95 % intervals; differences in percentage points"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedmed_cli.codec import encode
 from fedmed_cli.digests import short
 from fedmed_cli.report import words
 from fedmed_cli.report.facts import Checks, Facts, RoundFacts
@@ -21,6 +22,10 @@ LIMITS = (
     "What sites say of themselves (examples, tokens, training and validation losses) is their own claim.",
     "An adapter can hold traces of what it was trained on. A backdoor that keeps within honest norms, sites that "
     "collude, and what a curious reader infers from an adapter are not defended against.",
+)
+# The training options that the plan's section words; any other is shown as it is.
+_SHOWN = frozenset(
+    "learning_rate lr_scheduler_type max_grad_norm max_length max_steps seed warmup_steps weight_decay".split()
 )
 
 
@@ -93,6 +98,7 @@ def plan_section(facts: Facts) -> Section:
         ),
         ("Longest example", f"{training.max_length:,} tokens"),
         ("Seed", str(training.seed)),
+        *((f"training.{name}", str(value)) for name, value in encode(training).items() if name not in _SHOWN),
         ("System text", plan.prompt.system or "(none)"),
         ("User text", plan.prompt.user),
         ("Sites", ", ".join(plan.sites.names) + f"; a round needs {plan.sites.min_sites}"),
