@@ -81,7 +81,7 @@ def html(facts: Facts, drawn: bool = True, answers: bool = True, checks: Checks 
     done = sum(one.aggregate is not None for one in facts.rounds)
     lead = [
         f"{words.count(len(plan.sites.names), 'site')}, {words.count(done, 'round')}, adapters for {plan.base.name}. "
-        "Hospitals exchanged adapters and numbers; no record of a patient left a hospital for this report."
+        "Sites exchange adapters and numbers; this report was made from their records, not from their data."
     ]
     if facts.newest:
         lead.append(f"Newest record: {facts.newest}.")
