@@ -27,6 +27,7 @@ from fedmed_cli.records import (
     Matrix,
     MatrixSite,
     OverlapScore,
+    Pooled,
     Rate,
     Score,
     SplitRecord,
@@ -192,6 +193,23 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
         {"A": "0" * 64},
     )
     (golden.reports / "matrix.json").write_bytes(matrix.to_bytes())
+    pooled = Pooled(
+        key="0" * 64,
+        plan=compared.plan,
+        base_fingerprint=compared.base_fingerprint,
+        parent="0" * 64,
+        adapter=compared.adapters["global"],
+        examples_digest="0" * 64,
+        num_examples=4321,
+        num_trained_tokens=98765,
+        num_federated_tokens=98700,
+        rounds=1,
+        max_steps=3,
+        per_device_train_batch_size=2,
+        losses=(),
+    )
+    (golden.reports / "pooled").mkdir()
+    (golden.reports / "pooled/pooled.json").write_bytes(pooled.to_bytes())
     root = check_structure(written(golden))
     assert {row[-1] for row in table(root, "Overall")[1:]} == {"7 / 1 / 2"}
     right = "41.2 % [39.0, 43.0]"
@@ -205,7 +223,13 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
     expected = ["A", "-0.0300 [-0.0500, -0.0100]".replace("-", minus)]
     assert table(root, "Global adapter minus the site's own")[1] == expected
     text = section(root, "comparison").text
-    for part in ("reaches 83 % [70, 95] of the gain", "global: site B", "3 prompts without room", "right in 25.0 %"):
+    for part in (
+        "reaches 83 % [70, 95] of the gain",
+        "global: site B",
+        "3 prompts without room",
+        "right in 25.0 %",
+        "4,321 examples together",
+    ):
         assert part in text, part
     rows = table(root, "Loss of each adapter on each site's examples")
     assert [row[0] for row in rows[1:]] == ["A", "mean of sites"]
@@ -270,6 +294,7 @@ def test_a_hospitals_own_workspace_shows_its_data_and_its_contribution(trained_w
 def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(golden, capsys):
     (golden.reports / "compare.json").write_text('{"format": "fedmed/comparison"')
     (golden.reports / "compare-x y.json").write_text("{}")
+    (golden.adapters / "B.fedmed.tar").write_bytes(b"")
     (golden.round(1) / "A/contribution.json").unlink()
     with (golden.root / "metrics.jsonl").open("ab") as file:
         file.write(b'{"torn')
@@ -278,8 +303,9 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(golden, capsy
     assert "wrote" in out
     root = check_structure((golden.reports / "report.html").read_text())
     faults = [one.text for one in root.all("p") if one.attributes.get("class") == "fault"]
-    assert len(faults) == 3
+    assert len(faults) == 4
     for name in (
+        "B.fedmed.tar: is a bundle",
         "reports/compare.json: is not JSON",
         "compare-x y.json: holds no comparison",
         "metrics.jsonl: its torn",

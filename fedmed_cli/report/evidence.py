@@ -96,6 +96,14 @@ def _comparison_parts(facts: Facts, record: Comparison, name: str, drawn: bool) 
                 "of the gain of one adapter trained on all sites' examples together."
             )
         )
+    if facts.pooled is not None and facts.pooled.adapter in record.adapters.values():
+        parts.append(
+            Text(
+                f"Pooled is one adapter trained on all sites' {words.count(facts.pooled.num_examples, 'example')} "
+                f"together, {facts.pooled.num_trained_tokens:,} answer tokens in all (the federation: "
+                f"{facts.pooled.num_federated_tokens:,}): an upper bound that no federation of real hospitals has."
+            )
+        )
     if record.on_other_sites:
         rows = [[site, words.interval(one)] for site, one in record.on_other_sites.items()]
         title = "Global adapter minus the site's own, on all other sites' examples (below 0: federating helped)"
@@ -266,6 +274,8 @@ def matrix_section(facts: Facts) -> Section:
     legend += "0 the cell is shaded: blue is better than the base, orange worse. The lowest loss of a site is bold."
     caption = "Loss of each adapter on each site's examples (nats per answer token)"
     parts: list[Part] = [Text(about), Grid(caption, ["site", *adapters, "examples"], rows), Text(legend)]
+    if facts.matrix is not None and facts.matrix.plan != facts.plan.digest:
+        parts.insert(0, Text("This matrix was made under another plan than the one of this workspace.", "fault"))
     if worst:
         said = "; ".join(f"{adapter}: site {site}" for adapter, site in worst.items())
         parts.append(Text(f"The site where each adapter gains least on the base: {said}."))

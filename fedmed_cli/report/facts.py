@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedmed_cli.adapters import AGGREGATE_NAME, ALLOWED_NAMES, CONTRIBUTION_NAME
+from fedmed_cli.bundles import BUNDLE_SUFFIX
 from fedmed_cli.codec import Record, read_file
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.errors import InputError
@@ -20,6 +21,7 @@ from fedmed_cli.records import (
     DivisionRecord,
     Matrix,
     Plan,
+    Pooled,
     Scores,
     SplitRecord,
     read_metrics,
@@ -85,6 +87,7 @@ class Facts:
     comparison: Comparison | None
     site_comparisons: dict[str, Comparison]
     matrix: Matrix | None
+    pooled: Pooled | None
     scores: dict[str, Scores]
     questions: tuple[Question, ...]
     problems: tuple[str, ...] = ()
@@ -165,6 +168,7 @@ def gather(workspace: Workspace) -> Facts:
             if (scores := reader.record(Scores, path)) is not None
         },
         matrix=reader.record(Matrix, workspace.reports / "matrix.json"),
+        pooled=reader.record(Pooled, workspace.reports / "pooled/pooled.json"),
         questions=_questions(reader, workspace.reports / "answers.md"),
         problems=tuple(reader.problems),
         newest=max(reader.times, default=None),
@@ -222,6 +226,8 @@ def _folder_bytes(folder: Path) -> int:
 def _waiting(reader: _Reader, archived: set[int]) -> dict[str, Contribution]:
     """Contributions in the mailbox that no archived round was made of yet, by site."""
     found = {}
+    for path in sorted(reader.workspace.adapters.glob(f"*{BUNDLE_SUFFIX}")):
+        reader.problems.append(f"{reader.workspace.relative(path)}: is a bundle, and is not opened for a report")
     for path in sorted(reader.workspace.adapters.glob(f"*/{CONTRIBUTION_NAME}")):
         record = reader.record(Contribution, path)
         if record is not None and record.round not in archived:
