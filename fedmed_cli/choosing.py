@@ -17,9 +17,9 @@ from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.examples import Example, encode, prompt_messages
 from fedmed_cli.generation import answer_many
-from fedmed_cli.intervals import mean_interval, wilson
+from fedmed_cli.intervals import paired_shares, wilson
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Choices, ChoiceScore, Plan, Rate
+from fedmed_cli.records import Choices, ChoiceScore, Interval, Plan, Rate
 from fedmed_cli.workspace import Workspace
 
 NUM_ASKED = 100
@@ -94,12 +94,16 @@ def measure(
     characters = np.array([len(option) for question in items.questions for option in question.options])
     hits: dict[str, dict[str, np.ndarray]] = {}
     unparseable: dict[str, int] = {}
+    same: dict[str, bool] = {}
+    base: tuple[np.ndarray, np.ndarray] | None = None
     for name, adapter in {BASE: None, **chosen}.items():
         report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
         texts, labels = (
             _remembered(workspace, plan, lm, adapter, items.questions, part, report)
             for part in (items.texts, items.labels)
         )
+        base = base or (texts, labels)
+        same[name] = all(np.array_equal(*pair) for pair in zip((texts, labels), base, strict=True))
         hits[name] = {
             "accuracy": _best(texts, starts) == right,
             "accuracy_norm": _best(texts / characters, starts) == right,
@@ -119,10 +123,10 @@ def measure(
         chance=float(np.mean([1 / len(question.options) for question in items.questions])),
         adapters={
             name: ChoiceScore(
-                accuracy=_rate(hits, name, "accuracy"),
-                accuracy_norm=_rate(hits, name, "accuracy_norm"),
-                by_letter=_rate(hits, name, "by_letter"),
-                asked=_rate(hits, name, "asked") if sample else None,
+                accuracy=_rate(hits, name, "accuracy", same[name]),
+                accuracy_norm=_rate(hits, name, "accuracy_norm", same[name]),
+                by_letter=_rate(hits, name, "by_letter", same[name]),
+                asked=_rate(hits, name, "asked", same[name]) if sample else None,
                 num_unparseable=unparseable.get(name, 0),
             )
             for name in hits
@@ -165,10 +169,12 @@ def _ask(
     return [question.parse(answer.text) for question, answer in zip(questions, found, strict=True)]
 
 
-def _rate(hits: Mapping[str, Mapping[str, np.ndarray]], name: str, what: str) -> Rate:
+def _rate(hits: Mapping[str, Mapping[str, np.ndarray]], name: str, what: str, same: bool) -> Rate:
+    """The accuracy of an adapter; `same` where it has the base's very log-probabilities, which leaves no doubt."""
     own, base = hits[name][what], hits[BASE][what]
     score = wilson(int(own.sum()), len(own))
     if name == BASE:
         return Rate(score, None)
-    difference = own.astype(float) - base.astype(float)
-    return Rate(score, mean_interval(difference, [str(i) for i in range(len(own))]))
+    if same:
+        return Rate(score, Interval(0.0, 0.0, 0.0))
+    return Rate(score, paired_shares(int(np.sum(own & ~base)), int(np.sum(base & ~own)), len(own)))

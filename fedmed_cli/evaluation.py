@@ -138,7 +138,7 @@ def remembered(
         "base": plan.base.fingerprint,
         "prompt": [plan.prompt.system, plan.prompt.user, plan.training.max_length],
         "set": set_digest,
-        "arithmetic": [lm.device.type, str(lm.dtype)],
+        "arithmetic": [lm.device.type, str(lm.dtype), *(["nf4"] if lm.quantized else [])],
     }
     path = workspace.private / "measurements" / f"{sha256_json(key)}.json"
     if path.exists():

@@ -45,8 +45,7 @@ def run_rounds(
     until: int,
     rules: Rules,
     *,
-    max_steps: int | None = None,
-    batch_size: int = site.DEFAULT_BATCH_SIZE,
+    choices: site.Choices = site.Choices(),  # frozen
     max_eval_samples: int | None = None,
     events_for: Callable[[str, int], site.Events] = lambda name, round_number: site.Events(),
 ) -> Iterator[RoundSummary]:
@@ -56,7 +55,6 @@ def run_rounds(
     `events_for(site or "coordinator", round)` gives where each step reports to. The caller holds the lock.
     """
     data = {name: site.workspace_data(workspace, name) for name in plan.sites.names}
-    validation_samples = max_eval_samples or site.DEFAULT_EVAL_SAMPLES
     say = events_for("coordinator", 0).say
     deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if rules.measures else None
     reporting = coordinator_set(workspace, plan, lm, "report", max_eval_samples, say)
@@ -78,9 +76,7 @@ def run_rounds(
                 data[name],
                 parent,
                 round_number,
-                max_steps=max_steps,
-                batch_size=batch_size,
-                max_eval_samples=validation_samples,
+                choices,
                 events=events,
             )
             contributions[name] = result.record

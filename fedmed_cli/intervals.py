@@ -130,3 +130,15 @@ def wilson(count: int, total: int) -> Interval:
     middle = (share + _NORMAL**2 / (2 * total)) * scale
     half = _NORMAL * scale * math.sqrt(share * (1 - share) / total + _NORMAL**2 / (4 * total**2))
     return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def paired_shares(only_first: int, only_second: int, total: int) -> Interval:
+    """Difference of two shares of yes-or-no outcomes on the same `total` questions, with its 95 % interval.
+
+    `only_first` and `only_second` count where just one of them holds. Bonett and Price (2012): one is added to both, so
+    that no interval is empty where few questions tell the two apart.
+    """
+    first, second = (only_first + 1) / (total + 2), (only_second + 1) / (total + 2)
+    middle = first - second
+    half = _NORMAL * math.sqrt((first + second - middle**2) / (total + 2))
+    return Interval((only_first - only_second) / total, max(-1.0, middle - half), min(1.0, middle + half))

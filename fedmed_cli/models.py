@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import warnings
@@ -55,8 +56,30 @@ class LanguageModel:
     device: torch.device
     dtype: torch.dtype
     base: LocalBase
+    quantized: bool = False
+    plain_head: bool = False
     _slots: dict[tuple[int, float, tuple[str, ...]], str] = field(default_factory=dict)
     _active: str | None = None
+
+    @property
+    def causal(self) -> Any:
+        """The model as transformers made it, whether or not an adapter lies on it."""
+        return self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+
+    @property
+    def decoder(self) -> Any:
+        """The model without its output head: token ids to hidden states."""
+        return self.causal.base_model
+
+    @property
+    def head(self) -> torch.nn.Linear | None:
+        """The output head where logits are its frozen matrix times the decoder's hidden states, else None."""
+        head = self.causal.get_output_embeddings() if self.plain_head else None
+        return head if type(head) is torch.nn.Linear else None
+
+    def layers(self) -> list[torch.nn.Module]:
+        """The decoder's layers; empty where the architecture keeps them elsewhere than in `layers`."""
+        return list(getattr(self.decoder, "layers", []))
 
     def use(self, adapter: Adapter | None) -> None:
         """Put `adapter` on the base (None: the plain base). CombineError where it does not fit."""
@@ -145,6 +168,7 @@ class LanguageModel:
         return {
             "device": self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({"bitsandbytes": _bitsandbytes_version(), "quantization": "nf4"} if self.quantized else {}),
             "peft": peft.__version__,
             "python": platform.python_version(),
             "threads": torch.get_num_threads(),
@@ -153,13 +177,62 @@ class LanguageModel:
         }
 
 
+def _bitsandbytes_version() -> str:
+    return importlib.metadata.version("bitsandbytes")
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    """NF4 with double quantisation (QLoRA, Dettmers et al. 2023), products in `dtype`."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # its import tries to load native libraries and fails in many ways
+        raise MachineError(
+            f"--load-in-4bit: bitsandbytes cannot be imported here ({type(error).__name__})",
+            hint="leave --load-in-4bit away, or install bitsandbytes for this machine",
+        ) from None
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def keep_differentiable(model: torch.nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for AVX512-BF16 CPUs.
+
+    Its repacked layers run on a path without a backward pass: after any forward without gradients, training
+    goes on with a right-looking loss and wrong gradients. It happens where a layer's own flag says so.
+    """
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _has_plain_head(lm: LanguageModel) -> bool:
+    """Whether logits are the head's product with the decoder's output alone: no cap, scale or bias comes after."""
+    head = lm.causal.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None or not lm.causal.base_model_prefix:
+        return False
+    ids = torch.tensor([[1, 2, 3]], device=lm.device)
+    with torch.inference_mode():
+        output = lm.decoder(input_ids=ids, use_cache=False)
+        hidden = getattr(output, "last_hidden_state", None)
+        return hidden is not None and torch.equal(head(hidden), lm.causal(input_ids=ids, use_cache=False).logits)
+
+
 def load(
-    base: LocalBase, device: str = "auto", say: Say = lambda message: None, detail: Say = lambda message: None
+    base: LocalBase,
+    device: str = "auto",
+    say: Say = lambda message: None,
+    detail: Say = lambda message: None,
+    *,
+    load_in_4bit: bool = False,
 ) -> LanguageModel:
     """Load a base model and its tokenizer from its folder: safetensors only, no code from the folder runs.
 
-    Weights are bfloat16 where the device has the instructions, float32 elsewhere; `say` is told which,
-    `detail` of folder, versions and threads.
+    Weights are bfloat16 where the device has the instructions, float32 elsewhere; with `load_in_4bit` the
+    linear ones are NF4. `say` is told which, `detail` of folder, versions and threads. MachineError where
+    memory or bitsandbytes is missing.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -176,6 +249,7 @@ def load(
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            **({"quantization_config": _four_bit(dtype), "device_map": {"": target}} if load_in_4bit else {}),
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -187,10 +261,15 @@ def load(
     if tokenizer.eos_token_id is None:
         raise InputError(f"{base.folder}: the tokenizer has no end token")
     why = "" if dtype == torch.bfloat16 or target.type != "cpu" else " (this CPU has no bfloat16 instructions)"
-    say(f"{base.base.name} runs on {target.type} in {str(dtype).removeprefix('torch.')}{why}")
-    model.to(target)
+    kind = "4 bits (NF4), products in " if load_in_4bit else ""
+    say(f"{base.base.name} runs on {target.type} in {kind}{str(dtype).removeprefix('torch.')}{why}")
+    if load_in_4bit:
+        keep_differentiable(model)
+    else:
+        model.to(target)
     model.eval()
     model.requires_grad_(False)
-    lm = LanguageModel(model, tokenizer, target, dtype, base)
+    lm = LanguageModel(model, tokenizer, target, dtype, base, quantized=load_in_4bit)
+    lm.plain_head = _has_plain_head(lm)
     detail(f"{base.folder}; {', '.join(f'{name} {value}' for name, value in lm.environment().items())}")
     return lm

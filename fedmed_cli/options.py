@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedmed_cli.aggregation.coordinator import Rules
 
 PLAN_PANEL = "What the plan fixes"
+TRAINING_PANEL = "How to train"
 COMMON_PANEL = "Everywhere"
 DATA_PANEL = "The data"
 LEAK_PANEL = "What must not leak"
@@ -69,9 +70,97 @@ SystemPromptOption = Annotated[
     str | None, _option("--system-prompt", text="The system text of the prompt.", panel=PLAN_PANEL)
 ]
 SeedOption = Annotated[int | None, _option("--seed", text="Seed of the split and of all training [0].")]
+FedproxOption = Annotated[
+    float | None,
+    _option("--fedprox-mu", text="Pull of FedProx towards the adapter a round starts from [0].", panel=PLAN_PANEL),
+]
+SchedulerRoundsOption = Annotated[
+    int | None,
+    _option("--lr-scheduler-rounds", text="Rounds that one linear or cosine decay spans [1].", panel=PLAN_PANEL),
+]
 MaxStepsOption = Annotated[int | None, _option("--max-steps", text="Training steps of a site in a round [100].", min=1)]
+EpochsOption = Annotated[
+    float | None,
+    _option("--num-train-epochs", text="Passes over a site's examples, instead of --max-steps.", panel=TRAINING_PANEL),
+]
 BatchSizeOption = Annotated[
-    int, _option("--per-device-train-batch-size", text="Examples in a training step.", min=1, max=4096)
+    int,
+    _option(
+        "--per-device-train-batch-size",
+        text="Examples in a forward pass.",
+        min=1,
+        max=4096,
+        panel=TRAINING_PANEL,
+    ),
+]
+AccumulationOption = Annotated[
+    int,
+    _option(
+        "--gradient-accumulation-steps",
+        text="Forward passes in a training step.",
+        min=1,
+        max=4096,
+        panel=TRAINING_PANEL,
+    ),
+]
+BatchTokensOption = Annotated[
+    int | None,
+    _option(
+        "--max-batch-tokens",
+        text="Most positions in a forward pass; a batch above it is done in parts, with the same gradient.",
+        min=16,
+        panel=TRAINING_PANEL,
+    ),
+]
+CheckpointingOption = Annotated[
+    bool,
+    _option("--gradient-checkpointing", text="Less memory, about a third slower.", panel=TRAINING_PANEL),
+]
+CompileOption = Annotated[
+    bool | None,
+    _option(
+        "--compile/--no-compile",
+        text="Compile the decoder's layers [where bfloat16 on a CPU and a long run repay it].",
+        panel=TRAINING_PANEL,
+    ),
+]
+FourBitOption = Annotated[
+    bool,
+    _option("--load-in-4bit", text="Hold the base model in 4 bits (NF4, double quantisation).", panel=TRAINING_PANEL),
+]
+EvalStepsOption = Annotated[
+    int | None,
+    _option(
+        "--eval-steps",
+        text="Measure every so many steps on half of the validation examples, and keep the best step.",
+        min=1,
+        panel=TRAINING_PANEL,
+    ),
+]
+PatienceOption = Annotated[
+    int | None,
+    _option(
+        "--early-stopping-patience",
+        text="With --eval-steps: stop after so many measurements without a better one.",
+        min=1,
+        panel=TRAINING_PANEL,
+    ),
+]
+SaveStepsOption = Annotated[
+    int | None,
+    _option("--save-steps", text="Steps between checkpoints [a minute].", min=1, panel=TRAINING_PANEL),
+]
+LoggingStepsOption = Annotated[
+    int,
+    _option(
+        "--logging-steps",
+        text="Steps between lines of .fedmed/training/SITE-ROUND.jsonl.",
+        min=1,
+        panel=TRAINING_PANEL,
+    ),
+]
+ReportToOption = Annotated[
+    str | None, _option("--report-to", text="tensorboard: event files in .fedmed/tensorboard/.", panel=TRAINING_PANEL)
 ]
 DeviceOption = Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")]
 KeyOption = Annotated[
@@ -172,6 +261,34 @@ def rules(
         server_lr=step,
         server_momentum=server_momentum,
     )
+
+
+def training_choices(
+    *,
+    max_steps: int | None,
+    num_train_epochs: float | None,
+    eval_steps: int | None,
+    early_stopping_patience: int | None,
+    report_to: str | None,
+    **rest: Any,
+) -> dict[str, Any]:
+    """The fields of `site.Choices`; UsageError where two options contradict each other."""
+    if max_steps is not None and num_train_epochs is not None:
+        raise UsageError("--max-steps and --num-train-epochs say the same thing twice", hint="leave one away")
+    if num_train_epochs is not None and not 0 < num_train_epochs <= 10_000:
+        raise UsageError(f"--num-train-epochs: expected a number above 0 and at most 10000, found {num_train_epochs}")
+    if early_stopping_patience is not None and eval_steps is None:
+        raise UsageError("--early-stopping-patience goes with --eval-steps")
+    if report_to is not None:
+        choice("--report-to", report_to, ("tensorboard",))
+    return {
+        "max_steps": max_steps,
+        "num_train_epochs": num_train_epochs,
+        "eval_steps": eval_steps,
+        "early_stopping_patience": early_stopping_patience,
+        "report_to": report_to,
+        **rest,
+    }
 
 
 ColumnsOption = Annotated[

@@ -21,7 +21,9 @@ class PlanOptions:
     revision: str | None = None
     learning_rate: float | None = None
     lr_scheduler_type: str | None = None
+    lr_scheduler_rounds: int | None = None
     warmup_steps: int | None = None
+    fedprox_mu: float | None = None
     max_steps: int | None = None
     max_length: int | None = None
     lora_r: int | None = None
@@ -53,7 +55,9 @@ def check_options(options: PlanOptions, plan: Plan) -> None:
     agreed: dict[str, Any] = {
         "learning_rate": plan.training.learning_rate,
         "lr_scheduler_type": plan.training.lr_scheduler_type,
+        "lr_scheduler_rounds": plan.training.lr_scheduler_rounds,
         "warmup_steps": plan.training.warmup_steps,
+        "fedprox_mu": plan.training.fedprox_mu,
         "max_steps": plan.training.max_steps,
         "max_length": plan.training.max_length,
         "lora_r": plan.lora.r,

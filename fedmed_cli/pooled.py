@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedmed_cli import adapters, examples, rounds
 from fedmed_cli.adapters import Adapter
@@ -15,7 +15,7 @@ from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Contribution, Plan, Pooled
-from fedmed_cli.training import Step, Trained, order_seed, train
+from fedmed_cli.training import Options, Step, Trained, order_seed, train
 from fedmed_cli.workspace import Workspace, utc_now
 
 RECORD_NAME = "pooled.json"
@@ -31,6 +31,7 @@ class _Budget:
     steps: int
     tokens: int
     batch_size: int
+    accumulation: int
 
 
 def pooled_adapter(
@@ -52,7 +53,7 @@ def pooled_adapter(
     rows = _all_examples(workspace, plan)
     digest = examples.set_digest(rows)
     seed = order_seed(plan, POOLED, budget.rounds)
-    key = sha256_json([plan.digest, digest, budget.steps, budget.batch_size, seed])
+    key = sha256_json([plan.digest, digest, budget.steps, budget.batch_size, budget.accumulation, seed])
     kept = _kept(workspace, plan, key)
     if kept is not None:
         say(f"the pooled adapter of {budget.steps} steps is taken from reports/pooled")
@@ -79,6 +80,7 @@ def pooled_adapter(
         rounds=budget.rounds,
         max_steps=budget.steps,
         per_device_train_batch_size=budget.batch_size,
+        gradient_accumulation_steps=budget.accumulation,
         losses=tuple(round(loss, 6) for loss in trained.losses),
         run=lm.environment() | {"created": utc_now(), "seconds": round(time.perf_counter() - started, 3)},
     )
@@ -102,9 +104,14 @@ def _train(
     seed: int,
     step: Callable[[Step], None] | None,
 ) -> Trained:
-    return train(
-        lm, plan, start, encoded, max_steps=budget.steps, batch_size=budget.batch_size, seed=seed, progress=step
+    """Train on everything at once: one schedule over all steps, and no pull to where a round began."""
+    alone = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1, fedprox_mu=0.0))
+    options = Options(
+        max_steps=budget.steps,
+        per_device_train_batch_size=budget.batch_size,
+        gradient_accumulation_steps=budget.accumulation,
     )
+    return train(lm, alone, start, encoded, options, seed=seed, progress=step)
 
 
 def _budget(workspace: Workspace, plan: Plan, say: Say) -> _Budget:
@@ -126,12 +133,14 @@ def _budget(workspace: Workspace, plan: Plan, say: Say) -> _Budget:
             if contribution is None:
                 raise InputError(f"{workspace.relative(path)}: has no {adapters.CONTRIBUTION_NAME}")
             found.append(contribution)
-    sizes = Counter(record.per_device_train_batch_size for record in found)
-    size = sizes.most_common(1)[0][0]
+    sizes = Counter((record.per_device_train_batch_size, record.gradient_accumulation_steps) for record in found)
+    (size, accumulation), _ = sizes.most_common(1)[0]
     if len(sizes) > 1:
-        say(f"pooled: the sites trained with batch sizes {', '.join(map(str, sorted(sizes)))}; it takes {size}")
-    steps = sum(record.max_steps for record in found)
-    return _Budget(newest, steps, sum(record.num_trained_tokens for record in found), size)
+        seen = ", ".join(f"{one} x {other}" for one, other in sorted(sizes))
+        say(f"pooled: the sites trained with batches of {seen} examples; it takes {size} x {accumulation}")
+    steps = sum(len(record.losses) for record in found)
+    tokens = sum(record.num_trained_tokens for record in found)
+    return _Budget(newest, steps, tokens, size, accumulation)
 
 
 def _all_examples(workspace: Workspace, plan: Plan) -> list[Example]:

@@ -176,9 +176,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Training:
-    """The training options all sites agree on. `max_steps` is the default of a round; a site may change it."""
+    """The training options all sites agree on. `max_steps` is the default of a round; a site may change it.
 
+    `fedprox_mu` pulls a site's factors to those it started from (FedProx, Li et al. 2020); a linear or cosine
+    schedule spans `lr_scheduler_rounds` rounds.
+    """
+
+    fedprox_mu: float = 0.0
     learning_rate: float = 2e-4
+    lr_scheduler_rounds: int = 1
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: float = 1.0
     max_length: int = 1024
@@ -198,7 +204,20 @@ class Training:
             raise ValueError(f"training.seed must be from 0 to 2^63 - 1, found {self.seed}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"training.max_grad_norm must be above 0, found {self.max_grad_norm}")
-        _check_not_negative(**{"training.warmup_steps": self.warmup_steps, "training.weight_decay": self.weight_decay})
+        if not 1 <= self.lr_scheduler_rounds <= 100_000:
+            raise ValueError(f"training.lr_scheduler_rounds must be from 1 to 100000, found {self.lr_scheduler_rounds}")
+        _check_not_negative(
+            **{f"training.{name}": getattr(self, name) for name in ("fedprox_mu", "warmup_steps", "weight_decay")}
+        )
+
+    def agreed(self) -> dict[str, Any]:
+        """What enters the plan's digest: all options, but those above that came later only where they act."""
+        value: dict[str, Any] = encode(self)
+        if not self.fedprox_mu:
+            del value["fedprox_mu"]
+        if self.lr_scheduler_rounds == 1:
+            del value["lr_scheduler_rounds"]
+        return value
 
 
 @dataclass(frozen=True)
@@ -300,7 +319,8 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """Digest of what the sites agree on: base, lora, prompt and training (not sites)."""
-        return sha256_json({name: encode(getattr(self, name)) for name in ("base", "lora", "prompt", "training")})
+        parts = {name: encode(getattr(self, name)) for name in ("base", "lora", "prompt")}
+        return sha256_json(parts | {"training": self.training.agreed()})
 
     def to_bytes(self) -> bytes:
         lines = [
@@ -334,7 +354,7 @@ class Plan:
         except UnicodeDecodeError as error:
             raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
         except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{name}: is not TOML ({error})") from None
+            raise InputError(f"{name}: is not TOML ({str(error)[:200]})") from None
         except RecursionError:
             raise InputError(f"{name}: nested too deep") from None
         except ValueError:  # not TOMLDecodeError: from int()
@@ -502,6 +522,8 @@ class Contribution(Record):
     validation_after: Loss | None
     update_norm: float
     files: dict[str, str]
+    gradient_accumulation_steps: int = 1
+    kept_step: int | None = None
     run: Run = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -518,6 +540,8 @@ class Contribution(Record):
         for part in ("before", "after"):
             measured = getattr(self, f"validation_{part}")
             _check_not_negative(**{f"validation_{part}.mean": measured.mean if measured else 0.0})
+        _check_range(1, 1_000_000, gradient_accumulation_steps=self.gradient_accumulation_steps)
+        _check_range(1, max(1, len(self.losses)), kept_step=self.kept_step)
         if len(self.losses) > self.max_steps:
             raise ValueError(f"losses must be at most max_steps ({self.max_steps}) many, found {len(self.losses)}")
 
@@ -932,6 +956,7 @@ class Pooled(Record):
     rounds: int
     max_steps: int
     per_device_train_batch_size: int
+    gradient_accumulation_steps: int
     losses: tuple[float, ...]
     run: Run = field(default_factory=dict)
 

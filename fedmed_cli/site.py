@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import sys
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedmed_cli import adapters, evaluation, examples, indexing, partition, phi, splitting
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.factors import cut_to_rank, update_norm
-from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.checkpoints import Checkpoints
+from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.duplicates import SIMILARITY, Sketches
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.intervals import summarize
+from fedmed_cli.journal import journal
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Contribution, DivisionRecord, Loss, NearDuplicates, Plan
 from fedmed_cli.signatures import Signer
-from fedmed_cli.training import Step, order_seed, train
+from fedmed_cli.training import Options, Step, order_seed, peak_memory, steps_of_epochs, train
 from fedmed_cli.trust import signed
 from fedmed_cli.workspace import DIVISION_NAME, Workspace, utc_now
 
 DEFAULT_BATCH_SIZE = 2
 DEFAULT_EVAL_SAMPLES = 100
+DEFAULT_LOGGING_STEPS = 10
 
 Say = Callable[[str], None]
 
@@ -58,6 +62,38 @@ class SiteResult:
     record: Contribution
     path: Path
     replaced: Path | None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a site chooses about its training: `training.Options` with defaults from the plan, and bookkeeping.
+
+    `max_steps` None takes `num_train_epochs`, or without that the plan's. A checkpoint is written every
+    `save_steps` steps (None: every minute), a metric every `logging_steps`; `report_to` may be "tensorboard".
+    """
+
+    max_steps: int | None = None
+    num_train_epochs: float | None = None
+    per_device_train_batch_size: int = DEFAULT_BATCH_SIZE
+    gradient_accumulation_steps: int = 1
+    max_batch_tokens: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool | None = None
+    eval_steps: int | None = None
+    early_stopping_patience: int | None = None
+    max_eval_samples: int = DEFAULT_EVAL_SAMPLES
+    save_steps: int | None = None
+    logging_steps: int = DEFAULT_LOGGING_STEPS
+    report_to: str | None = None
+
+    def options(self, plan: Plan, num_examples: int) -> Options:
+        """The training's options for a site of that many examples."""
+        names = {f.name for f in fields(Options)} - {"max_steps"}
+        options = Options(plan.training.max_steps, **{name: getattr(self, name) for name in names})
+        steps = self.max_steps
+        if steps is None and self.num_train_epochs is not None:
+            steps = steps_of_epochs(self.num_train_epochs, num_examples, options.examples_per_step)
+        return replace(options, max_steps=steps or options.max_steps)
 
 
 def workspace_data(workspace: Workspace, site: str) -> SiteData:
@@ -185,10 +221,8 @@ def train_local(
     data: SiteData,
     parent: Adapter,
     round_number: int,
+    choices: Choices = Choices(),  # frozen
     *,
-    max_steps: int | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    max_eval_samples: int = DEFAULT_EVAL_SAMPLES,
     accepted: AdapterFolder | None = None,
     signer: Signer | None = None,
     events: Events = Events(),  # frozen
@@ -196,15 +230,16 @@ def train_local(
     """Train a site's adapter from `parent` and write its contribution to `adapters/SITE/`.
 
     A site of a lower rank than the plan's starts from the first components of `parent`. Until the training
-    is done nothing outside `.fedmed/` is written. `accepted` is a global adapter from the coordinator that is
-    then filed as the round before. With `signer` the record is signed. The caller holds the workspace's lock.
+    is done nothing outside `.fedmed/` is written; from a checkpoint in there a run that was killed goes on.
+    `accepted` is a global adapter from the coordinator that is then filed as the round before. With
+    `signer` the record is signed. The caller holds the workspace's lock.
     """
     began = time.perf_counter()
-    steps = max_steps or plan.training.max_steps
     start = cut_to_rank(parent, plan.rank_of(site))
     if start.r < parent.r:
         events.say(f"site {site}: trains rank {start.r} of the plan's {parent.r}")
     encoded, skipped = _encode(lm, plan, data.train)
+    options = choices.options(plan, len(encoded))
     truncated = sum(tokens.truncated for tokens in encoded)
     if skipped:
         events.say(f"site {site}: {skipped} of {len(data.train)} examples skipped: the question alone fills max_length")
@@ -213,13 +248,18 @@ def train_local(
             f"site {site}: {truncated} of {len(data.train)} answers cut at max_length {plan.training.max_length}"
         )
 
-    validation = None
-    if data.validation:
-        chosen = evaluation.choose(data.validation, max_eval_samples, data.group_by)
-        if len(chosen) < len(data.validation):
-            events.say(f"site {site}: measuring on {len(chosen)} of {len(data.validation)} validation examples")
-        validation = evaluation.prepare(lm, plan, chosen, data.group_by)
-    else:
+    def prepared(rows: Sequence[Example], use: str) -> evaluation.EvaluationSet | None:
+        if not rows:
+            return None
+        chosen = evaluation.choose(rows, choices.max_eval_samples, data.group_by)
+        if len(chosen) < len(rows):
+            events.say(f"site {site}: {use} on {len(chosen)} of {len(rows)} validation examples")
+        return evaluation.prepare(lm, plan, chosen, data.group_by)
+
+    choosing, reporting = _choosing_half(site, data) if options.eval_steps else ([], data.validation)
+    judged = prepared(choosing, "choosing the step")
+    validation = prepared(reporting, "measuring")
+    if validation is None:
         events.say(f"site {site}: no validation examples, so no loss is measured")
 
     def measured(adapter: Adapter) -> Loss | None:
@@ -228,21 +268,48 @@ def train_local(
         losses = evaluation.measure_cached(workspace, plan, lm, adapter, validation, events.measured)
         return summarize(losses, validation.groups)
 
+    def evaluate(adapter: Adapter) -> float:
+        assert judged is not None
+        return summarize(evaluation.measure(lm, adapter, judged.encoded, events.measured), judged.groups).mean
+
     before = measured(start)
-    trained = train(
-        lm,
-        plan,
-        start,
-        encoded,
-        max_steps=steps,
-        batch_size=batch_size,
-        seed=order_seed(plan, site, round_number),
-        progress=events.step,
+    checkpoints = Checkpoints(
+        workspace,
+        workspace.private / "checkpoints" / f"{site}-{round_number:03d}.npz",
+        _identity(lm, plan, start, encoded, options, judged, order_seed(plan, site, round_number)),
+        events.say,
+        choices.save_steps,
     )
+    with journal(workspace, lm, site, round_number, choices.logging_steps, choices.report_to) as note:
+
+        def stepped(step: Step) -> None:
+            note(step)
+            if events.step:
+                events.step(step)
+
+        trained = train(
+            lm,
+            plan,
+            start,
+            encoded,
+            options,
+            seed=order_seed(plan, site, round_number),
+            round_number=round_number,
+            evaluate=evaluate if judged else None,
+            checkpoints=checkpoints,
+            progress=stepped,
+            say=lambda message: events.say(f"site {site}: {message}"),
+        )
+    steps = len(trained.losses)
+    if steps < options.max_steps:
+        events.say(f"site {site}: stopped early behind step {steps} of {options.max_steps}")
+    if trained.kept_step is not None:
+        events.say(f"site {site}: keeps the adapter of step {trained.kept_step} of {steps}, the best on other examples")
     after = measured(trained.adapter)
 
     title = f"Contribution of site {site} to round {round_number}"
-    origin = f"Trained by fedmed on this site's own examples for {steps} steps. No example is in this folder."
+    kept = trained.kept_step or steps
+    origin = f"Trained by fedmed on this site's own examples for {kept} steps. No example is in this folder."
     files = adapters.adapter_files(trained.adapter, adapters.readme(plan.base, trained.adapter, title, origin))
     record = Contribution(
         site=site,
@@ -258,10 +325,12 @@ def train_local(
         num_tokens=sum(tokens.num_supervised for tokens in encoded),
         num_truncated=truncated,
         num_skipped=skipped,
-        max_steps=steps,
+        max_steps=options.max_steps,
         num_trained_examples=trained.num_examples,
         num_trained_tokens=trained.num_tokens,
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        kept_step=trained.kept_step,
         losses=tuple(round(loss, 6) for loss in trained.losses),
         validation_before=before,
         validation_after=after,
@@ -269,8 +338,9 @@ def train_local(
         files={name: sha256_bytes(content) for name, content in files.items()},
         run=lm.environment()
         | {
+            "compiled": "layers" if trained.compiled else "no",
             "created": utc_now(),
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(lm.device),
             "seconds": round(time.perf_counter() - began, 3),
             "tokens_per_second": round(trained.tokens_per_second, 1),
         },
@@ -285,6 +355,7 @@ def train_local(
         workspace.replace_folder(workspace.site_data(site), dict(data.pending))
     target = workspace.contribution(site)
     replaced = workspace.replace_folder(target, dict(files))
+    checkpoints.remove()
     workspace.log(
         "train-local",
         round=round_number,
@@ -305,11 +376,39 @@ def _encode(lm: LanguageModel, plan: Plan, rows: Sequence[Example]) -> tuple[lis
     return kept, len(encoded) - len(kept)
 
 
-def _peak_memory() -> int | None:
-    """The most memory this process has held, in bytes; None on Windows, which has no such counter in Python."""
-    if sys.platform == "win32":
-        return None
-    import resource
+def _choosing_half(site: str, data: SiteData) -> tuple[list[Example], list[Example]]:
+    """The validation examples in two disjoint halves, by group: to choose a step with, and to report on."""
+    groups = sorted(
+        {row.group(data.group_by) for row in data.validation}, key=lambda group: sha256_json(["step", group])
+    )
+    if len(groups) < 2:
+        raise InputError(
+            f"site {site}: {len(groups)} groups of validation examples are too few to choose a step with --eval-steps "
+            "on one half of them and to report on the other"
+        )
+    side = {group: number % 2 for number, group in enumerate(groups)}
+    halves: tuple[list[Example], list[Example]] = ([], [])
+    for row in data.validation:
+        halves[side[row.group(data.group_by)]].append(row)
+    return halves
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+
+def _identity(
+    lm: LanguageModel,
+    plan: Plan,
+    start: Adapter,
+    encoded: Sequence[Encoded],
+    options: Options,
+    judged: evaluation.EvaluationSet | None,
+    seed: int,
+) -> dict[str, Any]:
+    """All that a training's bytes depend on, by the name that people are told when it has changed."""
+    return {
+        "plan": plan.digest,
+        "start": start.digest,
+        "data": sha256_json([[tokens.ids, tokens.num_prompt] for tokens in encoded]),
+        "choosing examples": judged.digest if judged else None,
+        "options": asdict(options),
+        "seed": seed,
+        "machine or software": {**lm.environment(), "machine": platform.machine()},
+    }

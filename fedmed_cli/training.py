@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
+from fedmed_cli import kernels
 from fedmed_cli.adapters import Adapter, plan_adapter
 from fedmed_cli.batches import nll_per_example
+from fedmed_cli.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.examples import Encoded
+from fedmed_cli.fused import fused
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Plan
+from fedmed_cli.records import Plan, Training
 
-WINDOW_BATCHES = 32
+WINDOW_BATCHES = 64
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a site chooses by itself, in transformers' words.
+
+    A step updates on `per_device_train_batch_size * gradient_accumulation_steps` examples. How they are
+    packed into forward passes, and whether activations are kept (`gradient_checkpointing`), changes no
+    gradient beyond rounding: the loss is the mean over all answer tokens of the step. `max_batch_tokens`
+    bounds the positions of a forward pass, padding included. `compile` None means by rule
+    (`kernels.pays_off`). With `eval_steps` the step with the least loss on the choosing examples is kept,
+    and `early_stopping_patience` ends the training after that many evaluations without a better one.
+    """
+
+    max_steps: int
+    per_device_train_batch_size: int = 2
+    gradient_accumulation_steps: int = 1
+    max_batch_tokens: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool | None = None
+    eval_steps: int | None = None
+    early_stopping_patience: int | None = None
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
 @dataclass(frozen=True)
@@ -28,13 +62,19 @@ class Step:
     step: int
     max_steps: int
     loss: float
+    learning_rate: float
+    grad_norm: float
     tokens_per_second: float
     seconds_left: float
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a site's steps; `losses` has one value a step, measured before that step's update."""
+    """The result of a site's steps; `losses` has one value a step, measured before that step's update.
+
+    `kept_step` is the step whose adapter was kept where evaluations chose it, else None: the last.
+    `tokens_per_second` is over the steps of this run alone, should it have resumed.
+    """
 
     adapter: Adapter
     losses: tuple[float, ...]
@@ -42,12 +82,19 @@ class Trained:
     num_tokens: int
     seconds: float
     tokens_per_second: float
+    compiled: bool
+    kept_step: int | None
+
+
+def steps_of_epochs(epochs: float, num_examples: int, examples_per_step: int) -> int:
+    """How many steps that many passes over the examples take, at least 1."""
+    return max(1, math.ceil(epochs * math.ceil(num_examples / examples_per_step)))
 
 
 def batches(encoded: Sequence[Encoded], batch_size: int, seed: int) -> Iterator[list[Encoded]]:
     """Endless batches, epoch after epoch, each example once an epoch.
 
-    Examples are shuffled, sorted by length within windows of 32 batches to save padding, and the batches of
+    Examples are shuffled, sorted by length within windows of 64 batches to save padding, and the batches of
     an epoch are shuffled again. The order depends on the seed alone.
     """
     generator = np.random.Generator(np.random.Philox(seed))
@@ -62,9 +109,36 @@ def batches(encoded: Sequence[Encoded], batch_size: int, seed: int) -> Iterator[
             yield [encoded[index] for index in epoch[position]]
 
 
+def forward_passes(batch: Sequence[Encoded], options: Options) -> Iterator[list[Encoded]]:
+    """A step's examples in forward passes, by length: within the batch size and the token budget."""
+    left = sorted(batch, key=lambda example: len(example.ids))
+    while left:
+        size = min(options.per_device_train_batch_size, len(left))
+        while size > 1 and options.max_batch_tokens and size * len(left[size - 1].ids) > options.max_batch_tokens:
+            size -= 1
+        yield left[:size]
+        left = left[size:]
+
+
 def order_seed(plan: Plan, site: str, round_number: int) -> int:
     """The seed of a site's data order in a round, the same wherever the round is run."""
     return int(sha256_json([plan.training.seed, site, round_number])[:16], 16)
+
+
+def learning_rate(training: Training, round_number: int, step: int, max_steps: int) -> float:
+    """The learning rate of a step (from 0), by transformers' formulas.
+
+    A linear or cosine decay ends at 0 with the round, or where the plan spans it over `lr_scheduler_rounds`
+    rounds, with the last of them. The warm-up is linear from 0 and is done anew in each round.
+    """
+    warmup, spanned = training.warmup_steps, training.lr_scheduler_rounds
+    factor = min(1.0, step / warmup) if warmup else 1.0
+    if training.lr_scheduler_type != "constant" and step >= warmup:
+        lead = warmup if spanned == 1 else 0  # in one round the decay begins when the warm-up ends
+        done = (round_number - 1) * max_steps * (spanned > 1) + step - lead
+        share = min(1.0, done / max(1, spanned * max_steps - lead))
+        factor *= 1 - share if training.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * share)) / 2
+    return training.learning_rate * factor
 
 
 def train(
@@ -72,59 +146,199 @@ def train(
     plan: Plan,
     start: Adapter,
     encoded: Sequence[Encoded],
+    options: Options,
     *,
-    max_steps: int,
-    batch_size: int,
     seed: int,
+    round_number: int = 1,
+    evaluate: Callable[[Adapter], float] | None = None,
+    checkpoints: Checkpoints | None = None,
     progress: Callable[[Step], None] | None = None,
+    say: Say = lambda message: None,
 ) -> Trained:
-    """Train the plan's adapter from `start` for `max_steps` steps of AdamW with a fresh optimiser.
+    """Train the plan's adapter from `start` with a fresh AdamW, or go on from a checkpoint.
 
-    Nothing of earlier trainings in this process matters. InputError where the loss stops being finite,
-    MachineError where memory runs out.
+    `evaluate` gives the loss that `options.eval_steps` choose by. Nothing of earlier trainings in this
+    process matters. InputError where the loss stops being finite, MachineError where memory runs out.
     """
-    options = plan.training
+    training = plan.training
+    if training.lr_scheduler_type != "constant" and 1 < training.lr_scheduler_rounds < round_number:
+        raise InputError(f"round {round_number}: the plan's schedule ends with round {training.lr_scheduler_rounds}")
     torch.manual_seed(seed % 2**63)
     lm.use(start)
-    lm.model.train()
     parameters = lm.trainable_parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-    scheduler = transformers.get_scheduler(
-        options.lr_scheduler_type, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=max_steps
-    )
-    losses: list[float] = []
-    num_examples = num_supervised = num_tokens = 0
-    started = time.perf_counter()
-    try:
-        for batch in batches(encoded, batch_size, seed):
-            labels = sum(example.num_supervised for example in batch)
-            loss = nll_per_example(lm, batch).sum() / labels
+    anchors = [parameter.detach().clone() for parameter in parameters] if training.fedprox_mu else []
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    state = (checkpoints.load() if checkpoints else None) or State({})
+    if state.step:
+        _restore(parameters, optimizer, state)
+        say(f"continues behind step {state.step} of {options.max_steps}, from a checkpoint")
+    first, num_tokens, started, last_saved = state.step, 0, time.perf_counter(), state.step
+    last_loss = math.nan
+
+    def gradients(batch: Sequence[Encoded]) -> float:
+        """Add the gradients of the mean loss over a step's answer tokens; returns that loss."""
+        labels = sum(example.num_supervised for example in batch)
+        total = 0.0
+        for part in forward_passes(batch, options):
+            loss = nll_per_example(lm, part).sum() / labels
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(float(loss.detach()))
-            if not np.isfinite(losses[-1]):
-                raise InputError(
-                    f"the loss became {losses[-1]} in step {len(losses)}", hint="plan a lower learning rate"
-                )
-            num_examples += len(batch)
-            num_supervised += labels
-            num_tokens += sum(len(example.ids) for example in batch)
-            seconds = time.perf_counter() - started
-            if progress:
-                left = seconds / len(losses) * (max_steps - len(losses))
-                progress(Step(len(losses), max_steps, losses[-1], num_tokens / seconds, left))
-            if len(losses) == max_steps:
-                break
-    except torch.OutOfMemoryError:
+            total += float(loss.detach())
+        for parameter, anchor in zip(parameters, anchors, strict=False):  # FedProx: mu / 2 |theta - start|^2
+            assert parameter.grad is not None
+            parameter.grad.add_(parameter.detach() - anchor, alpha=training.fedprox_mu)
+        return total
+
+    def judge(step: int) -> None:
+        """Note whether this step is the best so far on the choosing examples."""
+        assert evaluate is not None
+        with kernels.eager(lm):
+            lm.model.eval()
+            loss = evaluate(plan_adapter(plan, lm.read_factors(), start.r))  # puts the same factors in place
+            lm.model.train()
+        state.evaluations_since += 1
+        if state.best_loss is None or loss < state.best_loss:
+            state.best_step, state.best_loss, state.evaluations_since = step, loss, 0
+            state.arrays = {f"best/{i}": _array(parameter) for i, parameter in enumerate(parameters)}
+
+    def has_stopped() -> bool:
+        patience = options.early_stopping_patience
+        return state.step == options.max_steps or (patience is not None and state.evaluations_since >= patience)
+
+    lm.model.train()
+    order = batches(encoded, options.examples_per_step, seed)
+    for _ in range(first):
+        next(order)
+    try:
+        with _kernels(lm, encoded, options, gradients, optimizer, say) as is_compiled:
+            while not has_stopped():
+                batch = next(order)
+                rate = learning_rate(training, round_number, state.step, options.max_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                last_loss = gradients(batch)
+                if not math.isfinite(last_loss):
+                    raise InputError(
+                        f"the loss became {last_loss} in step {state.step + 1}", hint="plan a lower learning rate"
+                    )
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                state.step += 1
+                state.losses.append(last_loss)
+                state.num_examples += len(batch)
+                state.num_supervised += sum(example.num_supervised for example in batch)
+                num_tokens += sum(len(example.ids) for example in batch)
+                seconds = time.perf_counter() - started
+                if progress:
+                    left = seconds / (state.step - first) * (options.max_steps - state.step)
+                    progress(Step(state.step, options.max_steps, last_loss, rate, norm, num_tokens / seconds, left))
+                if options.eval_steps and (state.step % options.eval_steps == 0 or state.step == options.max_steps):
+                    judge(state.step)
+                if checkpoints and (checkpoints.due(state.step) or has_stopped()) and state.step > last_saved:
+                    last_saved = state.step
+                    checkpoints.save(_captured(parameters, optimizer, state))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise MachineError(
-            "out of memory while training", hint="take a smaller --per-device-train-batch-size"
+            "out of memory while training",
+            hint="take --max-batch-tokens, --gradient-checkpointing or a smaller --per-device-train-batch-size "
+            "with more --gradient-accumulation-steps; for a large base --load-in-4bit",
         ) from None
     finally:
         lm.model.eval()
         optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
-    adapter = plan_adapter(plan, lm.read_factors(), start.r)
-    return Trained(adapter, tuple(losses), num_examples, num_supervised, seconds, num_tokens / seconds)
+    if state.best_step is not None and state.best_step != state.step:
+        _put(parameters, state.arrays, "best")
+    return Trained(
+        adapter=plan_adapter(plan, lm.read_factors(), start.r),
+        losses=tuple(state.losses),
+        num_examples=state.num_examples,
+        num_tokens=state.num_supervised,
+        seconds=seconds,
+        tokens_per_second=num_tokens / seconds,
+        compiled=is_compiled,
+        kept_step=state.best_step,
+    )
+
+
+@contextlib.contextmanager
+def _kernels(
+    lm: LanguageModel,
+    encoded: Sequence[Encoded],
+    options: Options,
+    gradients: Callable[[Sequence[Encoded]], float],
+    optimizer: torch.optim.Optimizer,
+    say: Say,
+) -> Iterator[bool]:
+    """Fused or compiled layers and recomputed activations for the time of the block; yields whether compiled."""
+    mean_tokens = sum(len(example.ids) for example in encoded) / len(encoded)
+    wanted = options.compile
+    if wanted is None:
+        wanted = kernels.pays_off(lm, int(options.max_steps * options.examples_per_step * mean_tokens))
+
+    def fixed_pass() -> None:
+        example = Encoded(tuple(range(1, 33)), 8, False)
+        gradients([example] * max(2, options.per_device_train_batch_size))
+        gradients([example])
+        optimizer.zero_grad(set_to_none=True)
+
+    if options.gradient_checkpointing:
+        lm.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        with (
+            kernels.compiled(lm, fixed_pass, say) if wanted else contextlib.nullcontext(False) as is_compiled,
+            contextlib.nullcontext() if is_compiled else fused(lm),  # a compiler fuses more by itself
+        ):
+            yield is_compiled
+    finally:
+        if options.gradient_checkpointing:
+            lm.causal.gradient_checkpointing_disable()
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", torch.float32).numpy().copy()
+
+
+def _put(parameters: Sequence[torch.nn.Parameter], arrays: Arrays, kind: str) -> None:
+    with torch.no_grad():
+        for i, parameter in enumerate(parameters):
+            parameter.copy_(torch.from_numpy(arrays[f"{kind}/{i}"]))
+
+
+def _captured(parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer, state: State) -> State:
+    """`state` with the factors and moments of now."""
+    arrays = {name: array for name, array in state.arrays.items() if name.startswith("best/")}
+    for i, parameter in enumerate(parameters):
+        moments = optimizer.state[parameter]
+        arrays |= {f"factor/{i}": _array(parameter)}
+        arrays |= {f"{name}/{i}": _array(moments[name]) for name in ("exp_avg", "exp_avg_sq")}
+    state.arrays = arrays
+    return state
+
+
+def _restore(parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer, state: State) -> None:
+    _put(parameters, state.arrays, "factor")
+    for i, parameter in enumerate(parameters):
+        moments: Mapping[str, Any] = {
+            name: torch.from_numpy(state.arrays[f"{name}/{i}"]).to(parameter.device)
+            for name in ("exp_avg", "exp_avg_sq")
+        }
+        optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory held so far, in bytes: the GPU's for CUDA, else this process's; None where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":  # no such counter in Python
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -111,7 +111,10 @@ def run(target, count, seed, result):
             except FedmedError as error:
                 result.refused[target.name, region] += 1
                 if error.exit_code not in (2, 3, 4, 7) or len(error.message) > 2000:
-                    raise AssertionError(f"exit code {error.exit_code}, {len(error.message)} characters") from None
+                    raise AssertionError(
+                        f"target {target.name}, region {region}, seed {seed}, number {number}: exit code "
+                        f"{error.exit_code}, {len(error.message)} characters: {error.message[:300]!r}"
+                    ) from None
             except Exception as error:
                 error.add_note(f"target {target.name}, region {region}, seed {seed}, number {number}: {data[:3000]!r}")
                 raise

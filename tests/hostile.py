@@ -898,6 +898,12 @@ quick(
 SEED = "seed = 7"
 quick("a plan that is no TOML", 3, "federation.toml: is not TOML", lambda p: p.plan_text(SEED, "seed = = 7"))
 quick(
+    "a table of 5,000 characters that stands twice",
+    3,
+    "federation.toml: is not TOML (Cannot declare ('xxx",
+    lambda p: p.plan_text(SEED, SEED + f"\n[{'x' * 5000}]" * 2),
+)
+quick(
     "a key with half a million dots",
     3,
     "federation.toml: expected at most 200,000 bytes",

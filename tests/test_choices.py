@@ -221,6 +221,24 @@ def test_accuracies_are_those_of_plain_transformers(round_workspace, tiny_base, 
     assert "helps most" not in text
 
 
+def test_an_adapter_of_zeros_has_the_bases_accuracies_without_a_doubt(round_workspace, tiny_base, tmp_path):
+    from fedmed_cli import adapters
+    from fedmed_cli.records import Interval
+
+    plan = round_workspace.read_plan()
+    (tmp_path / "zero").mkdir()
+    zero = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    for name, data in adapters.adapter_files(zero, "x").items():
+        (tmp_path / "zero" / name).write_bytes(data)
+    path = write(tmp_path / "questions.jsonl", [as_medqa(*row) for row in make_rows(10)])
+    argv = ["compare", "-q", "--no-answers", "-C", str(round_workspace.root), "--base", str(tiny_base)]
+    assert main([*argv, "--choices", str(path), "--adapter", str(tmp_path / "zero")]) == 0
+    found = Comparison.read(round_workspace.root / "reports/compare.json").choices.adapters
+    for what in ("accuracy", "accuracy_norm", "by_letter", "asked"):
+        assert getattr(found["zero"], what).against_base == Interval(0.0, 0.0, 0.0)
+        assert getattr(found["zero"], what).score == getattr(found["base"], what).score
+
+
 def test_a_question_that_does_not_fit_is_left_out_and_said(round_workspace, tiny_base, tmp_path, capsys):
     rows = [as_medqa(*row) for row in make_rows(10)]
     rows[3]["question"] = "very long " * 300

@@ -1,7 +1,8 @@
 """Multiple-choice accuracy beside a direct computation by transformers and PEFT, one option at a time.
 
-Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [questions]
-Asks the first questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of base and global adapter.
+Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [questions [ADAPTER]]
+Asks the questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of the base and of the newest global
+adapter (or of the folder ADAPTER).
 """
 
 import sys
@@ -28,22 +29,22 @@ def direct(model, tokenizer, plan, question, option):
     return float(chances.gather(1, ids[0, 1:, None])[len(start) - 1 :].sum())
 
 
-def main(root, file, number):
+def main(root, file, number=100, folder=None):
     place = Workspace(Path(root))
     plan = place.read_plan()
-    questions = read_questions(Path(file), number, print).questions
-    path = place.global_adapter(place.newest_round())
+    questions = read_questions(Path(file), int(number), print).questions
+    path = Path(folder) if folder else place.global_adapter(place.newest_round())
     local = bases.find_for_plan(plan.base, None, None, print)
     lm = models.load(local, "cpu", print)
     items = choosing.prepare(lm, plan, questions)
     ours = {
         name: continuations.measure(lm, adapter, items.texts).nll
-        for name, adapter in (("base", None), ("global", adapters.read_global(path, plan).adapter))
+        for name, adapter in (("base", None), ("adapter", adapters.read_folder(path, plan).adapter))
     }
     tokenizer = transformers.AutoTokenizer.from_pretrained(local.folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(local.folder, dtype=lm.dtype)
     for name in ours:
-        if name == "global":
+        if name == "adapter":
             model = peft.PeftModel.from_pretrained(model, path)
         hits = {"ours": [0, 0], "direct": [0, 0]}
         worst, at = 0.0, 0
@@ -65,4 +66,4 @@ def main(root, file, number):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 100)
+    main(*sys.argv[1:])

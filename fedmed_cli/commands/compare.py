@@ -50,6 +50,7 @@ def compare(
     ] = None,
     answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Write answers side by side.")] = True,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of generated answers.")] = 64,
+    load_in_4bit: o.FourBitOption = False,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
@@ -112,7 +113,7 @@ def compare(
         from fedmed_cli import models
         from fedmed_cli.commands.compare_tables import comparison_lines
 
-        lm = models.load(local, device, screen.say, screen.detail)
+        lm = models.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
         if pooled:
             from fedmed_cli.commands.live import step_events
             from fedmed_cli.pooled import pooled_adapter

@@ -17,6 +17,17 @@ def run_round(
     ] = None,
     max_steps: o.MaxStepsOption = None,
     batch_size: o.BatchSizeOption = 2,
+    gradient_accumulation_steps: o.AccumulationOption = 1,
+    num_train_epochs: o.EpochsOption = None,
+    max_batch_tokens: o.BatchTokensOption = None,
+    gradient_checkpointing: o.CheckpointingOption = False,
+    compile_layers: o.CompileOption = None,
+    load_in_4bit: o.FourBitOption = False,
+    eval_steps: o.EvalStepsOption = None,
+    early_stopping_patience: o.PatienceOption = None,
+    save_steps: o.SaveStepsOption = None,
+    logging_steps: o.LoggingStepsOption = 10,
+    report_to: o.ReportToOption = None,
     max_eval_samples: Annotated[
         int | None,
         typer.Option("--max-eval-samples", min=2, help="Examples to measure on [100]."),
@@ -63,13 +74,28 @@ def run_round(
     if until <= place.newest_round():
         screen.result({"rounds": []}, f"round {until} exists already; the newest is {place.newest_round()}")
         return
+    wanted = o.training_choices(
+        max_steps=max_steps,
+        num_train_epochs=num_train_epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        max_batch_tokens=max_batch_tokens,
+        gradient_checkpointing=gradient_checkpointing,
+        compile=compile_layers,
+        eval_steps=eval_steps,
+        early_stopping_patience=early_stopping_patience,
+        save_steps=save_steps,
+        logging_steps=logging_steps,
+        report_to=report_to,
+        max_eval_samples=max_eval_samples or 100,
+    )
     with place.lock(), contextlib.ExitStack() as stack:
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
         from fedmed_cli import federation, models
         from fedmed_cli.commands.live import step_events
         from fedmed_cli.commands.tables import aggregate_table, contribution_lines, round_table
-        from fedmed_cli.site import Events
+        from fedmed_cli.site import Choices, Events
 
         def events_for(name: str, number: int) -> Events:
             stack.close()
@@ -78,15 +104,14 @@ def run_round(
             return stack.enter_context(step_events(screen, f"round {number} {name}"))
 
         summaries = []
-        lm = models.load(local, device, screen.say, screen.detail)
+        lm = models.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
         for summary in federation.run_rounds(
             place,
             plan,
             lm,
             until,
             rules,
-            max_steps=max_steps,
-            batch_size=batch_size,
+            choices=Choices(**wanted),
             max_eval_samples=max_eval_samples,
             events_for=events_for,
         ):

@@ -30,6 +30,17 @@ def train_local(
     ] = None,
     max_steps: o.MaxStepsOption = None,
     batch_size: o.BatchSizeOption = 2,
+    gradient_accumulation_steps: o.AccumulationOption = 1,
+    num_train_epochs: o.EpochsOption = None,
+    max_batch_tokens: o.BatchTokensOption = None,
+    gradient_checkpointing: o.CheckpointingOption = False,
+    compile_layers: o.CompileOption = None,
+    load_in_4bit: o.FourBitOption = False,
+    eval_steps: o.EvalStepsOption = None,
+    early_stopping_patience: o.PatienceOption = None,
+    save_steps: o.SaveStepsOption = None,
+    logging_steps: o.LoggingStepsOption = 10,
+    report_to: o.ReportToOption = None,
     max_eval_samples: Annotated[
         int, typer.Option("--max-eval-samples", min=1, help="Validation examples to measure on.")
     ] = 100,
@@ -41,6 +52,8 @@ def train_local(
     learning_rate: o.LearningRateOption = None,
     lr_scheduler_type: o.SchedulerOption = None,
     warmup_steps: o.WarmupOption = None,
+    lr_scheduler_rounds: o.SchedulerRoundsOption = None,
+    fedprox_mu: o.FedproxOption = None,
     max_length: o.MaxLengthOption = None,
     lora_r: o.LoraROption = None,
     lora_alpha: o.LoraAlphaOption = None,
@@ -75,6 +88,8 @@ def train_local(
         learning_rate=learning_rate,
         lr_scheduler_type=lr_scheduler_type,
         warmup_steps=warmup_steps,
+        lr_scheduler_rounds=lr_scheduler_rounds,
+        fedprox_mu=fedprox_mu,
         max_length=max_length,
         lora_r=lora_r,
         lora_alpha=lora_alpha,
@@ -90,6 +105,21 @@ def train_local(
     alike = o.similarity("--near-duplicates", near_duplicates)
     mapped = o.mapping("--columns", columns) if columns else None
     signer = signer_for(site, plan, load_signer(screen, key, workspace))
+    wanted = o.training_choices(
+        max_steps=max_steps,
+        num_train_epochs=num_train_epochs,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        max_batch_tokens=max_batch_tokens,
+        gradient_checkpointing=gradient_checkpointing,
+        compile=compile_layers,
+        eval_steps=eval_steps,
+        early_stopping_patience=early_stopping_patience,
+        save_steps=save_steps,
+        logging_steps=logging_steps,
+        report_to=report_to,
+        max_eval_samples=max_eval_samples,
+    )
     with place.lock():
         rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
         accepted, round_number, start = None, place.newest_round() + 1, None
@@ -115,14 +145,12 @@ def train_local(
             result = core.train_local(
                 place,
                 plan,
-                models.load(local, device, screen.say, screen.detail),
+                models.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit),
                 site,
                 examples,
                 start,
                 round_number,
-                max_steps=max_steps,
-                batch_size=batch_size,
-                max_eval_samples=max_eval_samples,
+                core.Choices(**wanted),
                 accepted=accepted,
                 signer=signer,
                 events=events,

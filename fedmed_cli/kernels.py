@@ -1,0 +1,85 @@
+"""Which kernels a training runs on: decoder layers compiled by torch's inductor where that repays itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+
+import torch
+
+from fedmed_cli.models import LanguageModel
+
+REPAID_TOKENS = 60_000
+
+_FAILURES = (RuntimeError, OSError, ImportError, AttributeError, TypeError, ValueError, AssertionError)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that inductor would use on a CPU."""
+    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def pays_off(lm: LanguageModel, num_tokens: int) -> bool:
+    """Whether to compile a training over `num_tokens` tokens by default; never by timing.
+
+    With bfloat16 instructions the compiled layers save about 1 ms a token on two cores and take about 30 s
+    to compile, so twice what repays that is asked for. In float32 matrix products take all the time, and
+    compiling saves nothing (docs/training.md).
+    """
+    return (
+        lm.device.type == "cpu"
+        and lm.dtype == torch.bfloat16
+        and not lm.quantized
+        and num_tokens >= REPAID_TOKENS
+        and compiler() is not None
+    )
+
+
+@contextlib.contextmanager
+def compiled(lm: LanguageModel, step: Callable[[], object], say: Callable[[str], None]) -> Iterator[bool]:
+    """Compile each decoder layer for the time of the block; yields whether that worked.
+
+    `step` is one forward and backward pass on a fixed batch: it decides for which shapes kernels are made,
+    so that they depend neither on the data nor on what ran before. Where compiling fails, `say` is told and
+    the block runs on torch's own kernels.
+    """
+    layers = lm.layers()
+    torch._dynamo.reset()
+    try:
+        if not layers:
+            raise RuntimeError("the model has no list of decoder layers")
+        for layer in layers:
+            layer.compile(dynamic=True)
+        step()
+    except _FAILURES as error:
+        uncompile(lm)
+        say(f"compiling does not work here ({type(error).__name__}), so training runs on torch's own kernels")
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        uncompile(lm)
+
+
+def uncompile(lm: LanguageModel) -> None:
+    for layer in lm.layers():
+        layer._compiled_call_impl = None
+    torch._dynamo.reset()
+
+
+@contextlib.contextmanager
+def eager(lm: LanguageModel) -> Iterator[None]:
+    """Run on torch's own kernels for the time of the block: measurements never depend on compiled ones."""
+    layers = lm.layers()
+    kept = [layer._compiled_call_impl for layer in layers]
+    for layer in layers:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, call in zip(layers, kept, strict=True):
+            layer._compiled_call_impl = call

@@ -1,0 +1,475 @@
+"""Training against a plain PEFT loop: the same gradients for every option, the same bytes after every break."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from fedmed_cli import adapters, bases, batches, checkpoints, examples, kernels, models, rounds, site, training
+from fedmed_cli.app import main
+from fedmed_cli.intervals import summarize
+from fedmed_cli.records import Training
+from fedmed_cli.training import Options, forward_passes, learning_rate
+
+SEED = 5
+
+
+@pytest.fixture
+def ready(split_workspace, tiny_base):
+    """A workspace with its plan, the tiny model on it, and site A's encoded examples."""
+    plan = split_workspace.read_plan()
+    lm = models.load(bases.LocalBase(tiny_base, plan.base), "cpu")
+    rows = examples.read_jsonl(split_workspace.site_data("A") / "train.jsonl")
+    encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
+    return split_workspace, plan, lm, encoded
+
+
+def moved(adapter, seed=3):
+    """The same adapter with B away from 0, so that A has a gradient too."""
+    rng = np.random.default_rng(seed)
+    factors = {name: (a, rng.normal(0, 0.05, b.shape).astype(np.float32)) for name, (a, b) in adapter.factors.items()}
+    return adapters.Adapter(adapter.r, adapter.alpha, adapter.targets, adapter.base_name, factors)
+
+
+def plain_gradients(tiny_base, plan, start, batch):
+    """Gradients of the mean loss over a batch's answer tokens, by PEFT with a padding mask, one forward pass."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    config = peft.LoraConfig(
+        r=plan.lora.r, lora_alpha=plan.lora.alpha, target_modules=list(plan.lora.targets), task_type="CAUSAL_LM"
+    )
+    model = peft.get_peft_model(model, config)
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            module, _, factor = name.removeprefix("base_model.model.").removesuffix(".default.weight").rpartition(".")
+            values = start.factors[module]["lora_A lora_B".split().index(factor)]
+            parameter.data = torch.from_numpy(values.copy())
+            parameters[module, factor] = parameter
+    length = max(len(one.ids) for one in batch)
+    ids, labels, mask = (torch.full((len(batch), length), fill) for fill in (0, -100, 0))
+    for row, one in enumerate(batch):
+        ids[row, : len(one.ids)] = torch.tensor(one.ids)
+        labels[row, one.num_prompt : len(one.ids)] = torch.tensor(one.ids[one.num_prompt :])
+        mask[row, : len(one.ids)] = 1
+    model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+    return [parameters[key].grad for key in sorted(parameters)]
+
+
+def first_gradients(monkeypatch, lm, plan, start, encoded, options):
+    """The gradients of fedmed's first step, before they are clipped, and its loss."""
+    caught = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def catch(parameters, norm):
+        caught.append([parameter.grad.clone() for parameter in parameters])
+        return clip(parameters, norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
+    training.train(lm, plan, start, encoded, options, seed=SEED)
+    return caught[0]
+
+
+VARIANTS = {
+    "plain": ({}, {}),
+    "one example a pass": ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 6}, {}),
+    "accumulated": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}, {}),
+    "token budget": ({"per_device_train_batch_size": 6, "max_batch_tokens": 200}, {}),
+    "recomputed activations": ({"per_device_train_batch_size": 6, "gradient_checkpointing": True}, {}),
+    "chunks of 7 labels": ({"per_device_train_batch_size": 6}, {"CHUNK": 7}),
+    "logits of the model": ({"per_device_train_batch_size": 6}, {"plain_head": False}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkeypatch):
+    _, plan, lm, encoded = ready
+    given, changes = VARIANTS[name]
+    if "CHUNK" in changes:
+        monkeypatch.setattr(batches, "CHUNK", changes["CHUNK"])
+    assert lm.plain_head
+    lm.plain_head = changes.get("plain_head", True)
+    start = moved(rounds.starting_adapter(ready[0], plan, 1))
+    options = Options(1, **({"per_device_train_batch_size": 6} | given))
+    batch = next(training.batches(encoded, 6, SEED))
+    expected = plain_gradients(tiny_base, plan, start, batch)
+    found = first_gradients(monkeypatch, lm, plan, start, encoded, options)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
+
+
+@pytest.mark.filterwarnings("ignore")  # of inductor, whose own they are
+@pytest.mark.skipif(kernels.compiler() is None, reason="needs a C++ compiler")
+def test_compiled_layers_give_the_same_gradients_and_leave_nothing_behind(ready, tiny_base, monkeypatch):
+    _, plan, lm, encoded = ready
+    start = moved(rounds.starting_adapter(ready[0], plan, 1))
+    said = []
+    options = Options(2, per_device_train_batch_size=3, compile=True)
+    caught = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def catch(parameters, norm):
+        caught.append([parameter.grad.clone() for parameter in parameters])
+        return clip(parameters, norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
+    first = training.train(lm, plan, start, encoded, options, seed=SEED, say=said.append)
+    assert first.compiled
+    assert said == []
+    assert all(layer._compiled_call_impl is None for layer in lm.layers())
+    expected = plain_gradients(tiny_base, plan, start, next(training.batches(encoded, 3, SEED)))
+    for ours, theirs in zip(caught[0], expected, strict=True):
+        assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
+    again = training.train(lm, plan, start, encoded, options, seed=SEED)
+    assert again.adapter.digest == first.adapter.digest
+
+
+def test_where_compiling_fails_it_is_said_and_training_goes_on(ready, monkeypatch):
+    _, plan, lm, encoded = ready
+    start = rounds.starting_adapter(ready[0], plan, 1)
+    plain = training.train(lm, plan, start, encoded, Options(2, compile=False), seed=SEED)
+    said = []
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    fallen = training.train(lm, plan, start, encoded, Options(2, compile=True), seed=SEED, say=said.append)
+    assert not fallen.compiled
+    assert len(said) == 1
+    assert "does not work here" in said[0]
+    assert fallen.adapter.digest == plain.adapter.digest
+
+
+def test_whether_to_compile_goes_by_flags_and_length_alone(ready, monkeypatch):
+    lm = ready[2]
+    monkeypatch.setattr(kernels, "compiler", lambda: "/usr/bin/c++")
+    assert not kernels.pays_off(lm, 10**9)  # float32
+    lm.dtype = torch.bfloat16
+    assert kernels.pays_off(lm, kernels.REPAID_TOKENS)
+    assert not kernels.pays_off(lm, kernels.REPAID_TOKENS - 1)
+    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    assert not kernels.pays_off(lm, 10**9)
+
+
+def test_fedprox_adds_the_pull_towards_the_start(ready, monkeypatch):
+    """After one step the gradient differs by mu times the distance from the start, computed here by autograd."""
+    workspace, plan, lm, encoded = ready
+    start = moved(rounds.starting_adapter(workspace, plan, 1))
+    caught, places = [], []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def catch(parameters, norm):
+        caught.append([parameter.grad.clone() for parameter in parameters])
+        places.append([parameter.detach().clone() for parameter in parameters])
+        return clip(parameters, norm)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
+    pulled = training_with(plan, fedprox_mu=3.0)
+    training.train(lm, plan, start, encoded, Options(2), seed=SEED)
+    training.train(lm, pulled, start, encoded, Options(2), seed=SEED)
+    # The first step starts at the anchor: no pull. The second is at the same place in both, as the first was equal.
+    for ours, plain, place, origin in zip(caught[3], caught[1], places[3], places[0], strict=True):
+        point = place.clone().requires_grad_(True)
+        (1.5 * (point - origin).square().sum()).backward()
+        assert torch.allclose(ours, plain + point.grad, rtol=1e-5, atol=1e-8)
+    assert all(torch.equal(a, b) for a, b in zip(caught[0], caught[2], strict=True))
+
+
+def training_with(plan, **changes):
+    from dataclasses import replace
+
+    return replace(plan, training=replace(plan.training, **changes))
+
+
+@pytest.mark.parametrize("kind", ["constant_with_warmup", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_learning_rates_of_a_round_are_those_of_transformers(kind, warmup):
+    options = Training(learning_rate=0.5, lr_scheduler_type=kind.split("_")[0], warmup_steps=warmup)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = transformers.get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=20)
+    for step in range(20):
+        assert learning_rate(options, 3, step, 20) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_decay_over_three_rounds_is_the_decay_of_one_long_training():
+    spanned = Training(learning_rate=1.0, lr_scheduler_type="cosine", lr_scheduler_rounds=3)
+    long = Training(learning_rate=1.0, lr_scheduler_type="cosine")
+    rates = [learning_rate(spanned, number, step, 10) for number in (1, 2, 3) for step in range(10)]
+    assert rates == pytest.approx([learning_rate(long, 1, step, 30) for step in range(30)])
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_round_behind_the_schedules_end_is_refused(ready):
+    _, plan, lm, encoded = ready
+    start = rounds.starting_adapter(ready[0], plan, 1)
+    plan = training_with(plan, lr_scheduler_type="cosine", lr_scheduler_rounds=2)
+    with pytest.raises(Exception, match="ends with round 2"):
+        training.train(lm, plan, start, encoded, Options(1), seed=SEED, round_number=3)
+
+
+def test_options_that_came_later_change_no_older_plans_digest(ready):
+    plan = ready[1]
+    assert training_with(plan, fedprox_mu=0.0, lr_scheduler_rounds=1).digest == plan.digest
+    assert training_with(plan, fedprox_mu=0.1).digest != plan.digest
+    assert training_with(plan, lr_scheduler_rounds=2).digest != plan.digest
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 8, 16])
+def test_under_5_percent_of_positions_are_padding(batch_size):
+    """Lengths as skewed as MedQuAD's: log-normal around 200 tokens."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(5.2, 0.45, 2000).astype(int), 40, 1024)
+    encoded = [examples.Encoded((1,) * int(n), 20, False) for n in lengths]
+    order = training.batches(encoded, batch_size, SEED)
+    options = Options(1, per_device_train_batch_size=batch_size)
+    padded = real = 0
+    for _ in range(math.ceil(len(encoded) / batch_size)):
+        for part in forward_passes(next(order), options):
+            padded += len(part) * max(len(one.ids) for one in part)
+            real += sum(len(one.ids) for one in part)
+    assert 1 - real / padded < 0.05
+
+
+def test_forward_passes_hold_each_example_once_and_keep_the_bounds():
+    rng = np.random.default_rng(1)
+    batch = [examples.Encoded((1,) * int(n), 5, False) for n in rng.integers(10, 300, 23)]
+    options = Options(1, per_device_train_batch_size=5, gradient_accumulation_steps=5, max_batch_tokens=400)
+    parts = list(forward_passes(batch, options))
+    assert sorted(len(one.ids) for part in parts for one in part) == sorted(len(one.ids) for one in batch)
+    assert all(len(part) <= 5 for part in parts)
+    assert all(len(part) == 1 or len(part) * max(len(one.ids) for one in part) <= 400 for part in parts)
+
+
+# --- breaking off and going on ----------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def run_site(ready, name="A", until=None, said=None, **choices):
+    """`site.train_local` in the workspace; with `until` it breaks off after that step."""
+    workspace, plan, lm, _ = ready
+
+    def stop(step):
+        if until is not None and step.step == until:
+            raise Killed
+
+    events = site.Events(say=said.append if said is not None else lambda message: None, step=stop)
+    chosen = site.Choices(**({"max_steps": 8, "max_eval_samples": 8, "save_steps": 1} | choices))
+    parent = rounds.starting_adapter(workspace, plan, 1)
+    return site.train_local(
+        workspace, plan, lm, name, site.workspace_data(workspace, name), parent, 1, chosen, events=events
+    ).record
+
+
+@pytest.mark.parametrize("save_steps", [1, 3])
+def test_a_training_that_breaks_off_at_any_step_ends_with_the_same_bytes(ready, save_steps):
+    workspace = ready[0]
+    whole = run_site(ready)
+    folder = workspace.private / "checkpoints"
+    assert list(folder.iterdir()) == []
+    for until in range(1, 9):
+        with pytest.raises(Killed):
+            run_site(ready, until=until, save_steps=save_steps)
+        said = []
+        resumed = run_site(ready, said=said, save_steps=save_steps)
+        saved = (until - 1) // save_steps * save_steps
+        found = [message for message in said if "continues" in message]
+        assert found == ([f"site A: continues behind step {saved} of 8, from a checkpoint"] if saved else [])
+        assert (resumed.adapter, resumed.losses) == (whole.adapter, whole.losses)
+        assert (resumed.num_trained_tokens, resumed.update_norm) == (whole.num_trained_tokens, whole.update_norm)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_checkpoint_of_other_options_is_kept_aside_and_said(ready):
+    whole = run_site(ready, per_device_train_batch_size=3)
+    with pytest.raises(Killed):
+        run_site(ready, until=5)
+    said = []
+    other = run_site(ready, said=said, per_device_train_batch_size=3)
+    assert [message for message in said if "does not fit (another options); it is kept in" in message]
+    assert other.adapter == whole.adapter
+    assert list((ready[0].private / "replaced").glob("*.npz*"))
+
+
+def test_a_damaged_checkpoint_is_kept_aside_and_said(ready):
+    whole = run_site(ready)
+    with pytest.raises(Killed):
+        run_site(ready, until=5)
+    (path,) = (ready[0].private / "checkpoints").iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    said = []
+    assert run_site(ready, said=said).adapter == whole.adapter
+    assert [message for message in said if "cannot be read" in message]
+
+
+def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(ready, split_once, tiny_base, tmp_path):
+    alone = run_site(ready, "B")
+    run_site(ready, "A", gradient_checkpointing=True)
+    after = run_site(ready, "B")
+    assert alone.adapter == after.adapter
+    assert alone.losses == after.losses
+    fresh = models.load(bases.LocalBase(tiny_base, ready[1].base), "cpu")
+    assert run_site((ready[0], ready[1], fresh, None), "B").adapter == alone.adapter
+
+
+# --- choosing the step ------------------------------------------------------------------------------
+
+
+def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monkeypatch):
+    workspace, plan, lm, _ = ready
+    data = site.workspace_data(workspace, "A")
+    choosing, reporting = site._choosing_half("A", data)
+    assert len(choosing) + len(reporting) == len(data.validation)
+    assert not {row.text_key for row in choosing} & {row.text_key for row in reporting}
+
+    # With a wild learning rate the loss rises at the end, so that the last step is not the best one.
+    wild = training_with(plan, learning_rate=0.3)
+    said = []
+    record = run_site((workspace, wild, lm, None), said=said, eval_steps=2, max_steps=8)
+    items = site.evaluation.prepare(lm, wild, choosing[:8], None)
+    losses = {}
+    for step in (2, 4, 6, 8):
+        options = Options(8)
+        caught = {}
+
+        def stop(state, step=step, caught=caught):
+            if state.step == step:
+                caught["factors"] = lm.read_factors()
+
+        start = rounds.starting_adapter(workspace, wild, 1)
+        encoded = [examples.encode(row, wild.prompt, lm.tokenizer, wild.training.max_length) for row in data.train]
+        seed = training.order_seed(wild, "A", 1)
+        training.train(lm, wild, start, encoded, options, seed=seed, progress=stop)
+        # `progress` runs behind the step's update
+        adapter = adapters.plan_adapter(wild, caught["factors"])
+        losses[step] = (summarize(site.evaluation.measure(lm, adapter, items.encoded), items.groups).mean, adapter)
+    best = min(losses, key=lambda step: losses[step][0])
+    assert record.kept_step == best
+    assert record.adapter == losses[best][1].digest
+    assert f"site A: keeps the adapter of step {best} of 8, the best on other examples" in said
+
+
+def test_early_stopping_stops_and_resumes_to_the_same_bytes(ready):
+    workspace, plan, lm, _ = ready
+    wild = (workspace, training_with(plan, learning_rate=1.0), lm, None)
+    said = []
+    options = {"eval_steps": 1, "early_stopping_patience": 2, "max_steps": 30}
+    record = run_site(wild, said=said, **options)
+    assert len(record.losses) < 30
+    assert len(record.losses) == record.kept_step + 2
+    assert any("stopped early" in message for message in said)
+    with pytest.raises(Killed):
+        run_site(wild, until=len(record.losses), **options)
+    assert run_site(wild, **options).adapter == record.adapter
+
+
+# --- 4 bits -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def four_bit(ready, tiny_base):
+    pytest.importorskip("bitsandbytes")
+    lm = models.load(bases.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
+    return ready[0], ready[1], lm, ready[3]
+
+
+def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeypatch):
+    """bitsandbytes repacks layers whose flag is set at the first forward without gradients, and loses the gradient."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
+    lm = models.load(bases.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
+    layers = [module for module in lm.model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert len(layers) == 14
+    assert bitsandbytes.nn.Linear4bit(4, 4).support_avx512bf16_for_cpu
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch):
+    workspace, plan, lm, encoded = four_bit
+    start = moved(rounds.starting_adapter(workspace, plan, 1))
+    before = first_gradients(monkeypatch, lm, plan, start, encoded, Options(1))
+    site.evaluation.measure(lm, start, encoded[:4])
+    after = first_gradients(monkeypatch, lm, plan, start, encoded, Options(1))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    # and they are those of the dequantised weights in a plain float32 model
+    assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in before)
+
+
+def test_a_site_trains_in_4_bits_and_its_record_says_so(split_workspace, tiny_base):
+    pytest.importorskip("bitsandbytes")
+    argv = ["train-local", "-q", "-C", str(split_workspace.root), "--site", "A", "--base", str(tiny_base)]
+    assert main([*argv, "--load-in-4bit", "--max-steps", "2"]) == 0
+    record = json.loads((split_workspace.contribution("A") / "contribution.json").read_text())
+    assert record["run"]["quantization"] == "nf4"
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+def test_epochs_and_live_metrics(split_workspace, tiny_base):
+    argv = ["train-local", "-q", "-C", str(split_workspace.root), "--site", "A", "--base", str(tiny_base)]
+    argv += ["--num-train-epochs", "0.5", "--per-device-train-batch-size", "3", "--logging-steps", "4"]
+    assert main(argv) == 0
+    record = json.loads((split_workspace.contribution("A") / "contribution.json").read_text())
+    steps = math.ceil(0.5 * math.ceil(record["num_examples"] / 3))
+    assert record["max_steps"] == steps == len(record["losses"])
+    lines = (split_workspace.private / "training/A-001.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [event["step"] for event in events] == [*range(4, steps, 4), steps]
+    assert events[0]["loss"] == pytest.approx(np.mean(record["losses"][:4]), abs=1e-5)
+    for event in events:
+        assert {"learning_rate", "grad_norm", "tokens_per_second", "peak_memory_bytes"} <= set(event)
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--max-steps", "3", "--num-train-epochs", "1"], "the same thing twice"),
+        (["--num-train-epochs", "0"], "expected a number above 0"),
+        (["--early-stopping-patience", "2"], "goes with --eval-steps"),
+        (["--report-to", "wandb"], "expected one of tensorboard"),
+        (["--fedprox-mu", "0.5"], "--fedprox-mu is 0.5, but the plan has 0.0"),
+    ],
+)
+def test_options_that_contradict_each_other(argv, text, split_workspace, tiny_base, fails):
+    found = fails(2, "train-local", "-C", split_workspace.root, "--site", "A", "--base", tiny_base, *argv)
+    assert text in found
+
+
+def test_out_of_memory_names_the_options_that_help(split_workspace, tiny_base, fails, monkeypatch):
+    def full(*args):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(training, "nll_per_example", full)
+    assert "out of memory" in fails(
+        5, "train-local", "-C", split_workspace.root, "--site", "A", "--base", tiny_base, "--max-eval-samples", "2"
+    )
+
+
+def test_tensorboard_is_an_extra(split_workspace, tiny_base, fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    argv = ["train-local", "-C", split_workspace.root, "--site", "A", "--base", tiny_base]
+    found = fails(5, *argv, "--report-to", "tensorboard", "--max-eval-samples", "2")
+    assert "needs tensorboard" in found
+    assert not split_workspace.contribution("A").exists()
+
+
+def test_a_checkpoint_is_due_by_steps_or_by_the_minute(split_workspace, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    make = checkpoints.Checkpoints
+    timed = make(split_workspace, split_workspace.private / "x.npz", {}, print, None, _saved=0.0)
+    assert not timed.due(1)
+    now[0] = 60.0
+    assert timed.due(2)
+    by_steps = make(split_workspace, split_workspace.private / "x.npz", {}, print, 4, _saved=0.0)
+    assert [step for step in range(1, 9) if by_steps.due(step)] == [4, 8]
