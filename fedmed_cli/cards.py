@@ -41,6 +41,9 @@ def card(
         front["tags"] = [f"base_model:adapter:{hub_id}", *TAGS]
     if results:
         front["model-index"] = [{"name": title, "results": list(results)}]
+    about_base = f"- Base model: {code(base.name)}{f' at {code(base.revision)}' if base.revision else ''}"
+    if base.name in _HUB_IDS:
+        about_base += f", a 4-bit form of {code(_HUB_IDS[base.name])} in bfloat16: not quite the hub's own weights"
     lines = [
         "---",
         *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
@@ -52,7 +55,7 @@ def card(
         "",
         origin,
         "",
-        f"- Base model: {code(base.name)}{f' at {code(base.revision)}' if base.revision else ''}",
+        about_base,
         f"- Base fingerprint (weights, config, tokenizer, template): {code(base.fingerprint)}",
         f"- LoRA: r = {adapter.r}, alpha = {adapter.config['lora_alpha']}, on {', '.join(map(code, adapter.targets))}",
         f"- Parameters: {adapter.num_parameters:,}; adapter digest {code(adapter.digest)}",

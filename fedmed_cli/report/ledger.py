@@ -168,7 +168,11 @@ def lineage_section(facts: Facts, checks: Checks | None) -> Section:
     parts: list[Part] = [_verification_text(checks)]
     if checks is not None:
         parts += [Text(f"Fault: {fault}.", "fault") for fault in checks.faults]
-        parts += [Text(f"Not proved: {note}.", "note") for note in checks.notes]
+        if checks.notes:
+            title = f"Not proved: {words.count(len(checks.notes), 'note')}"
+            parts.append(
+                Grid(title, ["what, and why"], [[note] for note in checks.notes], folded=len(checks.notes) > 3)
+            )
         if checks.checked:
             rows = [[one.path, str(one.round or ""), short(one.adapter), one.signature] for one in checks.checked]
             parts.append(Grid("What was checked", ["adapter", "round", "digest", "signed by"], rows, frozenset({2, 3})))
