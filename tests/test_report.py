@@ -157,6 +157,11 @@ def test_matrix_of_hospitals_is_shown_before_the_shared_test_set(golden):
     loss = compared.scores["global"]["overall"].loss
     assert rows[1][rows[0].index("global")].startswith(f"{loss:.4f}")
     assert "Measured inside hospital A" in section(root, "comparison").text
+    assert "Site A" not in section(root, "overview").text
+    (golden.reports / "compare.json").unlink()  # as in a hospital's own workspace
+    root = check_structure(written(golden))
+    assert "Site A, on its own test examples: " in section(root, "overview").text
+    assert "There is no reports/compare.json" in section(root, "comparison").text
 
 
 def test_all_that_a_comparison_can_hold_is_shown(golden):
@@ -257,7 +262,7 @@ def test_a_plan_alone_gives_a_report_that_names_what_is_missing(tmp_path):
     assert main(["init", "--names", "A,B", "-C", str(place.root), "-q"]) == 0
     root = check_structure(written(place))
     for name, words in {
-        "overview": "no comparison has been made",
+        "overview": "no global adapter has been compared",
         "comparison": "There is no reports/compare.json",
         "matrix": "There is no reports/matrix.json",
         "weights": "No round has been aggregated here yet",

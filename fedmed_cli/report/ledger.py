@@ -55,12 +55,14 @@ def overview_section(facts: Facts, checks: Checks | None) -> Section:
         verdicts = [f"{name} {one.verdict}" for name, one in last.aggregate.sites.items()]
         rows.append((f"Verdicts of round {last.number}", ", ".join(_first(verdicts))))
     rows.append(("Verified", _verified(checks)))
-    sentence = words.verdict(facts.comparison)
-    parts: list[Part] = []
-    if sentence:
-        parts.append(Text(sentence, "verdict"))
-    else:
-        parts.append(Text("Nothing here says yet whether federating helped: no comparison has been made.", "missing"))
+    found = [words.verdict(facts.comparison)]
+    if facts.comparison is None:
+        said = {site: words.verdict(record) for site, record in facts.site_comparisons.items()}
+        found = [f"Site {site}, on its own test examples: {sentence}" for site, sentence in said.items() if sentence]
+    parts: list[Part] = [Text(sentence, "verdict") for sentence in found if sentence]
+    if not parts:
+        why = "Nothing here says yet whether federating helped: no global adapter has been compared with the base."
+        parts.append(Text(why, "missing"))
     parts.append(Pairs(tuple(rows)))
     parts += [Text(f"Could not be read and is left out: {problem}.", "fault") for problem in facts.problems]
     return Section("overview", "At a glance", parts)
