@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect-adapter": ("inspect_adapter", "inspect_adapter"),
     "verify": ("verify", "verify"),
     "pack": ("pack", "pack"),
+    "report": ("report", "report"),
 }
 GROUPS = {"keys": ("keys", "keys", ("new", "show", "trust"))}
 
