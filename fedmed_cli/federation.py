@@ -12,6 +12,7 @@ from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Aggregate, Contribution, Interval, Loss, Plan
+from fedmed_cli.training_options import Choices
 from fedmed_cli.workspace import Workspace
 
 
@@ -45,7 +46,7 @@ def run_rounds(
     until: int,
     rules: Rules,
     *,
-    choices: site.Choices = site.Choices(),  # frozen
+    choices: Choices = Choices(),  # frozen
     max_eval_samples: int | None = None,
     events_for: Callable[[str, int], site.Events] = lambda name, round_number: site.Events(),
 ) -> Iterator[RoundSummary]:

@@ -13,6 +13,7 @@ from fedmed_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.coordinator import Rules
+    from fedmed_cli.training_options import Choices
 
 PLAN_PANEL = "What the plan fixes"
 TRAINING_PANEL = "How to train"
@@ -267,28 +268,33 @@ def training_choices(
     *,
     max_steps: int | None,
     num_train_epochs: float | None,
-    eval_steps: int | None,
-    early_stopping_patience: int | None,
+    max_eval_samples: int | None,
+    save_steps: int | None,
+    logging_steps: int,
     report_to: str | None,
-    **rest: Any,
-) -> dict[str, Any]:
-    """The fields of `site.Choices`; UsageError where two options contradict each other."""
+    **given: Any,
+) -> Choices:
+    """A site's choices about its training; UsageError where two options contradict each other."""
+    from fedmed_cli.training_options import DEFAULT_EVAL_SAMPLES, Choices, Options
+
+    options = Options(**given)
     if max_steps is not None and num_train_epochs is not None:
         raise UsageError("--max-steps and --num-train-epochs say the same thing twice", hint="leave one away")
     if num_train_epochs is not None and not 0 < num_train_epochs <= 10_000:
         raise UsageError(f"--num-train-epochs: expected a number above 0 and at most 10000, found {num_train_epochs}")
-    if early_stopping_patience is not None and eval_steps is None:
+    if options.early_stopping_patience is not None and options.eval_steps is None:
         raise UsageError("--early-stopping-patience goes with --eval-steps")
     if report_to is not None:
         choice("--report-to", report_to, ("tensorboard",))
-    return {
-        "max_steps": max_steps,
-        "num_train_epochs": num_train_epochs,
-        "eval_steps": eval_steps,
-        "early_stopping_patience": early_stopping_patience,
-        "report_to": report_to,
-        **rest,
-    }
+    return Choices(
+        options,
+        max_steps,
+        num_train_epochs,
+        max_eval_samples or DEFAULT_EVAL_SAMPLES,
+        save_steps,
+        logging_steps,
+        report_to,
+    )
 
 
 ColumnsOption = Annotated[

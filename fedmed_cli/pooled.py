@@ -15,7 +15,8 @@ from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Contribution, Plan, Pooled
-from fedmed_cli.training import Options, Step, Trained, order_seed, train
+from fedmed_cli.training import Step, Trained, order_seed, train
+from fedmed_cli.training_options import Options
 from fedmed_cli.workspace import Workspace, utc_now
 
 RECORD_NAME = "pooled.json"
@@ -107,11 +108,10 @@ def _train(
     """Train on everything at once: one schedule over all steps, and no pull to where a round began."""
     alone = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1, fedprox_mu=0.0))
     options = Options(
-        max_steps=budget.steps,
         per_device_train_batch_size=budget.batch_size,
         gradient_accumulation_steps=budget.accumulation,
     )
-    return train(lm, alone, start, encoded, options, seed=seed, progress=step)
+    return train(lm, alone, start, encoded, budget.steps, options, seed=seed, progress=step)
 
 
 def _budget(workspace: Workspace, plan: Plan, say: Say) -> _Budget:

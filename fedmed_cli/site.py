@@ -6,7 +6,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,10 @@ from fedmed_cli.journal import journal
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Contribution, DivisionRecord, Loss, NearDuplicates, Plan
 from fedmed_cli.signatures import Signer
-from fedmed_cli.training import Options, Step, order_seed, peak_memory, steps_of_epochs, train
+from fedmed_cli.training import Step, order_seed, peak_memory, train
+from fedmed_cli.training_options import Choices, Options
 from fedmed_cli.trust import signed
 from fedmed_cli.workspace import DIVISION_NAME, Workspace, utc_now
-
-DEFAULT_BATCH_SIZE = 2
-DEFAULT_EVAL_SAMPLES = 100
-DEFAULT_LOGGING_STEPS = 10
 
 Say = Callable[[str], None]
 
@@ -62,38 +59,6 @@ class SiteResult:
     record: Contribution
     path: Path
     replaced: Path | None
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What a site chooses about its training: `training.Options` with defaults from the plan, and bookkeeping.
-
-    `max_steps` None takes `num_train_epochs`, or without that the plan's. A checkpoint is written every
-    `save_steps` steps (None: every minute), a metric every `logging_steps`; `report_to` may be "tensorboard".
-    """
-
-    max_steps: int | None = None
-    num_train_epochs: float | None = None
-    per_device_train_batch_size: int = DEFAULT_BATCH_SIZE
-    gradient_accumulation_steps: int = 1
-    max_batch_tokens: int | None = None
-    gradient_checkpointing: bool = False
-    compile: bool | None = None
-    eval_steps: int | None = None
-    early_stopping_patience: int | None = None
-    max_eval_samples: int = DEFAULT_EVAL_SAMPLES
-    save_steps: int | None = None
-    logging_steps: int = DEFAULT_LOGGING_STEPS
-    report_to: str | None = None
-
-    def options(self, plan: Plan, num_examples: int) -> Options:
-        """The training's options for a site of that many examples."""
-        names = {f.name for f in fields(Options)} - {"max_steps"}
-        options = Options(plan.training.max_steps, **{name: getattr(self, name) for name in names})
-        steps = self.max_steps
-        if steps is None and self.num_train_epochs is not None:
-            steps = steps_of_epochs(self.num_train_epochs, num_examples, options.examples_per_step)
-        return replace(options, max_steps=steps or options.max_steps)
 
 
 def workspace_data(workspace: Workspace, site: str) -> SiteData:
@@ -239,7 +204,7 @@ def train_local(
     if start.r < parent.r:
         events.say(f"site {site}: trains rank {start.r} of the plan's {parent.r}")
     encoded, skipped = _encode(lm, plan, data.train)
-    options = choices.options(plan, len(encoded))
+    options, max_steps = choices.options, choices.steps(plan, len(encoded))
     truncated = sum(tokens.truncated for tokens in encoded)
     if skipped:
         events.say(f"site {site}: {skipped} of {len(data.train)} examples skipped: the question alone fills max_length")
@@ -276,7 +241,7 @@ def train_local(
     checkpoints = Checkpoints(
         workspace,
         workspace.private / "checkpoints" / f"{site}.npz",
-        _identity(lm, plan, start, encoded, options, judged, order_seed(plan, site, round_number)),
+        _identity(lm, plan, start, encoded, max_steps, options, judged, order_seed(plan, site, round_number)),
         events.say,
         choices.save_steps,
     )
@@ -292,6 +257,7 @@ def train_local(
             plan,
             start,
             encoded,
+            max_steps,
             options,
             seed=order_seed(plan, site, round_number),
             round_number=round_number,
@@ -301,8 +267,8 @@ def train_local(
             say=lambda message: events.say(f"site {site}: {message}"),
         )
     steps = len(trained.losses)
-    if steps < options.max_steps:
-        events.say(f"site {site}: stopped early behind step {steps} of {options.max_steps}")
+    if steps < max_steps:
+        events.say(f"site {site}: stopped early behind step {steps} of {max_steps}")
     if trained.kept_step is not None:
         events.say(f"site {site}: keeps the adapter of step {trained.kept_step} of {steps}, the best on other examples")
     after = measured(trained.adapter)
@@ -325,7 +291,7 @@ def train_local(
         num_tokens=sum(tokens.num_supervised for tokens in encoded),
         num_truncated=truncated,
         num_skipped=skipped,
-        max_steps=options.max_steps,
+        max_steps=max_steps,
         num_trained_examples=trained.num_examples,
         num_trained_tokens=trained.num_tokens,
         per_device_train_batch_size=options.per_device_train_batch_size,
@@ -398,6 +364,7 @@ def _identity(
     plan: Plan,
     start: Adapter,
     encoded: Sequence[Encoded],
+    max_steps: int,
     options: Options,
     judged: evaluation.EvaluationSet | None,
     seed: int,
@@ -408,7 +375,7 @@ def _identity(
         "start": start.digest,
         "data": sha256_json([[tokens.ids, tokens.num_prompt] for tokens in encoded]),
         "choosing examples": judged.digest if judged else None,
-        "options": asdict(options),
+        "options": {"max_steps": max_steps, **asdict(options)},
         "round": seed,  # the seed of the data order tells site and round
         "machine or software": {**lm.environment(), "machine": platform.machine()},
     }

@@ -23,36 +23,11 @@ from fedmed_cli.examples import Encoded
 from fedmed_cli.fused import fused
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records import Plan, Training
+from fedmed_cli.training_options import Options
 
 WINDOW_BATCHES = 64
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a site chooses by itself, in transformers' words.
-
-    A step updates on `per_device_train_batch_size * gradient_accumulation_steps` examples. How they are
-    packed into forward passes, and whether activations are kept (`gradient_checkpointing`), changes no
-    gradient beyond rounding: the loss is the mean over all answer tokens of the step. `max_batch_tokens`
-    bounds the positions of a forward pass, padding included. `compile` None means by rule
-    (`kernels.pays_off`). With `eval_steps` the step with the least loss on the choosing examples is kept,
-    and `early_stopping_patience` ends the training after that many evaluations without a better one.
-    """
-
-    max_steps: int
-    per_device_train_batch_size: int = 2
-    gradient_accumulation_steps: int = 1
-    max_batch_tokens: int | None = None
-    gradient_checkpointing: bool = False
-    compile: bool | None = None
-    eval_steps: int | None = None
-    early_stopping_patience: int | None = None
-
-    @property
-    def examples_per_step(self) -> int:
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
 @dataclass(frozen=True)
@@ -84,11 +59,6 @@ class Trained:
     tokens_per_second: float
     compiled: bool
     kept_step: int | None
-
-
-def steps_of_epochs(epochs: float, num_examples: int, examples_per_step: int) -> int:
-    """How many steps that many passes over the examples take, at least 1."""
-    return max(1, math.ceil(epochs * math.ceil(num_examples / examples_per_step)))
 
 
 def batches(encoded: Sequence[Encoded], batch_size: int, seed: int) -> Iterator[list[Encoded]]:
@@ -146,7 +116,8 @@ def train(
     plan: Plan,
     start: Adapter,
     encoded: Sequence[Encoded],
-    options: Options,
+    max_steps: int,
+    options: Options = Options(),  # frozen
     *,
     seed: int,
     round_number: int = 1,
@@ -155,7 +126,7 @@ def train(
     progress: Callable[[Step], None] | None = None,
     say: Say = lambda message: None,
 ) -> Trained:
-    """Train the plan's adapter from `start` with a fresh AdamW, or go on from a checkpoint.
+    """Train the plan's adapter from `start` for `max_steps` steps of a fresh AdamW, or go on from a checkpoint.
 
     `evaluate` gives the loss that `options.eval_steps` choose by. Nothing of earlier trainings in this
     process matters. InputError where the loss stops being finite, MachineError where memory runs out.
@@ -171,7 +142,7 @@ def train(
     state = (checkpoints.load() if checkpoints else None) or State({})
     if state.step:
         _restore(parameters, optimizer, state)
-        say(f"continues behind step {state.step} of {options.max_steps}, from a checkpoint")
+        say(f"continues behind step {state.step} of {max_steps}, from a checkpoint")
     first, num_tokens, started, last_saved = state.step, 0, time.perf_counter(), state.step
     last_loss = math.nan
 
@@ -202,17 +173,17 @@ def train(
 
     def has_stopped() -> bool:
         patience = options.early_stopping_patience
-        return state.step == options.max_steps or (patience is not None and state.evaluations_since >= patience)
+        return state.step == max_steps or (patience is not None and state.evaluations_since >= patience)
 
     lm.model.train()
     order = batches(encoded, options.examples_per_step, seed)
     for _ in range(first):
         next(order)
     try:
-        with _kernels(lm, encoded, options, gradients, optimizer, say) as is_compiled:
+        with _kernels(lm, encoded, max_steps, options, gradients, optimizer, say) as is_compiled:
             while not has_stopped():
                 batch = next(order)
-                rate = learning_rate(training, round_number, state.step, options.max_steps)
+                rate = learning_rate(training, round_number, state.step, max_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 last_loss = gradients(batch)
@@ -230,9 +201,9 @@ def train(
                 num_tokens += sum(len(example.ids) for example in batch)
                 seconds = time.perf_counter() - started
                 if progress:
-                    left = seconds / (state.step - first) * (options.max_steps - state.step)
-                    progress(Step(state.step, options.max_steps, last_loss, rate, norm, num_tokens / seconds, left))
-                if options.eval_steps and (state.step % options.eval_steps == 0 or state.step == options.max_steps):
+                    left = seconds / (state.step - first) * (max_steps - state.step)
+                    progress(Step(state.step, max_steps, last_loss, rate, norm, num_tokens / seconds, left))
+                if options.eval_steps and (state.step % options.eval_steps == 0 or state.step == max_steps):
                     judge(state.step)
                 if checkpoints and (checkpoints.due(state.step) or has_stopped()) and state.step > last_saved:
                     last_saved = state.step
@@ -267,6 +238,7 @@ def train(
 def _kernels(
     lm: LanguageModel,
     encoded: Sequence[Encoded],
+    max_steps: int,
     options: Options,
     gradients: Callable[[Sequence[Encoded]], float],
     optimizer: torch.optim.Optimizer,
@@ -276,7 +248,7 @@ def _kernels(
     mean_tokens = sum(len(example.ids) for example in encoded) / len(encoded)
     wanted = options.compile
     if wanted is None:
-        wanted = kernels.pays_off(lm, int(options.max_steps * options.examples_per_step * mean_tokens))
+        wanted = kernels.pays_off(lm, int(max_steps * options.examples_per_step * mean_tokens))
 
     def fixed_pass() -> None:
         example = Encoded(tuple(range(1, 33)), 8, False)

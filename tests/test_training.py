@@ -1,5 +1,6 @@
 """Training against a plain PEFT loop: the same gradients for every option, the same bytes after every break."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -14,7 +15,8 @@ from fedmed_cli import adapters, bases, batches, checkpoints, examples, kernels,
 from fedmed_cli.app import main
 from fedmed_cli.intervals import summarize
 from fedmed_cli.records import Training
-from fedmed_cli.training import Options, forward_passes, learning_rate
+from fedmed_cli.training import forward_passes, learning_rate
+from fedmed_cli.training_options import Choices, Options
 
 SEED = 5
 
@@ -70,7 +72,7 @@ def first_gradients(monkeypatch, lm, plan, start, encoded, options):
         return clip(parameters, norm)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
-    training.train(lm, plan, start, encoded, options, seed=SEED)
+    training.train(lm, plan, start, encoded, 1, options, seed=SEED)
     return caught[0]
 
 
@@ -94,7 +96,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     assert lm.plain_head
     lm.plain_head = changes.get("plain_head", True)
     start = moved(rounds.starting_adapter(ready[0], plan, 1))
-    options = Options(1, **({"per_device_train_batch_size": 6} | given))
+    options = Options(**({"per_device_train_batch_size": 6} | given))
     batch = next(training.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
     found = first_gradients(monkeypatch, lm, plan, start, encoded, options)
@@ -108,7 +110,7 @@ def test_compiled_layers_give_the_same_gradients_and_leave_nothing_behind(ready,
     _, plan, lm, encoded = ready
     start = moved(rounds.starting_adapter(ready[0], plan, 1))
     said = []
-    options = Options(2, per_device_train_batch_size=3, compile=True)
+    options = Options(per_device_train_batch_size=3, compile=True)
     caught = []
     clip = torch.nn.utils.clip_grad_norm_
 
@@ -117,28 +119,28 @@ def test_compiled_layers_give_the_same_gradients_and_leave_nothing_behind(ready,
         return clip(parameters, norm)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
-    first = training.train(lm, plan, start, encoded, options, seed=SEED, say=said.append)
+    first = training.train(lm, plan, start, encoded, 2, options, seed=SEED, say=said.append)
     assert first.compiled
     assert said == []
     assert all(layer._compiled_call_impl is None for layer in lm.layers())
     expected = plain_gradients(tiny_base, plan, start, next(training.batches(encoded, 3, SEED)))
     for ours, theirs in zip(caught[0], expected, strict=True):
         assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
-    again = training.train(lm, plan, start, encoded, options, seed=SEED)
+    again = training.train(lm, plan, start, encoded, 2, options, seed=SEED)
     assert again.adapter.digest == first.adapter.digest
 
 
 def test_where_compiling_fails_it_is_said_and_training_goes_on(ready, monkeypatch):
     _, plan, lm, encoded = ready
     start = rounds.starting_adapter(ready[0], plan, 1)
-    plain = training.train(lm, plan, start, encoded, Options(2, compile=False), seed=SEED)
+    plain = training.train(lm, plan, start, encoded, 2, Options(compile=False), seed=SEED)
     said = []
 
     def broken(*args, **kwargs):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch.nn.Module, "compile", broken)
-    fallen = training.train(lm, plan, start, encoded, Options(2, compile=True), seed=SEED, say=said.append)
+    fallen = training.train(lm, plan, start, encoded, 2, Options(compile=True), seed=SEED, say=said.append)
     assert not fallen.compiled
     assert len(said) == 1
     assert "does not work here" in said[0]
@@ -170,8 +172,8 @@ def test_fedprox_adds_the_pull_towards_the_start(ready, monkeypatch):
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
     pulled = training_with(plan, fedprox_mu=3.0)
-    training.train(lm, plan, start, encoded, Options(2), seed=SEED)
-    training.train(lm, pulled, start, encoded, Options(2), seed=SEED)
+    training.train(lm, plan, start, encoded, 2, seed=SEED)
+    training.train(lm, pulled, start, encoded, 2, seed=SEED)
     # The first step starts at the anchor: no pull. The second is at the same place in both, as the first was equal.
     for ours, plain, place, origin in zip(caught[3], caught[1], places[3], places[0], strict=True):
         point = place.clone().requires_grad_(True)
@@ -211,7 +213,7 @@ def test_a_round_behind_the_schedules_end_is_refused(ready):
     start = rounds.starting_adapter(ready[0], plan, 1)
     plan = training_with(plan, lr_scheduler_type="cosine", lr_scheduler_rounds=2)
     with pytest.raises(Exception, match="ends with round 2"):
-        training.train(lm, plan, start, encoded, Options(1), seed=SEED, round_number=3)
+        training.train(lm, plan, start, encoded, 1, seed=SEED, round_number=3)
 
 
 def test_options_that_came_later_change_no_older_plans_digest(ready):
@@ -228,7 +230,7 @@ def test_under_5_percent_of_positions_are_padding(batch_size):
     lengths = np.clip(rng.lognormal(5.2, 0.45, 2000).astype(int), 40, 1024)
     encoded = [examples.Encoded((1,) * int(n), 20, False) for n in lengths]
     order = training.batches(encoded, batch_size, SEED)
-    options = Options(1, per_device_train_batch_size=batch_size)
+    options = Options(per_device_train_batch_size=batch_size)
     padded = real = 0
     for _ in range(math.ceil(len(encoded) / batch_size)):
         for part in forward_passes(next(order), options):
@@ -240,7 +242,7 @@ def test_under_5_percent_of_positions_are_padding(batch_size):
 def test_forward_passes_hold_each_example_once_and_keep_the_bounds():
     rng = np.random.default_rng(1)
     batch = [examples.Encoded((1,) * int(n), 5, False) for n in rng.integers(10, 300, 23)]
-    options = Options(1, per_device_train_batch_size=5, gradient_accumulation_steps=5, max_batch_tokens=400)
+    options = Options(per_device_train_batch_size=5, gradient_accumulation_steps=5, max_batch_tokens=400)
     parts = list(forward_passes(batch, options))
     assert sorted(len(one.ids) for part in parts for one in part) == sorted(len(one.ids) for one in batch)
     assert all(len(part) <= 5 for part in parts)
@@ -263,7 +265,10 @@ def run_site(ready, name="A", until=None, said=None, **choices):
             raise Killed
 
     events = site.Events(say=said.append if said is not None else lambda message: None, step=stop)
-    chosen = site.Choices(**({"max_steps": 8, "max_eval_samples": 8, "save_steps": 1} | choices))
+    given = {"max_steps": 8, "max_eval_samples": 8, "save_steps": 1} | choices
+    names = {field.name for field in dataclasses.fields(Options)}
+    options = Options(**{name: value for name, value in given.items() if name in names})
+    chosen = Choices(options, **{name: value for name, value in given.items() if name not in names})
     parent = rounds.starting_adapter(workspace, plan, 1)
     return site.train_local(
         workspace, plan, lm, name, site.workspace_data(workspace, name), parent, 1, chosen, events=events
@@ -338,7 +343,6 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
     items = site.evaluation.prepare(lm, wild, choosing[:8], None)
     losses = {}
     for step in (2, 4, 6, 8):
-        options = Options(8)
         caught = {}
 
         def stop(state, step=step, caught=caught):
@@ -348,7 +352,7 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
         start = rounds.starting_adapter(workspace, wild, 1)
         encoded = [examples.encode(row, wild.prompt, lm.tokenizer, wild.training.max_length) for row in data.train]
         seed = training.order_seed(wild, "A", 1)
-        training.train(lm, wild, start, encoded, options, seed=seed, progress=stop)
+        training.train(lm, wild, start, encoded, 8, seed=seed, progress=stop)
         # `progress` runs behind the step's update
         adapter = adapters.plan_adapter(wild, caught["factors"])
         losses[step] = (summarize(site.evaluation.measure(lm, adapter, items.encoded), items.groups).mean, adapter)
@@ -396,9 +400,9 @@ def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeyp
 def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch):
     workspace, plan, lm, encoded = four_bit
     start = moved(rounds.starting_adapter(workspace, plan, 1))
-    before = first_gradients(monkeypatch, lm, plan, start, encoded, Options(1))
+    before = first_gradients(monkeypatch, lm, plan, start, encoded, Options())
     site.evaluation.measure(lm, start, encoded[:4])
-    after = first_gradients(monkeypatch, lm, plan, start, encoded, Options(1))
+    after = first_gradients(monkeypatch, lm, plan, start, encoded, Options())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     # and they are those of the dequantised weights in a plain float32 model
     assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in before)

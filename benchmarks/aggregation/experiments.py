@@ -26,6 +26,7 @@ from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.records import Loss, Plan
+from fedmed_cli.training_options import Choices
 from fedmed_cli.workspace import Workspace
 
 ASSIGN = {
@@ -99,7 +100,7 @@ class Federation:
                 rows = [dataclasses.replace(row, answer=text) for row, text in zip(data.train, answers, strict=True)]
                 data = dataclasses.replace(data, train=rows)
             where.root.mkdir(parents=True, exist_ok=True)
-            site.train_local(where, self.plan, self.lm, name, data, parent, number, max_eval_samples=12)
+            site.train_local(where, self.plan, self.lm, name, data, parent, number, Choices(max_eval_samples=12))
             print(f"trained {path}", flush=True)
         folder = adapters.read_contribution(path, self.plan, number, parent.digest)
         assert folder.contribution is not None

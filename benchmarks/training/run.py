@@ -97,13 +97,13 @@ def read_factors(model):
 
 
 def with_fedmed(data, steps, seed, compile_layers):
-    from fedmed_cli import adapters, models, training
+    from fedmed_cli import adapters, models, training, training_options
 
     plan, local, _, _, pairs = data
     lm = models.load(local, "cpu", print_error)
     base = peak_memory()
     times = []
-    options = training.Options(steps, BATCH, compile=compile_layers)
+    options = training_options.Options(BATCH, compile=compile_layers)
     start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
     encoded = [pair[1] for pair in pairs]
     times = [time.perf_counter()]
@@ -112,7 +112,7 @@ def with_fedmed(data, steps, seed, compile_layers):
     for _ in range(steps):
         counts.append(sum(len(one.ids) for one in next(order)))
     result = training.train(
-        lm, plan, start, encoded, options, seed=seed, progress=lambda step: times.append(time.perf_counter())
+        lm, plan, start, encoded, steps, options, seed=seed, progress=lambda step: times.append(time.perf_counter())
     )
     return times, counts, dict(result.adapter.factors), base
 

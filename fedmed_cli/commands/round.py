@@ -78,7 +78,7 @@ def run_round(
     if until <= place.newest_round():
         screen.result({"rounds": []}, f"round {until} exists already; the newest is {place.newest_round()}")
         return
-    wanted = o.training_choices(
+    choices = o.training_choices(
         max_steps=max_steps,
         num_train_epochs=num_train_epochs,
         per_device_train_batch_size=batch_size,
@@ -91,7 +91,7 @@ def run_round(
         save_steps=save_steps,
         logging_steps=logging_steps,
         report_to=report_to,
-        max_eval_samples=max_eval_samples or 100,
+        max_eval_samples=max_eval_samples,
     )
     with place.lock(), contextlib.ExitStack() as stack:
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
@@ -99,7 +99,7 @@ def run_round(
         from fedmed_cli import federation, models
         from fedmed_cli.commands.live import step_events
         from fedmed_cli.commands.tables import aggregate_table, contribution_lines, round_table
-        from fedmed_cli.site import Choices, Events
+        from fedmed_cli.site import Events
 
         def events_for(name: str, number: int) -> Events:
             stack.close()
@@ -115,7 +115,7 @@ def run_round(
             lm,
             until,
             rules,
-            choices=Choices(**wanted),
+            choices=choices,
             max_eval_samples=max_eval_samples,
             events_for=events_for,
         ):

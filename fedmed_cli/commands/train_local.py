@@ -105,7 +105,7 @@ def train_local(
     alike = o.similarity("--near-duplicates", near_duplicates)
     mapped = o.mapping("--columns", columns) if columns else None
     signer = signer_for(site, plan, load_signer(screen, key, workspace))
-    wanted = o.training_choices(
+    choices = o.training_choices(
         max_steps=max_steps,
         num_train_epochs=num_train_epochs,
         per_device_train_batch_size=batch_size,
@@ -150,7 +150,7 @@ def train_local(
                 examples,
                 start,
                 round_number,
-                core.Choices(**wanted),
+                choices,
                 accepted=accepted,
                 signer=signer,
                 events=events,

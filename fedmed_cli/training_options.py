@@ -1,0 +1,60 @@
+"""What a site chooses about its training by itself, in transformers' words; the plan fixes the rest. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fedmed_cli.records import Plan
+
+DEFAULT_EVAL_SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a step is computed, and whether evaluations choose the step.
+
+    A step updates on `per_device_train_batch_size * gradient_accumulation_steps` examples. How they are
+    packed into forward passes, and whether activations are kept (`gradient_checkpointing`), changes no
+    gradient beyond rounding: the loss is the mean over all answer tokens of the step. `max_batch_tokens`
+    bounds the positions of a forward pass, padding included. `compile` None means by rule
+    (`kernels.pays_off`). With `eval_steps` the step with the least loss on the choosing examples is kept,
+    and `early_stopping_patience` ends the training after that many evaluations without a better one.
+    """
+
+    per_device_train_batch_size: int = 2
+    gradient_accumulation_steps: int = 1
+    max_batch_tokens: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool | None = None
+    eval_steps: int | None = None
+    early_stopping_patience: int | None = None
+
+    @property
+    def examples_per_step(self) -> int:
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A site's options, how long it trains, and the bookkeeping around.
+
+    `max_steps` None takes `num_train_epochs`, or without that the plan's. A checkpoint is written every
+    `save_steps` steps (None: every minute), a line of numbers every `logging_steps`; `report_to` may be
+    "tensorboard".
+    """
+
+    options: Options = Options()  # frozen
+    max_steps: int | None = None
+    num_train_epochs: float | None = None
+    max_eval_samples: int = DEFAULT_EVAL_SAMPLES
+    save_steps: int | None = None
+    logging_steps: int = 10
+    report_to: str | None = None
+
+    def steps(self, plan: Plan, num_examples: int) -> int:
+        """The steps of a round for a site of that many examples, at least 1."""
+        if self.max_steps is None and self.num_train_epochs is not None:
+            steps_an_epoch = math.ceil(num_examples / self.options.examples_per_step)
+            return max(1, math.ceil(self.num_train_epochs * steps_an_epoch))
+        return self.max_steps or plan.training.max_steps
