@@ -77,7 +77,8 @@ def _nll(lm: LanguageModel, items: Sequence[Continued]) -> torch.Tensor:
     real = torch.tensor([[1] * len(end) + [0] * (longest - len(end)) for end in ends], device=lm.device)
     first = output.logits[:, -1:].float().repeat_interleave(number, dim=0)
     logits = torch.cat([first, _rest(lm, output.past_key_values, mask, ids, number)], dim=1) if longest > 1 else first
-    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+    # Not by cross_entropy, which sums over a middle dimension in float32 one by one: 1e-4 nats a token at 49,152 words.
+    nll = logits.logsumexp(dim=2) - logits.gather(2, ids[..., None]).squeeze(2)
     return (nll * real).sum(dim=1).view(len(items), number)
 
 

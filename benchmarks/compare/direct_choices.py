@@ -1,11 +1,12 @@
 """Multiple-choice accuracy beside a direct computation by transformers and PEFT, one option at a time.
 
-Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [questions [ADAPTER]]
-Asks the questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of the base and of the newest global
-adapter (or of the folder ADAPTER).
+Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [questions [base|ADAPTER]]
+Asks the questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of the newest global adapter, or of
+the base or the folder ADAPTER.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,40 +30,33 @@ def direct(model, tokenizer, plan, question, option):
     return float(chances.gather(1, ids[0, 1:, None])[len(start) - 1 :].sum())
 
 
-def main(root, file, number=100, folder=None):
+def main(root, file, number="100", which=None):
     place = Workspace(Path(root))
     plan = place.read_plan()
     questions = read_questions(Path(file), int(number), print).questions
-    path = Path(folder) if folder else place.global_adapter(place.newest_round())
+    path = None if which == "base" else Path(which) if which else place.global_adapter(place.newest_round())
     local = bases.find_for_plan(plan.base, None, None, print)
     lm = models.load(local, "cpu", print)
     items = choosing.prepare(lm, plan, questions)
-    ours = {
-        name: continuations.measure(lm, adapter, items.texts).nll
-        for name, adapter in (("base", None), ("adapter", adapters.read_folder(path, plan).adapter))
-    }
+    adapter = adapters.read_folder(path, plan).adapter if path else None
+    began = time.perf_counter()
+    ours = -continuations.measure(lm, adapter, items.texts).nll
+    middle = time.perf_counter()
     tokenizer = transformers.AutoTokenizer.from_pretrained(local.folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(local.folder, dtype=lm.dtype)
-    for name in ours:
-        if name == "adapter":
-            model = peft.PeftModel.from_pretrained(model, path)
-        hits = {"ours": [0, 0], "direct": [0, 0]}
-        worst, at = 0.0, 0
-        for question in items.questions:
-            size = len(question.options)
-            lengths = np.array([len(option) for option in question.options])
-            both = {
-                "ours": -ours[name][at : at + size],
-                "direct": np.array([direct(model, tokenizer, plan, question.text, o) for o in question.options]),
-            }
-            at += size
-            worst = max(worst, float(np.abs(both["ours"] - both["direct"]).max()))
-            for who, values in both.items():
-                hits[who][0] += values.argmax() == question.answer
-                hits[who][1] += (values / lengths).argmax() == question.answer
-        counts = ", ".join(f"{who} {acc}/{norm}" for who, (acc, norm) in hits.items())
-        print(f"{name}: {len(items.questions)} questions, right by sum/per character: {counts}; ", end="")
-        print(f"largest difference of a log-probability {worst:.2e} nats")
+    if path:
+        model = peft.PeftModel.from_pretrained(model, path)
+    plain = np.array([direct(model, tokenizer, plan, q.text, option) for q in items.questions for option in q.options])
+    ended = time.perf_counter()
+    lengths = np.array([len(option) for question in items.questions for option in question.options])
+    ends = np.cumsum([len(question.options) for question in items.questions])[:-1]
+    for who, values in (("fedmed", ours), ("direct", plain)):
+        for what, scores in (("sum", values), ("per character", values / lengths)):
+            picks = [int(part.argmax()) for part in np.split(scores, ends)]
+            hits = sum(pick == question.answer for pick, question in zip(picks, items.questions, strict=True))
+            print(f"{which or path}, {who}, {what}: {hits} of {len(picks)} right")
+    print(f"largest difference of a log-probability: {np.abs(ours - plain).max():.2e} nats")
+    print(f"seconds: {middle - began:.0f} and {ended - middle:.0f}")
 
 
 if __name__ == "__main__":
