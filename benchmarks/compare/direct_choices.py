@@ -1,4 +1,4 @@
-"""Multiple-choice accuracy beside a direct computation by transformers and PEFT, one option at a time.
+"""Multiple-choice accuracy beside a direct computation by transformers and PEFT, one question at a time.
 
 Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [questions [base|ADAPTER]]
 Asks the questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of the newest global adapter, or of
@@ -19,15 +19,19 @@ from fedmed_cli.choices import read_questions
 from fedmed_cli.workspace import Workspace
 
 
-def direct(model, tokenizer, plan, question, option):
-    """Log-probability of an option after the question, by a pass over both."""
-    messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": question}]
+def direct(model, tokenizer, plan, question):
+    """Log-probabilities of a question's options after it, by one pass over four whole rows with padding and a mask."""
+    messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": question.text}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([start + tokenizer(option, add_special_tokens=False)["input_ids"]])
+    rows = [start + tokenizer(option, add_special_tokens=False)["input_ids"] for option in question.options]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     with torch.no_grad():
-        chances = model(ids).logits[0, :-1].float().log_softmax(-1)
-    return float(chances.gather(1, ids[0, 1:, None])[len(start) - 1 :].sum())
+        chances = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
+    picked = chances.gather(2, ids[:, 1:, None]).squeeze(2)
+    return [float(one[len(start) - 1 : len(row) - 1].sum()) for one, row in zip(picked, rows, strict=True)]
 
 
 def main(root, file, number="100", which=None):
@@ -46,7 +50,7 @@ def main(root, file, number="100", which=None):
     model = transformers.AutoModelForCausalLM.from_pretrained(local.folder, dtype=lm.dtype)
     if path:
         model = peft.PeftModel.from_pretrained(model, path)
-    plain = np.array([direct(model, tokenizer, plan, q.text, option) for q in items.questions for option in q.options])
+    plain = np.concatenate([direct(model, tokenizer, plan, question) for question in items.questions])
     ended = time.perf_counter()
     lengths = np.array([len(option) for question in items.questions for option in question.options])
     ends = np.cumsum([len(question.options) for question in items.questions])[:-1]
