@@ -29,7 +29,7 @@ def direct(model, tokenizer, plan, question):
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     with torch.no_grad():
-        chances = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
+        chances = model(input_ids=ids, attention_mask=mask).logits[:, :-1].double().log_softmax(-1)
     picked = chances.gather(2, ids[:, 1:, None]).squeeze(2)
     return [float(one[len(start) - 1 : len(row) - 1].sum()) for one, row in zip(picked, rows, strict=True)]
 
