@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fedmed_cli import cards
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle, unpack
 from fedmed_cli.codec import parse_json, read_file, shown
 from fedmed_cli.digests import sha256_bytes, sha256_json
@@ -570,31 +571,5 @@ def adapter_files(adapter: Adapter, readme: str) -> dict[str, bytes]:
 
 
 def readme(base: Base, adapter: Adapter, title: str, origin: str) -> str:
-    """The model card of an adapter folder: what it is, how to load it, what it is not for."""
-    return f"""---
-base_model: {base.name}
-library_name: peft
-tags:
-- lora
-- federated-learning
-- medical
----
-
-# {title}
-
-{origin}
-
-- Base model: `{base.name}`, fingerprint `{base.fingerprint}`
-- LoRA: r = {adapter.r}, alpha = {adapter.config["lora_alpha"]}, on {", ".join(adapter.targets)}
-- Parameters: {adapter.num_parameters:,}; adapter digest `{adapter.digest}`
-
-Load it with PEFT on top of the base model of that fingerprint:
-
-```python
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(base_model, "path/to/this/folder")
-```
-
-For research evaluation only, not for clinical use. Its answers can be wrong.
-"""
+    """The model card of an adapter folder without any measurement (see `cards`)."""
+    return cards.card(base, adapter, title, origin)

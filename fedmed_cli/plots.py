@@ -19,9 +19,7 @@ def check(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise MachineError(
-            "--plot needs matplotlib, which is not installed", hint="pip install 'fedmed[plot]'"
-        ) from None
+        raise MachineError("--plot needs matplotlib, which is not installed", hint="pip install matplotlib") from None
 
 
 def draw(record: SplitRecord, path: Path) -> None:

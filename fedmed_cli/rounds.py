@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli import adapters, coordination, trust
+from fedmed_cli import adapters, cards, coordination, trust
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.coordinator import Combination, Examiner, Rules, Submission, combine
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
@@ -111,7 +111,7 @@ def aggregate(
             examiner=examiner,
             scores=_read_scores(workspace, plan, round_number, say) if rules.weights == "crosseval" else (),
         )
-        files = _global_files(plan, result, round_number, rules, submissions)
+        files = _global_files(plan, result, round_number, rules)
         record = Aggregate(
             round=round_number,
             plan=plan.digest,
@@ -246,15 +246,16 @@ def _check_number(plan: Plan, submissions: dict[str, Submission]) -> None:
         )
 
 
-def _global_files(
-    plan: Plan, result: Combination, round_number: int, rules: Rules, submissions: dict[str, Submission]
-) -> dict[str, bytes]:
-    used = [site for site in sorted(submissions) if result.decisions[site].verdict != "rejected"]
-    readme = adapters.readme(
+def _global_files(plan: Plan, result: Combination, round_number: int, rules: Rules) -> dict[str, bytes]:
+    readme = cards.global_card(
         plan.base,
         result.adapter,
-        f"Global adapter of round {round_number}",
-        f"Combined by fedmed ({rules.method}) from the contributions of {', '.join(used)}.",
+        round_number=round_number,
+        method=rules.method,
+        weights=rules.weights,
+        decisions=result.decisions,
+        examination=result.examination,
+        truncation=result.truncation,
     )
     return adapters.adapter_files(result.adapter, readme)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from rich.markup import escape
 
 from fedmed_cli.codec import control_character
 from fedmed_cli.errors import FedmedError
+from fedmed_cli.units import number_of_bytes as number_of_bytes
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Screen:
         if not self.out.is_terminal:
             self.out.width = 140  # files and pipes have no width; tables should not wrap there
         self.err = Console(stderr=True, highlight=False)
+        if not _is_utf8(self.out) and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a question mark is better than no result
 
     def say(self, message: str) -> None:
         """A sentence about what happens, on stderr."""
         if not self.quiet:
             # Words are wrapped for a reader; what goes to a file stays one line.
-            self.err.print(escape(_plain(message)), soft_wrap=not self.err.is_terminal)
+            self.err.print(escape(_fitting(self.err, message)), soft_wrap=not self.err.is_terminal)
 
     def detail(self, message: str) -> None:
         """A sentence that only --verbose shows, on stderr."""
@@ -53,14 +57,14 @@ class Screen:
     def result(self, value: Any, *shown: Table | str) -> None:
         """The command's result: `value` as JSON, or the tables and lines for people."""
         if self.as_json:
-            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(value, indent=2, ensure_ascii=not _is_utf8(self.out), allow_nan=False)
             sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8") + "\n")
             return
         if self.quiet:
             return
         for part in shown:
             if isinstance(part, str):
-                self.out.print(escape(_plain(part)), soft_wrap=True)
+                self.out.print(escape(_fitting(self.out, part)), soft_wrap=True)
             else:
                 self._table(part)
 
@@ -69,10 +73,10 @@ class Screen:
         from rich.table import Table as RichTable
 
         wide = RichTable(
-            title=escape(_plain(table.title)),
+            title=escape(_fitting(self.out, table.title)),
             title_justify="left",
             title_style="bold",
-            caption=escape(table.caption) if table.caption else None,
+            caption=escape(_fitting(self.out, table.caption)) if table.caption else None,
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
@@ -80,12 +84,12 @@ class Screen:
         for i, column in enumerate(table.columns):
             wide.add_column(escape(column), justify="left" if i in table.left else "right", overflow="fold")
         for row in table.rows:
-            wide.add_row(*(escape(_plain(cell)) for cell in row))
+            wide.add_row(*(escape(_fitting(self.out, cell)) for cell in row))
         self.out.print(wide)
 
     def write(self, text: str) -> None:
         """A piece of streamed text on stdout, as it is, but for control characters."""
-        sys.stdout.write(_plain(text))
+        sys.stdout.write(_fitting(self.out, text))
         sys.stdout.flush()
 
     @property
@@ -183,6 +187,25 @@ def _plain(text: str) -> str:
     return kept.encode("utf-8", "replace").decode("utf-8")
 
 
+# What the pictures and sentences of the commands hold beyond ASCII, for terminals that cannot show it.
+_ASCII = str.maketrans(
+    dict(zip("▁▂▃▄▅▆▇█▓▒░▚▞▙▟", "_.,-=+*#%o:x/vn", strict=True))
+    | {"├": "|", "─": "-", "┼": "+", "┤": "|", "│": "!", "●": "o", "±": "+-", "…": "...", "×": "x", "−": "-"}
+)
+
+
+def _is_utf8(console: Console) -> bool:
+    return console.encoding.lower().replace("-", "").startswith("utf")
+
+
+def _fitting(console: Console, text: str) -> str:
+    """`text` as `_plain` gives it, in plain ASCII where the stream or the terminal has nothing else."""
+    text = _plain(text)
+    if _is_utf8(console) and not console.is_dumb_terminal:
+        return text
+    return text.translate(_ASCII)
+
+
 @contextlib.contextmanager
 def _no_echo() -> Iterator[None]:
     """Keep what is typed meanwhile from being drawn into a moving picture; it is read afterwards all the same."""
@@ -266,15 +289,6 @@ def show_error(error: FedmedError) -> None:
 
 def _one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
-
-
-def number_of_bytes(count: float) -> str:
-    """Bytes for people, in powers of 1000."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def time_left(seconds: float) -> str:

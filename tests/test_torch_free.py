@@ -40,6 +40,14 @@ def test_inspect_adapter(round_workspace):
     assert 0 < value["relation"]["cosine"] < 1
 
 
+def test_report(round_workspace):
+    code, out, loaded = run(round_workspace.root, "report", "--verify", "--json")
+    assert (code, loaded) == (0, [])
+    value = json.loads(out)
+    assert value["with_plots"]
+    assert value["problems"] == []
+
+
 def test_this_test_would_notice(round_workspace, tiny_base):
     code, _, loaded = run(round_workspace.root, "chat", "hello", "--max-new-tokens", 2, "--base", tiny_base)
     assert code == 0

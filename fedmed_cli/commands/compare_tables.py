@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedmed_cli.commands import drawings
 from fedmed_cli.commands.tables import interval_text
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records import OVERALL, Choices, Comparison, Generated, Matrix, Rate, Score
@@ -15,6 +16,7 @@ NO_EFFECT = "The interval includes 0: these examples do not show a difference be
 def comparison_lines(record: Comparison) -> list[Table | str]:
     """All tables of a comparison, and in words what they mean."""
     lines = _overall(record)
+    lines += _intervals(record)
     sites = [part for part in record.scores["base"] if part != OVERALL]
     if len(sites) > 1:
         lines.append(_parts("Loss on each site's share (examples)", record.scores, sites))
@@ -88,6 +90,19 @@ def _overall(record: Comparison) -> list[Table | str]:
     num_examples = record.scores["base"][OVERALL].num_examples
     title = f"Held-out loss on {num_examples} examples{where} of {record.examples}"
     return [Table(title, [*columns, "better/same/worse"], rows)]
+
+
+def _intervals(record: Comparison) -> list[Table | str]:
+    """Every adapter's interval against the base drawn on one axis, where there is more than the base."""
+    found = {name: score[OVERALL].against_base for name, score in record.scores.items()}
+    drawn = {name: interval for name, interval in found.items() if interval is not None}
+    if not drawn:
+        return []
+    start = min(0.0, *(interval.low for interval in drawn.values()))
+    end = max(0.0, *(interval.high for interval in drawn.values()))
+    rows = [[name, drawings.interval(one.low, one.mean, one.high, start, end)] for name, one in drawn.items()]
+    title = f"Against the base, {start:+.3f} to {end:+.3f} nats; left is better"
+    return [Table(title, ("adapter", "95 % interval"), rows, frozenset({0, 1}))]
 
 
 def _parts(title: str, scores: Mapping[str, Mapping[str, Score]], parts: list[str]) -> Table:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from fedmed_cli.commands import drawings
 from fedmed_cli.digests import short
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records import Aggregate, Contribution, Interval, Loss, Scores
@@ -96,7 +97,7 @@ def interval_text(interval: Interval | None) -> str:
 
 def contribution_lines(record: Contribution) -> list[Table | str]:
     before, after = record.validation_before, record.validation_after
-    lines: list[Table | str] = []
+    lines = loss_curves({record.site: record})
     if before and after:
         lines.append(
             f"validation loss {loss_text(before)} before, {loss_text(after)} after "
@@ -177,6 +178,22 @@ def scores_table(record: Scores) -> Table:
     rows = [[digest[:12], f"{one.gain:+.4f}", f"{one.standard_error:.4f}"] for digest, one in record.gains.items()]
     title = f"Site {record.site} scores round {record.round} on {record.num_examples} validation examples"
     return Table(title, ("adapter", "gain in nats", "standard error"), rows)
+
+
+def loss_curves(records: Mapping[str, Contribution]) -> list[Table | str]:
+    """Each site's training loss over its steps as a small curve, all on one scale; nothing where no step has one."""
+    losses = {name: drawings.shares(record.losses) for name, record in records.items() if record.losses}
+    if not losses:
+        return []
+    low, high = (edge(edge(values) for values in losses.values()) for edge in (min, max))
+    rows = [
+        [name, f"{values[0]:.3f}", drawings.curve(values, low, high), f"{values[-1]:.3f}"]
+        for name, values in losses.items()
+    ]
+    steps = max(len(record.losses) for record in records.values())
+    each = f", a block is up to {-(-steps // drawings.CURVE_WIDTH)} steps" if steps > drawings.CURVE_WIDTH else ""
+    title = f"Training loss, {low:.2f} to {high:.2f} nats{each}"
+    return [Table(title, ("site", "first", "loss", "last"), rows, frozenset({0, 2}))]
 
 
 def round_table(summary: RoundSummary) -> Table:

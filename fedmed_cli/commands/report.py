@@ -1,0 +1,56 @@
+"""`fedmed report`: one HTML file about the federation, to look at and to send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmed_cli import options as o
+
+
+def report(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write [reports/report.html].", show_default=False)
+    ] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers/--no-answers", help="Show the generated answers of reports/answers.md.")
+    ] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check digests, signatures and lineage, and show what was found.")
+    ] = False,
+    workspace: o.WorkspaceOption = Path("."),
+    as_json: o.JsonOption = False,
+    quiet: o.QuietOption = False,
+    verbose: o.VerboseOption = False,
+) -> None:
+    """Write one HTML file about the federation: plan, data, losses, weights, comparison, bytes, lineage, limits.
+
+    It needs no network and holds no script, reads records alone and never loads torch. What is missing is named.
+
+    Example: fedmed report
+    """
+    from fedmed_cli import report as core
+    from fedmed_cli.screen import Screen
+    from fedmed_cli.units import number_of_bytes
+    from fedmed_cli.verification import verify_workspace
+    from fedmed_cli.workspace import Workspace
+
+    screen = Screen(as_json, quiet, verbose)
+    place = Workspace(workspace, screen.say)
+    plan = place.read_plan()
+    checked = verify_workspace(place, plan, False, False, screen.detail) if verify else None
+    written = core.write(place, output, answers=answers, checked=checked, say=screen.say)
+    if checked is not None and checked.faults:
+        screen.say(f"wrote {written.path}, which names the faults")
+        checked.raise_faults()
+    screen.result(
+        {
+            "path": str(written.path),
+            "num_bytes": written.num_bytes,
+            "with_plots": written.with_plots,
+            "problems": list(written.problems),
+        },
+        f"wrote {written.path} ({number_of_bytes(written.num_bytes)}): open it in a browser; it needs no network",
+    )
