@@ -1,6 +1,6 @@
 """Multiple-choice accuracy beside a direct computation by transformers and PEFT, one question at a time.
 
-Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [questions [base|ADAPTER]]
+Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [NUMBER|FROM:TO [base|ADAPTER]]
 Asks the questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of the newest global adapter, or of
 the base or the folder ADAPTER.
 """
@@ -37,7 +37,8 @@ def direct(model, tokenizer, plan, question):
 def main(root, file, number="100", which=None):
     place = Workspace(Path(root))
     plan = place.read_plan()
-    questions = read_questions(Path(file), int(number), print).questions
+    first, _, end = number.rpartition(":")
+    questions = read_questions(Path(file), int(end), print).questions[int(first or 0) :]
     path = None if which == "base" else Path(which) if which else place.global_adapter(place.newest_round())
     local = bases.find_for_plan(plan.base, None, None, print)
     lm = models.load(local, "cpu", print)
