@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
-from fedmed_cli.layouts import BadRow
+from fedmed_cli.layouts import BadRow, text_of
 from fedmed_cli.readers import raw_rows
 
 LETTERS = "ABCDEFGHIJ"
@@ -129,19 +129,13 @@ def _layout(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> Choice
 
 def _first_number(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> int:
     """Whether `cop` counts options from 0 (the hub's MedMCQA) or from 1 (the original files)."""
-    seen = {row.get("cop") for row, _ in rows} & {0, 1, 2, 3, 4}
+    seen = {place for row, _ in rows if type(place := row.get("cop")) is int} & {0, 1, 2, 3, 4}
     if {0, 4} <= seen or not seen & {0, 4}:
         raise InputError(
-            f"{path}: cop does not tell whether it counts from 0 or from 1 (found {sorted(seen)})",  # type: ignore[type-var]
+            f"{path}: cop does not tell whether it counts from 0 or from 1 (found {sorted(seen)})",
             hint="give the right option's letter in a column answer_idx, and the options as an object",
         )
     return 0 if 0 in seen else 1
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise BadRow("empty", f"expected text as {what}")
-    return value.strip()
 
 
 def _question(text: str, options: Sequence[str], answer: int) -> Question:
@@ -162,12 +156,12 @@ def _from_options(row: Mapping[str, Any], first: int) -> Question:
     if not isinstance(options, dict):
         raise BadRow("options", "expected options as an object or a list")
     keys = sorted(key for key, value in options.items() if value is not None)  # Arrow fills absent letters with null
-    texts = [_text(options[key], "an option") for key in keys]
+    texts = [text_of(options[key], "options") for key in keys]
     for name in ("answer_idx", "answer"):
         answer = row.get(name)
         if isinstance(answer, str) and (answer in keys or answer in texts):
             place = keys.index(answer) if answer in keys else texts.index(answer)
-            return _question(_text(row.get("question"), "the question"), texts, place)
+            return _question(text_of(row.get("question"), "question"), texts, place)
     raise BadRow("no_answer", "expected answer_idx or answer to be an option's letter or text")
 
 
@@ -176,8 +170,8 @@ def _from_columns(row: Mapping[str, Any], first: int) -> Question:
     place = row.get("cop")
     if type(place) is not int:
         raise BadRow("no_answer", "expected cop to be a whole number")
-    options = [_text(row.get(name), "an option") for name in _COLUMNS]
-    return _question(_text(row.get("question"), "the question"), options, place - first)
+    options = [text_of(row.get(name), name) for name in _COLUMNS]
+    return _question(text_of(row.get("question"), "question"), options, place - first)
 
 
 def _from_decision(row: Mapping[str, Any], first: int) -> Question:
@@ -186,11 +180,11 @@ def _from_decision(row: Mapping[str, Any], first: int) -> Question:
     if isinstance(context, dict):
         context = context.get("contexts")
     parts = [context] if isinstance(context, str) else context if isinstance(context, list) else []
-    texts = [_text(part, "a part of the context") for part in parts]
+    texts = [text_of(part, "contexts") for part in parts]
     answer = row.get("final_decision")
     if answer not in DECISIONS:
         raise BadRow("no_answer", "expected final_decision to be yes, no or maybe")
-    text = "\n\n".join([*texts, _text(row.get("question"), "the question")])
+    text = "\n\n".join([*texts, text_of(row.get("question"), "question")])
     return Question(text, DECISIONS, DECISIONS, DECISIONS.index(answer))
 
 

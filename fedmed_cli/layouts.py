@@ -73,8 +73,8 @@ class Layout:
         if self.kind == "chat":
             return _first_exchange(row.get(self.question), self.question)
         if self.kind == "text":
-            return _marked(_text(row.get(self.question), self.question), self.question)
-        question, answer = _text(row.get(self.question), self.question), _text(row.get(self.answer), self.answer)
+            return _marked(text_of(row.get(self.question), self.question), self.question)
+        question, answer = text_of(row.get(self.question), self.question), text_of(row.get(self.answer), self.answer)
         more = row.get(self.more) if self.more is not None else None
         if self.more is not None and isinstance(more, str) and more.strip():
             _check_characters(more, self.more)
@@ -133,7 +133,8 @@ def _check_characters(text: str, column: str) -> None:
             raise BadRow("encoding", f"column {column!r} holds a broken character") from None
 
 
-def _text(value: Any, column: str) -> str:
+def text_of(value: Any, column: str) -> str:
+    """The stripped text of a column, that of a list of turns put together. Raises BadRow."""
     if isinstance(value, list) and value and all(isinstance(turn, dict) and "content" in turn for turn in value):
         value = "\n\n".join(turn["content"] for turn in value if isinstance(turn["content"], str))
     if not isinstance(value, str):
@@ -154,9 +155,9 @@ def _first_exchange(value: Any, column: str) -> tuple[str, str]:
             role = ROLES.get(str(turn.get("role", turn.get("from"))).lower())
             text = turn.get("content", turn.get("value"))
             if role == "user" and question is None:
-                question = _text(text, column)
+                question = text_of(text, column)
             elif role == "assistant" and question is not None:
-                return question, _text(text, column)
+                return question, text_of(text, column)
     raise BadRow("no_exchange", f"expected a user's turn and the assistant's reply in column {column!r}, found none")
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import lab
 import numpy as np
 
-from fedmed_cli import adapters, bundles, examples, records, rounds, signatures, trust
+from fedmed_cli import adapters, bundles, examples, matrix, records, rounds, signatures, trust
+from fedmed_cli import choices as choice_files
 from fedmed_cli.codec import encode
 from fedmed_cli.errors import FedmedError
 
@@ -258,9 +259,28 @@ def make_targets(folder):
     ).to_bytes()  # fmt: skip
     division = records.DivisionRecord("A", "0" * 64, None, 1, 80, 10, 10, 100).to_bytes()
     interval = records.Interval(0.1, 0.0, 0.2)
-    score = records.Score(1.0, 2.7, 0.1, 10, 10, 100, interval, None)
+    score = records.Score(1.0, 2.7, 0.1, 10, 10, 100, interval, None, records.Tally(6, 1, 3))
+    rate = records.Rate(records.Interval(0.5, 0.4, 0.6), interval)
+    overlap = records.Generated(10, 9, 64, {"base": records.OverlapScore(rate, rate, 1, 2)})
+    choices = records.Choices("x.jsonl", "0" * 64, "options", 10, 1, 5, 0.25, {
+        "base": records.ChoiceScore(rate, rate, rate, rate, 2),
+    })  # fmt: skip
     comparison = records.Comparison(
-        plan.digest, "ab" * 32, "test", "0" * 64, 1000, 0, {"base": None}, {"base": {"overall": score}}
+        plan.digest, plan.base.fingerprint, "test", "0" * 64, 1000, 0, {"base": None, "A": "ab" * 32},
+        {"base": {"overall": score}, "A": {"overall": score}}, choices, {"source": {"other": {"base": score}}}, overlap,
+        1, 2, {"A": interval}, interval, 3, "A", {"global": "A"}, {"seconds": 1.5},
+    ).to_bytes()  # fmt: skip
+    other = records.Comparison(
+        plan.digest, plan.base.fingerprint, "test", "1" * 64, 1000, 0, {"base": None}, {"base": {"overall": score}},
+        site="B",
+    ).to_bytes()  # fmt: skip
+    (folder / "compare-B.json").write_bytes(other)
+    cell = records.MatrixSite("0" * 64, 10, 10, {"base": score})
+    merged = records.Matrix(
+        plan.digest, "ab" * 32, 1, {"base": None}, {"A": cell}, {"base": 1.0}, {"global": "A"}, {"A": "0" * 64}
+    ).to_bytes()
+    pooled = records.Pooled(
+        "0" * 64, plan.digest, "ab" * 32, start.digest, "1" * 64, "2" * 64, 10, 100, 101, 1, 3, 2, 1, (2.0, 1.0)
     ).to_bytes()
     gains = {"0" * 64: records.SiteScore(0.1, 0.01)}
     scores = records.Scores(
@@ -286,6 +306,16 @@ def make_targets(folder):
 
         return check
 
+    def check_merge(data):
+        (folder / "compare-A.json").write_bytes(data)
+        merged = matrix.merge(plan, [folder / "compare-A.json", folder / "compare-B.json"])
+        in_range(encode(merged))
+
+    def check_choices(data):
+        (folder / "choices.jsonl").write_bytes(data)
+        for question in choice_files.read_questions(folder / "choices.jsonl", 100, lambda text: None).questions:
+            assert 0 <= question.answer < len(question.options)
+
     def check_workspace_rows(data):
         (folder / "train.jsonl").write_bytes(data)
         examples.to_jsonl(examples.read_jsonl(folder / "train.jsonl"))
@@ -306,6 +336,10 @@ def make_targets(folder):
     def record(kind, holds=lambda value: in_range(encode(value))):
         return lambda data: holds(kind.from_bytes(data, "record"))
 
+    multiple = b"".join(
+        json.dumps({"question": f"q {n}", "options": {"A": f"a {n}", "B": f"b {n}"}, "answer": "B"}).encode() + b"\n"
+        for n in range(20)
+    )
     csv = b"question,answer\n" + b"".join(b'q %d,"a, %d"\n' % (n, n) for n in range(20))
     listed = json.dumps([{"question": f"q {n}", "answer": f"a {n}"} for n in range(20)]).encode()
     targets += [
@@ -315,6 +349,10 @@ def make_targets(folder):
         Target("split.json", split, record(records.SplitRecord)),
         Target("division.json", division, record(records.DivisionRecord)),
         Target("compare.json", comparison, record(records.Comparison)),
+        Target("compare-SITE.json to merge", comparison, check_merge),
+        Target("matrix.json", merged, record(records.Matrix)),
+        Target("pooled.json", pooled, record(records.Pooled)),
+        Target("multiple choice", multiple, check_choices),
         Target("scores.json", scores, record(records.Scores)),
         Target("metrics.jsonl", metrics, check_metrics),
         Target("detached signature", signature, check_signature),

@@ -36,7 +36,17 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.parametrize("kind", [records.Contribution, records.Aggregate, records.SplitRecord, records.Comparison])
+KINDS = [
+    records.Contribution,
+    records.Aggregate,
+    records.SplitRecord,
+    records.Comparison,
+    records.Matrix,
+    records.Pooled,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=60, deadline=2000, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_records_of_any_shape(kind, data):
