@@ -211,6 +211,7 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
         rounds=1,
         max_steps=3,
         per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
         losses=(),
     )
     (golden.reports / "pooled").mkdir()
