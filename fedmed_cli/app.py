@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib
 import os
 import sys
 import traceback
@@ -13,47 +14,23 @@ from typing import Annotated, Any
 import typer
 
 from fedmed_cli import __version__
-from fedmed_cli.commands import (
-    aggregate,
-    chat,
-    compare,
-    init,
-    inspect_adapter,
-    keys,
-    pack,
-    report,
-    round,
-    split,
-    train_local,
-    verify,
-)
 from fedmed_cli.errors import FedmedError, InputError, Interrupted, MachineError
 
-app = typer.Typer(
-    name="fedmed",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "split": split.split,
-    "init": init.init,
-    "train-local": train_local.train_local,
-    "aggregate": aggregate.aggregate,
-    "round": round.run_round,
-    "compare": compare.compare,
-    "chat": chat.chat,
-    "inspect-adapter": inspect_adapter.inspect_adapter,
-    "verify": verify.verify,
-    "pack": pack.pack,
-    "report": report.report,
+# Where each command is: module of fedmed_cli.commands, and its function.
+COMMANDS = {
+    "split": ("split", "split"),
+    "init": ("init", "init"),
+    "train-local": ("train_local", "train_local"),
+    "aggregate": ("aggregate", "aggregate"),
+    "round": ("round", "run_round"),
+    "compare": ("compare", "compare"),
+    "chat": ("chat", "chat"),
+    "inspect-adapter": ("inspect_adapter", "inspect_adapter"),
+    "verify": ("verify", "verify"),
+    "pack": ("pack", "pack"),
+    "report": ("report", "report"),
 }
-GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = {
-    "keys": (keys.keys, {"new": keys.new, "show": keys.show, "trust": keys.trust}),
-}
+GROUPS = {"keys": ("keys", "keys", ("new", "show", "trust"))}
 
 
 def _show_version(value: bool) -> None:
@@ -62,8 +39,7 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
-def fedmed(
+def _about(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
@@ -89,14 +65,33 @@ def _guard(command: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_guard(_command))
-for _name, (_about, _commands) in GROUPS.items():
-    _group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-    _group.callback()(_about)
-    for _inner, _command in _commands.items():
-        _group.command(_inner)(_guard(_command))
-    app.add_typer(_group, name=_name)
+@functools.cache
+def make_app(only: str | None = None) -> typer.Typer:
+    """The Typer app with every command, or with the one that is called: the others' imports take time too."""
+    app = typer.Typer(
+        name="fedmed",
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_about)
+    for name, (place, function) in COMMANDS.items():
+        if only in (None, name):
+            app.command(name)(_guard(getattr(_module(place), function)))
+    for name, (place, about, functions) in GROUPS.items():
+        if only in (None, name):
+            group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+            group.callback()(getattr(_module(place), about))
+            for function in functions:
+                group.command(function)(_guard(getattr(_module(place), function)))
+            app.add_typer(group, name=name)
+    return app
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"fedmed_cli.commands.{name}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,8 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # The matrices of LoRA are small: more BLAS threads only wait for each other, and change the last bits.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    called = arguments[0] if arguments and arguments[0] in {*COMMANDS, *GROUPS} else None
     try:
-        app(args=None if argv is None else list(argv), prog_name="fedmed")
+        make_app(called)(args=arguments, prog_name="fedmed")
         return 0
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)

@@ -292,8 +292,9 @@ class Plan:
     def __post_init__(self) -> None:
         for target in self.lora.targets:
             if not any(_is_target(name, target) for name in self.base.modules):
-                leaves = sorted({name.rsplit(".", 1)[-1] for name in self.base.modules})
-                raise ValueError(f"lora.targets: the base has no linear module {target!r} (it has {', '.join(leaves)})")
+                leaves = sorted({name.rsplit(".", 1)[-1][:40] for name in self.base.modules})
+                known = ", ".join(leaves[:20]) + (", …" if len(leaves) > 20 else "")
+                raise ValueError(f"lora.targets: the base has no linear module {target[:80]!r} (it has {known})")
         smallest = min(min(shape) for shape in self.modules.values())
         if self.lora.r > smallest:
             raise ValueError(f"lora.r is {self.lora.r}, but a target module has a side of {smallest}")
@@ -552,6 +553,10 @@ class Contribution(Record):
 
     def to_dict(self) -> dict[str, Any]:
         body = encode(self) | {"reduction": round(self.reduction, 6)}
+        if self.gradient_accumulation_steps == 1:
+            del body["gradient_accumulation_steps"]
+        if self.kept_step is None:
+            del body["kept_step"]
         return self.header() | dict(sorted(body.items()))
 
     @classmethod

@@ -275,7 +275,7 @@ def train_local(
     before = measured(start)
     checkpoints = Checkpoints(
         workspace,
-        workspace.private / "checkpoints" / f"{site}-{round_number:03d}.npz",
+        workspace.private / "checkpoints" / f"{site}.npz",
         _identity(lm, plan, start, encoded, options, judged, order_seed(plan, site, round_number)),
         events.say,
         choices.save_steps,
@@ -409,6 +409,6 @@ def _identity(
         "data": sha256_json([[tokens.ids, tokens.num_prompt] for tokens in encoded]),
         "choosing examples": judged.digest if judged else None,
         "options": asdict(options),
-        "seed": seed,
+        "round": seed,  # the seed of the data order tells site and round
         "machine or software": {**lm.environment(), "machine": platform.machine()},
     }

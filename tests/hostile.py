@@ -898,6 +898,12 @@ quick(
 SEED = "seed = 7"
 quick("a plan that is no TOML", 3, "federation.toml: is not TOML", lambda p: p.plan_text(SEED, "seed = = 7"))
 quick(
+    "a module of 5,000 characters",
+    3,
+    "lora.targets: the base has no linear module 'q_proj' (it has k_proj, q0",
+    lambda p: p.plan_text('q_proj" = [', f'q{"0" * 5000}" = ['),
+)
+quick(
     "a table of 5,000 characters that stands twice",
     3,
     "federation.toml: is not TOML (Cannot declare ('xxx",
@@ -982,7 +988,7 @@ quick(
     "an adapter of a hundred gigabytes",
     3,
     "parameters, expected at most 2,147,483,648",
-    lambda p: p.plan_text('q_proj" = [16, 16, 2]', 'q_proj" = [16777216, 16777216, 1024]'),
+    lambda p: p.plan_text('q_proj" = [', 'q_proj" = [16777216, 16777216, 1024]\n"x.*" = ['),
 )
 
 # --- keys -------------------------------------------------------------------------------------------

@@ -49,14 +49,16 @@ def test_aggregate_killed_at_every_write_and_at_random_and_two_at_once(trained_o
 
 
 def test_train_local_killed_at_every_write_and_at_random(trained_once, tiny_base, tmp_path):
-    argv = ["train-local", "-q", "--site", "A", "--max-steps", "1", "--max-eval-samples", "2", "--base", str(tiny_base)]
+    argv = ["train-local", "-q", "--site", "A", "--max-steps", "3", "--save-steps", "1", "--max-eval-samples", "2"]
+    argv += ["--base", str(tiny_base)]
     result = crash(tmp_path, trained_once, argv, ["adapters/A"], ["every_write", "kill", 4], ["random_kills", 6, 1])
     assert result["every_write kill 4"]["points"] > 6
     assert result["random_kills 6 1"]["killed"] > 1
 
 
 def test_round_killed_at_random(split_once, tiny_base, tmp_path):
-    argv = ["round", "-q", "--rounds", "1", "--max-steps", "1", "--max-eval-samples", "2", "--base", str(tiny_base)]
+    argv = ["round", "-q", "--rounds", "1", "--max-steps", "2", "--save-steps", "1", "--max-eval-samples", "2"]
+    argv += ["--base", str(tiny_base)]
     result = crash(tmp_path, split_once, argv, ["rounds/"], ["random_kills", 3, 1])
     assert result["random_kills 3 1"]["trials"] == 3
 

@@ -15,9 +15,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
-    "train-local": (["--site", "A", "--max-steps", "2", "--max-eval-samples", "4"], ["adapters/A"]),
+    "train-local": (
+        ["--site", "A", "--max-steps", "4", "--save-steps", "1", "--max-eval-samples", "4"],
+        ["adapters/A"],
+    ),
     "aggregate": (["--weights", "tokens"], ["rounds/"]),
-    "round": (["--rounds", "1", "--max-steps", "1", "--max-eval-samples", "4", "--weights", "tokens"], ["rounds/"]),
+    "round": (
+        ["--rounds", "1", "--max-steps", "2", "--save-steps", "1", "--max-eval-samples", "4", "--weights", "tokens"],
+        ["rounds/"],
+    ),
 }
 
 
