@@ -510,6 +510,18 @@ def test_long_curves_are_means_of_shares():
     assert bins[-1] == pytest.approx(np.mean(losses[100:]), rel=1e-12)
 
 
+def test_what_was_kept_and_agreed_is_said(golden):
+    path = golden.round(1) / "A/contribution.json"
+    path.write_bytes(replace(Contribution.read(path), kept_step=1).to_bytes())
+    text = golden.plan_path.read_text()
+    golden.plan_path.write_text(text.replace("[training]", "[training]\nfedprox_mu = 0.25\nlr_scheduler_rounds = 4"))
+    root = check_structure(written(golden))
+    steps = len(Contribution.read(path).losses)
+    assert f"A in round 1 the one of step 1 of {steps}" in section(root, "training").text
+    assert "mu = 0.25" in section(root, "plan").text
+    assert "over 4 rounds" in section(root, "plan").text
+
+
 def test_many_sites_and_long_names_give_a_report(golden):
     path = golden.data / "split.json"
     record = SplitRecord.read(path)

@@ -25,7 +25,8 @@ LIMITS = (
 )
 # The training options that the plan's section words; any other is shown as it is.
 _SHOWN = frozenset(
-    "learning_rate lr_scheduler_type max_grad_norm max_length max_steps seed warmup_steps weight_decay".split()
+    "fedprox_mu learning_rate lr_scheduler_rounds lr_scheduler_type max_grad_norm max_length max_steps seed "
+    "warmup_steps weight_decay".split()
 )
 
 
@@ -95,9 +96,10 @@ def plan_section(facts: Facts) -> Section:
         ("Training", f"{training.max_steps:,} steps a round, learning rate {training.learning_rate:g}"),
         (
             "Schedule",
-            f"{training.lr_scheduler_type}, {training.warmup_steps} warm-up steps, weight decay "
-            f"{training.weight_decay:g}, gradients clipped at {training.max_grad_norm:g}",
+            f"{training.lr_scheduler_type} over {words.count(training.lr_scheduler_rounds, 'round')}, "
+            f"{training.warmup_steps} warm-up steps, weight decay {training.weight_decay:g}, gradients clipped at {training.max_grad_norm:g}",
         ),
+        *([("FedProx", f"mu = {training.fedprox_mu:g}")] if training.fedprox_mu else []),
         ("Longest example", f"{training.max_length:,} tokens"),
         ("Seed", str(training.seed)),
         *((f"training.{name}", str(value)) for name, value in encode(training).items() if name not in _SHOWN),
