@@ -97,7 +97,8 @@ def plan_section(facts: Facts) -> Section:
         (
             "Schedule",
             f"{training.lr_scheduler_type} over {words.count(training.lr_scheduler_rounds, 'round')}, "
-            f"{training.warmup_steps} warm-up steps, weight decay {training.weight_decay:g}, gradients clipped at {training.max_grad_norm:g}",
+            f"{training.warmup_steps} warm-up steps, weight decay "
+            f"{training.weight_decay:g}, gradients clipped at {training.max_grad_norm:g}",
         ),
         *([("FedProx", f"mu = {training.fedprox_mu:g}")] if training.fedprox_mu else []),
         ("Longest example", f"{training.max_length:,} tokens"),
