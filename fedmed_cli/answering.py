@@ -13,7 +13,7 @@ from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.overlap import rouge_l, token_f1
-from fedmed_cli.records import Generated, OverlapScore, Plan, Rate
+from fedmed_cli.records import Generated, Interval, OverlapScore, Plan, Rate
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,7 +47,8 @@ def measure(
 
     def rate(name: str, what: str) -> Rate:
         own = values[name][what]
-        score = mean_interval(own, groups, num_resamples)
+        found = mean_interval(own, groups, num_resamples)
+        score = Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
         if name == BASE:
             return Rate(score, None)
         return Rate(score, mean_interval(own - values[BASE][what], groups, num_resamples))

@@ -146,7 +146,9 @@ def compare(
     losses = measure_all(workspace, plan, lm, chosen, items, progress)
     paired = Paired(losses, items.groups, num_resamples)
     parts = {OVERALL: list(range(len(items.examples))), **shares}
-    scores = {name: {part: paired.score(name, indices) for part, indices in parts.items()} for name in losses}
+    # Part by part, for all adapters share the resamples of a part.
+    by_part = {part: {name: paired.score(name, indices) for name in losses} for part, indices in parts.items()}
+    scores = {name: {part: by_part[part][name] for part in parts} for name in losses}
     asked = evaluation.choose(items.examples, num_generated, tests.group_by, examples.home_site)
     generated = picked = None
     if asked:

@@ -109,7 +109,7 @@ def ratio_interval(
     return Interval(mean, float(mean + low), float(mean + high))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)  # 10,000 groups take 160 MB
 def _draws(count: int, num_resamples: int, seed: int) -> np.ndarray:
     """How often each resample takes each group: (num_resamples, count)."""
     generator = np.random.Generator(np.random.Philox(seed))

@@ -271,3 +271,16 @@ def test_a_prompt_that_is_read_once_gives_what_whole_rows_give(round_workspace, 
     expected = evaluation.measure(lm, adapter, whole)
     assert np.allclose(found.nll, expected.nll, atol=1e-4, rtol=1e-5)
     assert (found.num_tokens == expected.num_tokens).all()
+
+
+def test_the_loss_of_a_token_is_exact_for_a_large_vocabulary():
+    import torch
+
+    from fedmed_cli.continuations import token_nll
+
+    torch.manual_seed(0)
+    logits, ids = torch.randn(2, 3, 50_000) * 3, torch.randint(0, 50_000, (2, 3))
+    exact = -logits.double().log_softmax(-1).gather(2, ids[..., None]).squeeze(2)
+    assert (token_nll(logits, ids) - exact).abs().max() < 1e-5
+    middle = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+    assert (middle - exact).abs().max() > 1e-5  # why it is not used

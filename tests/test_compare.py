@@ -241,6 +241,7 @@ def test_generated_answers_are_scored_as_plain_transformers_generate_them(round_
     assert score.token_f1.score.mean == pytest.approx(np.mean(overlap), abs=1e-9)
     assert score.num_unfinished == unfinished
     base = found.adapters["base"]
+    assert 0 <= base.rouge_l.score.low <= base.rouge_l.score.mean <= base.rouge_l.score.high <= 1
     assert base.rouge_l.against_base is None
     assert score.rouge_l.against_base.mean == pytest.approx(score.rouge_l.score.mean - base.rouge_l.score.mean)
 

@@ -1,11 +1,12 @@
-"""Multiple-choice accuracy beside a direct computation by transformers and PEFT, one option at a time.
+"""Multiple-choice accuracy beside a direct computation by transformers and PEFT, one question at a time.
 
-Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [questions [ADAPTER]]
-Asks the questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of the base and of the newest global
-adapter (or of the folder ADAPTER).
+Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [questions [base|ADAPTER]]
+Asks the questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of the newest global adapter, or of
+the base or the folder ADAPTER.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,51 +19,48 @@ from fedmed_cli.choices import read_questions
 from fedmed_cli.workspace import Workspace
 
 
-def direct(model, tokenizer, plan, question, option):
-    """Log-probability of an option after the question, by a pass over both."""
-    messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": question}]
+def direct(model, tokenizer, plan, question):
+    """Log-probabilities of a question's options after it, by one pass over four whole rows with padding and a mask."""
+    messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": question.text}]
     prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([start + tokenizer(option, add_special_tokens=False)["input_ids"]])
+    rows = [start + tokenizer(option, add_special_tokens=False)["input_ids"] for option in question.options]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     with torch.no_grad():
-        chances = model(ids).logits[0, :-1].float().log_softmax(-1)
-    return float(chances.gather(1, ids[0, 1:, None])[len(start) - 1 :].sum())
+        chances = model(input_ids=ids, attention_mask=mask).logits[:, :-1].double().log_softmax(-1)
+    picked = chances.gather(2, ids[:, 1:, None]).squeeze(2)
+    return [float(one[len(start) - 1 : len(row) - 1].sum()) for one, row in zip(picked, rows, strict=True)]
 
 
-def main(root, file, number=100, folder=None):
+def main(root, file, number="100", which=None):
     place = Workspace(Path(root))
     plan = place.read_plan()
     questions = read_questions(Path(file), int(number), print).questions
-    path = Path(folder) if folder else place.global_adapter(place.newest_round())
+    path = None if which == "base" else Path(which) if which else place.global_adapter(place.newest_round())
     local = bases.find_for_plan(plan.base, None, None, print)
     lm = models.load(local, "cpu", print)
     items = choosing.prepare(lm, plan, questions)
-    ours = {
-        name: continuations.measure(lm, adapter, items.texts).nll
-        for name, adapter in (("base", None), ("adapter", adapters.read_folder(path, plan).adapter))
-    }
+    adapter = adapters.read_folder(path, plan).adapter if path else None
+    began = time.perf_counter()
+    ours = -continuations.measure(lm, adapter, items.texts).nll
+    middle = time.perf_counter()
     tokenizer = transformers.AutoTokenizer.from_pretrained(local.folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(local.folder, dtype=lm.dtype)
-    for name in ours:
-        if name == "adapter":
-            model = peft.PeftModel.from_pretrained(model, path)
-        hits = {"ours": [0, 0], "direct": [0, 0]}
-        worst, at = 0.0, 0
-        for question in items.questions:
-            size = len(question.options)
-            lengths = np.array([len(option) for option in question.options])
-            both = {
-                "ours": -ours[name][at : at + size],
-                "direct": np.array([direct(model, tokenizer, plan, question.text, o) for o in question.options]),
-            }
-            at += size
-            worst = max(worst, float(np.abs(both["ours"] - both["direct"]).max()))
-            for who, values in both.items():
-                hits[who][0] += values.argmax() == question.answer
-                hits[who][1] += (values / lengths).argmax() == question.answer
-        counts = ", ".join(f"{who} {acc}/{norm}" for who, (acc, norm) in hits.items())
-        print(f"{name}: {len(items.questions)} questions, right by sum/per character: {counts}; ", end="")
-        print(f"largest difference of a log-probability {worst:.2e} nats")
+    if path:
+        model = peft.PeftModel.from_pretrained(model, path)
+    plain = np.concatenate([direct(model, tokenizer, plan, question) for question in items.questions])
+    ended = time.perf_counter()
+    lengths = np.array([len(option) for question in items.questions for option in question.options])
+    ends = np.cumsum([len(question.options) for question in items.questions])[:-1]
+    for who, values in (("fedmed", ours), ("direct", plain)):
+        for what, scores in (("sum", values), ("per character", values / lengths)):
+            picks = [int(part.argmax()) for part in np.split(scores, ends)]
+            hits = sum(pick == question.answer for pick, question in zip(picks, items.questions, strict=True))
+            print(f"{which or path}, {who}, {what}: {hits} of {len(picks)} right")
+    print(f"largest difference of a log-probability: {np.abs(ours - plain).max():.2e} nats")
+    print(f"seconds: {middle - began:.0f} and {ended - middle:.0f}")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmed_cli import options as o
+
+if TYPE_CHECKING:
+    from fedmed_cli.screen import Screen
+    from fedmed_cli.workspace import Workspace
 
 
 def run_round(
@@ -49,7 +53,7 @@ def run_round(
 ) -> None:
     """Run whole rounds on one machine: train every site, aggregate, measure on the coordinator's examples.
 
-    It resumes where it stopped, and does nothing that train-local and aggregate would not do.
+    It resumes where it stopped, and does nothing that train-local, aggregate and report would not do.
 
     Example: fedmed round --rounds 3
     """
@@ -121,7 +125,21 @@ def run_round(
                 first = next(iter(summary.contributions.values()))
                 screen.result(None, round_table(summary), *aggregate_table(summary.aggregate))
                 screen.result(None, contribution_lines(first)[-1], "")
+        page = _report(place, screen)
     if as_json:
-        screen.result({"rounds": [summary.to_dict() for summary in summaries]})
+        screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page})
     else:
-        screen.result(None, f"wrote {place.global_adapter(until)}; next: fedmed compare, fedmed chat")
+        lines = [f"wrote {place.global_adapter(until)}; next: fedmed compare, fedmed chat"]
+        screen.result(None, *lines, *([f"wrote {page}: open it in a browser"] if page else []))
+
+
+def _report(place: Workspace, screen: Screen) -> str | None:
+    """Write the report; None, said, where another file is in its place: the rounds are done all the same."""
+    from fedmed_cli import report
+    from fedmed_cli.errors import ConflictError
+
+    try:
+        return str(report.write(place, say=screen.say).path)
+    except ConflictError as error:
+        screen.say(f"no report is written: {error.message}")
+        return None
