@@ -175,9 +175,8 @@ def lineage_section(facts: Facts, checks: Checks | None) -> Section:
         parts += [Text(f"Fault: {fault}.", "fault") for fault in checks.faults]
         if checks.notes:
             title = f"Not proved: {words.count(len(checks.notes), 'note')}"
-            parts.append(
-                Grid(title, ["what, and why"], [[note] for note in checks.notes], folded=len(checks.notes) > 3)
-            )
+            unproved = [[what, why] for what, _, why in (note.partition(": ") for note in checks.notes)]
+            parts.append(Grid(title, ["what", "why"], unproved, frozenset({1}), folded=len(unproved) > 3))
         if checks.checked:
             rows = [[one.path, str(one.round or ""), short(one.adapter), one.signature] for one in checks.checked]
             parts.append(Grid("What was checked", ["adapter", "round", "digest", "signed by"], rows, frozenset({2, 3})))
