@@ -211,6 +211,7 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
         rounds=1,
         max_steps=3,
         per_device_train_batch_size=2,
+        gradient_accumulation_steps=1,
         losses=(),
     )
     (golden.reports / "pooled").mkdir()
@@ -362,7 +363,8 @@ def test_verified_is_said_with_what_was_checked(round_workspace):
     root = check_structure(written(round_workspace, "--verify"))
     assert "yes: 7 adapters checked" in section(root, "overview").text
     assert len(table(root, "What was checked")) == 1 + 7
-    assert [row for row in table(root, "Not proved: 7 notes")[1:] if "rounds/001/A: is not signed" in row[0]]
+    notes = dict(table(root, "Not proved: 7 notes")[1:])
+    assert notes["rounds/001/A"].startswith("is not signed")
 
 
 def test_a_fault_stands_in_the_report_and_is_the_exit_code(round_workspace, fails, capsys):
@@ -507,6 +509,18 @@ def test_long_curves_are_means_of_shares():
     assert len(bins) == 21
     np.testing.assert_allclose(bins[:-1], np.reshape(losses[:100], (20, 5)).mean(axis=1), rtol=1e-12)
     assert bins[-1] == pytest.approx(np.mean(losses[100:]), rel=1e-12)
+
+
+def test_what_was_kept_and_agreed_is_said(golden):
+    path = golden.round(1) / "A/contribution.json"
+    path.write_bytes(replace(Contribution.read(path), kept_step=1).to_bytes())
+    text = golden.plan_path.read_text()
+    golden.plan_path.write_text(text.replace("[training]", "[training]\nfedprox_mu = 0.25\nlr_scheduler_rounds = 4"))
+    root = check_structure(written(golden))
+    steps = len(Contribution.read(path).losses)
+    assert f"A in round 1 the one of step 1 of {steps}" in section(root, "training").text
+    assert "mu = 0.25" in section(root, "plan").text
+    assert "over 4 rounds" in section(root, "plan").text
 
 
 def test_many_sites_and_long_names_give_a_report(golden):

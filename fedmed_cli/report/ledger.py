@@ -25,7 +25,8 @@ LIMITS = (
 )
 # The training options that the plan's section words; any other is shown as it is.
 _SHOWN = frozenset(
-    "learning_rate lr_scheduler_type max_grad_norm max_length max_steps seed warmup_steps weight_decay".split()
+    "fedprox_mu learning_rate lr_scheduler_rounds lr_scheduler_type max_grad_norm max_length max_steps seed "
+    "warmup_steps weight_decay".split()
 )
 
 
@@ -95,9 +96,11 @@ def plan_section(facts: Facts) -> Section:
         ("Training", f"{training.max_steps:,} steps a round, learning rate {training.learning_rate:g}"),
         (
             "Schedule",
-            f"{training.lr_scheduler_type}, {training.warmup_steps} warm-up steps, weight decay "
+            f"{training.lr_scheduler_type} over {words.count(training.lr_scheduler_rounds, 'round')}, "
+            f"{training.warmup_steps} warm-up steps, weight decay "
             f"{training.weight_decay:g}, gradients clipped at {training.max_grad_norm:g}",
         ),
+        *([("FedProx", f"mu = {training.fedprox_mu:g}")] if training.fedprox_mu else []),
         ("Longest example", f"{training.max_length:,} tokens"),
         ("Seed", str(training.seed)),
         *((f"training.{name}", str(value)) for name, value in encode(training).items() if name not in _SHOWN),
@@ -172,9 +175,8 @@ def lineage_section(facts: Facts, checks: Checks | None) -> Section:
         parts += [Text(f"Fault: {fault}.", "fault") for fault in checks.faults]
         if checks.notes:
             title = f"Not proved: {words.count(len(checks.notes), 'note')}"
-            parts.append(
-                Grid(title, ["what, and why"], [[note] for note in checks.notes], folded=len(checks.notes) > 3)
-            )
+            unproved = [[what, why] for what, _, why in (note.partition(": ") for note in checks.notes)]
+            parts.append(Grid(title, ["what", "why"], unproved, frozenset({1}), folded=len(unproved) > 3))
         if checks.checked:
             rows = [[one.path, str(one.round or ""), short(one.adapter), one.signature] for one in checks.checked]
             parts.append(Grid("What was checked", ["adapter", "round", "digest", "signed by"], rows, frozenset({2, 3})))

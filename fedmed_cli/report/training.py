@@ -156,6 +156,14 @@ def training_section(facts: Facts, drawn: bool) -> Section:
                 "note",
             )
         )
+    kept = [
+        f"{site} in round {one.number} the one of step {c.kept_step:,} of {len(c.losses):,}"
+        for one in everyone
+        for site, c in sorted(one.contributions.items())
+        if c.kept_step is not None
+    ]
+    if kept:
+        parts.append(Text(f"Not the last step's adapter was kept, but the best on other examples: {'; '.join(kept)}."))
     if facts.versions:
         parts.append(Text(f"Trained with {', '.join(facts.versions)}, as the records say."))
     return Section("training", "Training", parts)
