@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli import adapters
+from fedmed_cli import adapters, cards
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.aggregation.factors import update_norm
 from fedmed_cli.digests import sha256_bytes
@@ -29,7 +29,7 @@ def random_adapter(plan: Plan, seed: int) -> Adapter:
 def write_contribution(plan: Plan, site: str, seed: int, home: Path) -> None:
     initial = adapters.plan_adapter(plan, adapters.initial_factors(plan))
     adapter = random_adapter(plan, seed)
-    files = adapters.adapter_files(adapter, adapters.readme(plan.base, adapter, "Random", "Random numbers."))
+    files = adapters.adapter_files(adapter, cards.card(plan.base, adapter, "Random", "Random numbers."))
     record = Contribution(
         site=site, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint=plan.base.fingerprint,
         parent=initial.digest, adapter=adapter.digest, adapter_bytes=sum(map(len, files.values())),

@@ -20,12 +20,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedmed_cli import cards
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle, unpack
 from fedmed_cli.codec import parse_json, read_file, shown
 from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
-from fedmed_cli.records import Aggregate, Base, Contribution, Plan
+from fedmed_cli.records import Aggregate, Contribution, Plan
 from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
 CONFIG_NAME = "adapter_config.json"
@@ -568,8 +567,3 @@ def adapter_files(adapter: Adapter, readme: str) -> dict[str, bytes]:
         WEIGHTS_NAME: adapter.weights_bytes,
         README_NAME: readme.encode("utf-8"),
     }
-
-
-def readme(base: Base, adapter: Adapter, title: str, origin: str) -> str:
-    """The model card of an adapter folder without any measurement (see `cards`)."""
-    return cards.card(base, adapter, title, origin)

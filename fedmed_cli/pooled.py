@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fedmed_cli import adapters, examples, rounds
+from fedmed_cli import adapters, cards, examples, rounds
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import POOLED
 from fedmed_cli.digests import sha256_json
@@ -85,7 +85,7 @@ def pooled_adapter(
         losses=tuple(round(loss, 6) for loss in trained.losses),
         run=lm.environment() | {"created": utc_now(), "seconds": round(time.perf_counter() - started, 3)},
     )
-    readme = adapters.readme(
+    readme = cards.card(
         plan.base,
         trained.adapter,
         "Pooled adapter: an upper bound",

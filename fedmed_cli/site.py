@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli import adapters, evaluation, examples, indexing, partition, phi, splitting
+from fedmed_cli import adapters, cards, evaluation, examples, indexing, partition, phi, splitting
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.factors import cut_to_rank, update_norm
 from fedmed_cli.checkpoints import Checkpoints
@@ -273,10 +273,17 @@ def train_local(
         events.say(f"site {site}: keeps the adapter of step {trained.kept_step} of {steps}, the best on other examples")
     after = measured(trained.adapter)
 
-    title = f"Contribution of site {site} to round {round_number}"
-    kept = trained.kept_step or steps
-    origin = f"Trained by fedmed on this site's own examples for {kept} steps. No example is in this folder."
-    files = adapters.adapter_files(trained.adapter, adapters.readme(plan.base, trained.adapter, title, origin))
+    card = cards.site_card(
+        plan.base,
+        trained.adapter,
+        site=site,
+        round_number=round_number,
+        steps=trained.kept_step or steps,
+        num_examples=len(encoded),
+        before=before,
+        after=after,
+    )
+    files = adapters.adapter_files(trained.adapter, card)
     record = Contribution(
         site=site,
         round=round_number,

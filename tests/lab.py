@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 
-from fedmed_cli import adapters, rounds
+from fedmed_cli import adapters, cards, rounds
 from fedmed_cli.aggregation.coordinator import Rules
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.records import Base, Contribution, Lora, Plan, Prompt, Sites, Training
@@ -54,7 +54,7 @@ def trained(plan, start, seed):
 def contribution(plan, site, start, number=1, seed=None, signer=None):
     """The files of a site's contribution."""
     adapter = trained(plan, start, sum(site.encode()) + number if seed is None else seed)
-    files = adapters.adapter_files(adapter, adapters.readme(plan.base, adapter, "a title", "an origin"))
+    files = adapters.adapter_files(adapter, cards.card(plan.base, adapter, "a title", "an origin"))
     record = Contribution(
         site=site,
         round=number,

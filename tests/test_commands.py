@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter, readme
+from fedmed_cli import cards
+from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter
 from fedmed_cli.app import COMMANDS, main
 from fedmed_cli.records import Plan, SplitRecord
 
@@ -53,7 +54,7 @@ def test_a_damaged_adapter_is_refused(tmp_path, capsys):
     adapter = plan_adapter(plan, initial_factors(plan))
     folder = tmp_path / "x"
     folder.mkdir()
-    for name, data in adapter_files(adapter, readme(plan.base, adapter, "t", "o")).items():
+    for name, data in adapter_files(adapter, cards.card(plan.base, adapter, "t", "o")).items():
         (folder / name).write_bytes(data)
     assert main(["inspect-adapter", str(folder), "-C", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["adapter"]["digest"] == adapter.digest

@@ -98,7 +98,7 @@ def run_round(
 
         from fedmed_cli import federation, models
         from fedmed_cli.commands.live import step_events
-        from fedmed_cli.commands.tables import aggregate_table, contribution_lines, round_table
+        from fedmed_cli.commands.tables import aggregate_table, contribution_lines, loss_curves, round_table
         from fedmed_cli.site import Events
 
         def events_for(name: str, number: int) -> Events:
@@ -123,7 +123,8 @@ def run_round(
             summaries.append(summary)
             if not as_json:
                 first = next(iter(summary.contributions.values()))
-                screen.result(None, round_table(summary), *aggregate_table(summary.aggregate))
+                curves = loss_curves(summary.contributions)
+                screen.result(None, round_table(summary), *curves, *aggregate_table(summary.aggregate))
                 screen.result(None, contribution_lines(first)[-1], "")
         page = _report(place, screen)
     if as_json:
