@@ -6,7 +6,7 @@
 Same base, examples, batch of 2, steps, learning rate and LoRA. Each contender is a process of its own; they are
 run in turn, once for each seed. Useful tokens are those of the examples, padding not counted; the first two
 steps (4 where layers are compiled) are not timed. FOLDER is where `pip install --target FOLDER --no-deps trl`
-put TRL. The loss is measured by fedmed on the same 60 held-out examples, whoever trained. `--peak` compares the
+put TRL. The loss is measured by fedmed on the same 30 held-out examples, whoever trained. `--peak` compares the
 time of a step's matrix products alone, run with the same shapes, with that of the whole step.
 """
 
@@ -50,9 +50,9 @@ def prepare(dataset, steps, seed):
         encoded = examples.encode(row, plan.prompt, tokenizer, MAX_LENGTH)
         if encoded is not None:
             kept.append((row, encoded))
-        if len(kept) == 60 + 600:
+        if len(kept) == 30 + 600:
             break
-    held, pool = kept[:60], kept[60:]
+    held, pool = kept[:30], kept[30:]
     chosen = np.random.default_rng(seed + 1).permutation(len(pool))[: steps * BATCH]
     return plan, local, tokenizer, held, [pool[i] for i in chosen]
 
