@@ -229,13 +229,16 @@ def test_under_5_percent_of_positions_are_padding(batch_size):
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.2, 0.45, 2000).astype(int), 40, 1024)
     encoded = [examples.Encoded((1,) * int(n), 20, False) for n in lengths]
-    order = training.batches(encoded, batch_size, SEED)
     options = Options(per_device_train_batch_size=batch_size)
+    order = training.batches(encoded, batch_size, SEED)
     padded = real = 0
+    seen = []
     for _ in range(math.ceil(len(encoded) / batch_size)):
-        for part in forward_passes(next(order), options):
+        for part in forward_passes(next(order), options, training.MAX_PADDING):
             padded += len(part) * max(len(one.ids) for one in part)
             real += sum(len(one.ids) for one in part)
+            seen += [len(one.ids) for one in part]
+    assert sorted(seen) == sorted(lengths.tolist())
     assert 1 - real / padded < 0.05
 
 
@@ -243,7 +246,8 @@ def test_forward_passes_hold_each_example_once_and_keep_the_bounds():
     rng = np.random.default_rng(1)
     batch = [examples.Encoded((1,) * int(n), 5, False) for n in rng.integers(10, 300, 23)]
     options = Options(per_device_train_batch_size=5, gradient_accumulation_steps=5, max_batch_tokens=400)
-    parts = list(forward_passes(batch, options))
+    parts = list(forward_passes(batch, options, 1.0))
+    assert min(len(parts[0]), 5) == len(parts[0]) > 1  # no bound on padding: as many as fit
     assert sorted(len(one.ids) for part in parts for one in part) == sorted(len(one.ids) for one in batch)
     assert all(len(part) <= 5 for part in parts)
     assert all(len(part) == 1 or len(part) * max(len(one.ids) for one in part) <= 400 for part in parts)

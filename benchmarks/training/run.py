@@ -303,7 +303,7 @@ def main():
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=CONTENDERS, choices=CONTENDERS)
-    parser.add_argument("--trl", type=Path)
+    parser.add_argument("--trl")
     parser.add_argument("--peak", action="store_true")
     parser.add_argument("--worker")
     arguments = parser.parse_args()
@@ -314,7 +314,7 @@ def main():
         measure_peak(arguments.dataset)
         return
     rows = []
-    environment = os.environ | ({"PYTHONPATH": str(arguments.trl)} if arguments.trl else {})
+    environment = os.environ | ({"PYTHONPATH": arguments.trl} if arguments.trl else {})
     for seed in arguments.seeds:
         for contender in arguments.only:
             argv = [sys.executable, __file__, "--dataset", str(arguments.dataset), "--steps", str(arguments.steps)]
