@@ -25,9 +25,9 @@ def compiler() -> str | None:
 def pays_off(lm: LanguageModel, num_tokens: int) -> bool:
     """Whether to compile a training over `num_tokens` tokens by default; never by timing.
 
-    With bfloat16 instructions the compiled layers save about 1 ms a token on two cores and take about 30 s
-    to compile, so twice what repays that is asked for. In float32 matrix products take all the time, and
-    compiling saves nothing (docs/training.md).
+    On two AVX512-BF16 cores an early measurement had compiled layers save about 1 ms a token after 30 s of
+    compiling, so twice what repays that is asked for. In float32 on AVX2 compiling saved nothing
+    (docs/benchmarks.md).
     """
     return (
         lm.device.type == "cpu"

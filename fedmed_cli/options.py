@@ -115,7 +115,11 @@ BatchTokensOption = Annotated[
 ]
 CheckpointingOption = Annotated[
     bool,
-    _option("--gradient-checkpointing", text="Less memory, about a third slower.", panel=TRAINING_PANEL),
+    _option(
+        "--gradient-checkpointing",
+        text="Compute activations again instead of keeping them: less memory, slower.",
+        panel=TRAINING_PANEL,
+    ),
 ]
 CompileOption = Annotated[
     bool | None,

@@ -213,6 +213,13 @@ def train_local(
             f"site {site}: {truncated} of {len(data.train)} answers cut at max_length {plan.training.max_length}"
         )
 
+    longer = sum(len(tokens.ids) > (options.max_batch_tokens or len(tokens.ids)) for tokens in encoded)
+    if longer:
+        events.say(
+            f"site {site}: {longer} of {len(encoded)} examples are longer than --max-batch-tokens "
+            f"{options.max_batch_tokens}; each is a forward pass of its own"
+        )
+
     def prepared(rows: Sequence[Example], use: str) -> evaluation.EvaluationSet | None:
         if not rows:
             return None

@@ -262,6 +262,8 @@ def _kernels(
         optimizer.zero_grad(set_to_none=True)
 
     if options.gradient_checkpointing:
+        if not lm.causal.supports_gradient_checkpointing:
+            raise InputError("--gradient-checkpointing: transformers has none for this base model")
         lm.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
         with (

@@ -62,18 +62,25 @@ def plain_gradients(tiny_base, plan, start, batch):
     return [parameters[key].grad for key in sorted(parameters)]
 
 
-def first_gradients(monkeypatch, lm, plan, start, encoded, options):
-    """The gradients of fedmed's first step, before they are clipped, and its loss."""
+def caught_gradients(monkeypatch):
+    """A list that gets the gradients and the place of each step from now on, before they are clipped."""
     caught = []
     clip = torch.nn.utils.clip_grad_norm_
 
     def catch(parameters, norm):
-        caught.append([parameter.grad.clone() for parameter in parameters])
+        gradients = [parameter.grad.clone() for parameter in parameters]
+        caught.append((gradients, [parameter.detach().clone() for parameter in parameters]))
         return clip(parameters, norm)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
+    return caught
+
+
+def first_gradients(monkeypatch, lm, plan, start, encoded, options):
+    """The gradients of fedmed's first step."""
+    caught = caught_gradients(monkeypatch)
     training.train(lm, plan, start, encoded, 1, options, seed=SEED)
-    return caught[0]
+    return caught[0][0]
 
 
 VARIANTS = {
@@ -111,20 +118,13 @@ def test_compiled_layers_give_the_same_gradients_and_leave_nothing_behind(ready,
     start = moved(rounds.starting_adapter(ready[0], plan, 1))
     said = []
     options = Options(per_device_train_batch_size=3, compile=True)
-    caught = []
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def catch(parameters, norm):
-        caught.append([parameter.grad.clone() for parameter in parameters])
-        return clip(parameters, norm)
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
+    caught = caught_gradients(monkeypatch)
     first = training.train(lm, plan, start, encoded, 2, options, seed=SEED, say=said.append)
     assert first.compiled
     assert said == []
     assert all(layer._compiled_call_impl is None for layer in lm.layers())
     expected = plain_gradients(tiny_base, plan, start, next(training.batches(encoded, 3, SEED)))
-    for ours, theirs in zip(caught[0], expected, strict=True):
+    for ours, theirs in zip(caught[0][0], expected, strict=True):
         assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
     again = training.train(lm, plan, start, encoded, 2, options, seed=SEED)
     assert again.adapter.digest == first.adapter.digest
@@ -162,24 +162,16 @@ def test_fedprox_adds_the_pull_towards_the_start(ready, monkeypatch):
     """After one step the gradient differs by mu times the distance from the start, computed here by autograd."""
     workspace, plan, lm, encoded = ready
     start = moved(rounds.starting_adapter(workspace, plan, 1))
-    caught, places = [], []
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def catch(parameters, norm):
-        caught.append([parameter.grad.clone() for parameter in parameters])
-        places.append([parameter.detach().clone() for parameter in parameters])
-        return clip(parameters, norm)
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", catch)
+    caught = caught_gradients(monkeypatch)
     pulled = training_with(plan, fedprox_mu=3.0)
     training.train(lm, plan, start, encoded, 2, seed=SEED)
     training.train(lm, pulled, start, encoded, 2, seed=SEED)
     # The first step starts at the anchor: no pull. The second is at the same place in both, as the first was equal.
-    for ours, plain, place, origin in zip(caught[3], caught[1], places[3], places[0], strict=True):
+    for ours, plain, place, origin in zip(caught[3][0], caught[1][0], caught[3][1], caught[0][1], strict=True):
         point = place.clone().requires_grad_(True)
         (1.5 * (point - origin).square().sum()).backward()
         assert torch.allclose(ours, plain + point.grad, rtol=1e-5, atol=1e-8)
-    assert all(torch.equal(a, b) for a, b in zip(caught[0], caught[2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(caught[0][0], caught[2][0], strict=True))
 
 
 def training_with(plan, **changes):
@@ -240,6 +232,16 @@ def test_under_5_percent_of_positions_are_padding(batch_size):
             seen += [len(one.ids) for one in part]
     assert sorted(seen) == sorted(lengths.tolist())
     assert 1 - real / padded < 0.05
+
+
+def test_an_example_longer_than_the_token_budget_is_said(ready):
+    said = []
+    run_site(ready, said=said, max_steps=1, max_batch_tokens=16)
+    total = len(ready[3])
+    assert (
+        f"site A: {total} of {total} examples are longer than --max-batch-tokens 16; each is a forward pass of its own"
+        in said
+    )
 
 
 def test_forward_passes_hold_each_example_once_and_keep_the_bounds():
