@@ -24,7 +24,9 @@ from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle, unpack
 from fedmed_cli.codec import parse_json, read_file, shown
 from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
-from fedmed_cli.records import Aggregate, Contribution, Plan
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
 CONFIG_NAME = "adapter_config.json"
@@ -544,9 +546,13 @@ def _initial_factors(seed: int, r: int, modules: tuple[tuple[str, tuple[int, int
     generator = np.random.Philox(seed)
     factors = {}
     for module, (size_out, size_in) in modules:
-        raw = generator.random_raw(r * size_in) >> np.uint64(40)  # 24 bits: exact in float32
-        uniform = raw.astype(np.float64) / 2**23 - 1
-        a = (uniform / math.sqrt(size_in)).astype(np.float32).reshape(r, size_in)
+        raw = generator.random_raw(r * size_in)
+        raw >>= np.uint64(40)  # 24 bits: exact in float32
+        uniform = raw.astype(np.float64)
+        uniform *= 2.0**-23
+        uniform -= 1
+        uniform /= math.sqrt(size_in)
+        a = uniform.astype(np.float32).reshape(r, size_in)
         b = np.zeros((size_out, r), dtype=np.float32)
         a.flags.writeable = b.flags.writeable = False  # the arrays are shared
         factors[module] = (a, b)
@@ -567,3 +573,8 @@ def adapter_files(adapter: Adapter, readme: str) -> dict[str, bytes]:
         WEIGHTS_NAME: adapter.weights_bytes,
         README_NAME: readme.encode("utf-8"),
     }
+
+
+def file_digests(adapter: Adapter, files: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of each of `adapter_files`; the weights, of which it is known, are not hashed again."""
+    return {name: adapter.weights_digest if name == WEIGHTS_NAME else sha256_bytes(files[name]) for name in files}

@@ -13,7 +13,9 @@ from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.overlap import rouge_l, token_f1
-from fedmed_cli.records import Generated, Interval, OverlapScore, Plan, Rate
+from fedmed_cli.records.comparison import Generated, OverlapScore, Rate
+from fedmed_cli.records.measures import Interval
+from fedmed_cli.records.plan import Plan
 
 Progress = Callable[[str, int, int], None]
 

@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.records import Base, Examination, Loss, SiteDecision, Truncation
+from fedmed_cli.records.aggregate import Examination, SiteDecision, Truncation
+from fedmed_cli.records.measures import Loss
+from fedmed_cli.records.plan import Base
 
 if TYPE_CHECKING:
     from fedmed_cli.adapters import Adapter

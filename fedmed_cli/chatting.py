@@ -15,7 +15,8 @@ from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.escapes import clean
 from fedmed_cli.examples import prompt_ids, prompt_messages
 from fedmed_cli.guardrails import Finding
-from fedmed_cli.records import Chat, Plan, Prompt, Turn
+from fedmed_cli.records.chat import Chat, Turn
+from fedmed_cli.records.plan import Plan, Prompt
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:

@@ -19,7 +19,9 @@ from fedmed_cli.examples import Example, encode, prompt_messages
 from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import paired_shares, wilson
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Choices, ChoiceScore, Interval, Plan, Rate
+from fedmed_cli.records.comparison import Choices, ChoiceScore, Rate
+from fedmed_cli.records.measures import Interval
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 
 NUM_ASKED = 100

@@ -19,7 +19,9 @@ from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.partition import MIN_LABEL_COUNT
-from fedmed_cli.records import OVERALL, Comparison, Interval, Plan, Score, Tally
+from fedmed_cli.records.comparison import Comparison, Score, Tally
+from fedmed_cli.records.measures import OVERALL, Interval
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace, utc_now
 
 DEFAULT_TEST_SAMPLES = 600

@@ -23,7 +23,7 @@ import numpy as np
 
 from fedmed_cli import safetensors_io
 from fedmed_cli.errors import InputError, MachineError
-from fedmed_cli.records import Base
+from fedmed_cli.records.plan import Base
 from fedmed_cli.workspace import write_folder
 
 NAME = "smollm2-135m"

@@ -18,7 +18,7 @@ from fedmed_cli.errors import InputError
 from fedmed_cli.examples import Encoded, Example, encode, home_site, set_digest
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Plan
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace, write_file
 
 BATCH_TOKENS = 2048

@@ -12,7 +12,7 @@ from typing import Any
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.readers import DEFAULT_MAX_BAD, BadRows, Source
-from fedmed_cli.records import Prompt
+from fedmed_cli.records.plan import Prompt
 
 SITE_COLUMN = "fedmed_site"
 _SPACE = re.compile(r"\s+")

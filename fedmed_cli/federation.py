@@ -11,7 +11,10 @@ from fedmed_cli.aggregation.coordinator import Rules
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Aggregate, Contribution, Interval, Loss, Plan
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import Interval, Loss
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.training_options import Choices
 from fedmed_cli.workspace import Workspace
 

@@ -12,7 +12,7 @@ import numpy as np
 from fedmed_cli.adapters import Adapter, AdapterFolder, read_folder
 from fedmed_cli.aggregation.factors import decompose, product_norm
 from fedmed_cli.errors import CombineError
-from fedmed_cli.records import Plan
+from fedmed_cli.records.plan import Plan
 
 
 @dataclass(frozen=True)

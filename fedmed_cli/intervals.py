@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmed_cli.records import Interval, Loss
+from fedmed_cli.records.measures import Interval, Loss
 
 NUM_RESAMPLES = 2000
 FEW_GROUPS = 30

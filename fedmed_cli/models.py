@@ -21,7 +21,7 @@ import transformers
 from fedmed_cli.adapters import PREFIX, Adapter
 from fedmed_cli.bases import LocalBase
 from fedmed_cli.errors import CombineError, InputError, MachineError
-from fedmed_cli.records import Run
+from fedmed_cli.records.measures import Run
 
 Say = Callable[[str], None]
 

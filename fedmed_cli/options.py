@@ -240,7 +240,7 @@ def rules(
 ) -> Rules:
     """How to combine, from the options above; UsageError names the one that does not fit."""
     from fedmed_cli.aggregation.coordinator import Rules
-    from fedmed_cli.records import Robust, Weights
+    from fedmed_cli.records.aggregate import Robust, Weights
 
     choice("--method", method, methods)
     choice("--weights", weights, typing.get_args(Weights))

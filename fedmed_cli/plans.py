@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmed_cli import bases, embedded
 from fedmed_cli.errors import UsageError
-from fedmed_cli.records import Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.plan import Lora, Plan, Prompt, Sites, Training
 
 Say = Callable[[str], None]
 

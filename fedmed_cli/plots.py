@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedmed_cli.errors import MachineError, UsageError
-from fedmed_cli.records import SplitRecord
+from fedmed_cli.records.split import SplitRecord
 
 MAX_LABELS = 12
 

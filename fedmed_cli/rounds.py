@@ -19,9 +19,11 @@ from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
 from fedmed_cli.codec import read_file
 from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
-from fedmed_cli.records import Aggregate, Plan, Scores
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.scores import Scores
 from fedmed_cli.staging import stage
-from fedmed_cli.workspace import Workspace, new_folder, utc_now, write_synced
+from fedmed_cli.workspace import Workspace, new_folder, syncing, utc_now, write_new
 
 if TYPE_CHECKING:
     from fedmed_cli.signatures import Signer
@@ -102,15 +104,9 @@ def aggregate(
         missing = tuple(site for site in plan.sites.names if site not in submissions and site not in exclude)
         if missing:
             say(f"no contribution from {', '.join(missing)}")
-        result = combine(
-            plan,
-            parent,
-            submissions,
-            rules,
-            before=before,
-            examiner=examiner,
-            scores=_read_scores(workspace, plan, round_number, say) if rules.weights == "crosseval" else (),
-        )
+        scores = _read_scores(workspace, plan, round_number, say) if rules.weights == "crosseval" else ()
+        with syncing(archive):
+            result = combine(plan, parent, submissions, rules, before=before, examiner=examiner, scores=scores)
         files = _global_files(plan, result, round_number, rules)
         record = Aggregate(
             round=round_number,
@@ -131,7 +127,7 @@ def aggregate(
             excluded=tuple(sorted(exclude)),
             examination=result.examination,
             truncation=result.truncation,
-            files={name: sha256_bytes(data) for name, data in files.items()},
+            files=adapters.file_digests(result.adapter, files),
             parent_record=_parent_record(workspace, round_number),
             signers=dict(sorted(signers.items())),
             run={
@@ -149,7 +145,7 @@ def aggregate(
         home = folder if output is not None else folder / "global"
         home.mkdir(exist_ok=True)
         for name, data in files.items():
-            write_synced(home / name, data)
+            write_new(home / name, data)
         if output is not None:
             shutil.rmtree(archive)
     if output is not None:

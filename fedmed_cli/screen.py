@@ -1,4 +1,7 @@
-"""What people and scripts see: results on stdout, everything else on stderr. The only module that imports rich."""
+"""What people and scripts see: results on stdout, everything else on stderr. The only module that imports rich.
+
+It does so when something is shown: a quiet command need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from rich.console import Console
-from rich.markup import escape
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from fedmed_cli.codec import control_character
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.units import number_of_bytes as number_of_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,23 @@ class Screen:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
-        self.out = Console(highlight=False)
-        if not self.out.is_terminal:
-            self.out.width = 140  # files and pipes have no width; tables should not wrap there
-        self.err = Console(stderr=True, highlight=False)
-        if not _is_utf8(self.out) and isinstance(sys.stdout, io.TextIOWrapper):
+
+    @cached_property
+    def out(self) -> Console:
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 140  # files and pipes have no width; tables should not wrap there
+        if not _is_utf8(console) and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a question mark is better than no result
+        return console
+
+    @cached_property
+    def err(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False)
 
     def say(self, message: str) -> None:
         """A sentence about what happens, on stderr."""
@@ -177,6 +192,13 @@ class Screen:
                 bar.update(task, completed=done, total=total, note=escape(note))
 
             yield update
+
+
+def escape(text: str) -> str:
+    """`text` with nothing left that rich would take for markup."""
+    from rich.markup import escape as escaped
+
+    return escaped(text)
 
 
 def _plain(text: str) -> str:

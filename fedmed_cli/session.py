@@ -13,7 +13,7 @@ from fedmed_cli import guardrails
 from fedmed_cli.chatting import LABEL, Chosen, Conversation, Reply, check_length
 from fedmed_cli.errors import ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.guardrails import Finding, Level
-from fedmed_cli.records import Chat
+from fedmed_cli.records.chat import Chat
 from fedmed_cli.workspace import write_file
 
 # Each command with its argument and what it does, in the order that /help shows.

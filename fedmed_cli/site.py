@@ -16,14 +16,17 @@ from fedmed_cli import adapters, cards, evaluation, examples, indexing, partitio
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.factors import cut_to_rank, update_norm
 from fedmed_cli.checkpoints import Checkpoints
-from fedmed_cli.digests import sha256_bytes, sha256_json
+from fedmed_cli.digests import sha256_json
 from fedmed_cli.duplicates import SIMILARITY, Sketches
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.intervals import summarize
 from fedmed_cli.journal import journal
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Contribution, DivisionRecord, Loss, NearDuplicates, Plan
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import Loss
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.split import DivisionRecord, NearDuplicates
 from fedmed_cli.signatures import Signer
 from fedmed_cli.training import Step, order_seed, peak_memory, train
 from fedmed_cli.training_options import Choices, Options
@@ -315,7 +318,7 @@ def train_local(
         validation_before=before,
         validation_after=after,
         update_norm=update_norm(start, trained.adapter),
-        files={name: sha256_bytes(content) for name, content in files.items()},
+        files=adapters.file_digests(trained.adapter, files),
         run=lm.environment()
         | {
             "compiled": "layers" if trained.compiled else "no",

@@ -16,7 +16,8 @@ from fedmed_cli.duplicates import SIMILARITY, Sketches, merge
 from fedmed_cli.errors import ConflictError, InputError, UsageError
 from fedmed_cli.plans import PlanOptions, check_options, make_plan
 from fedmed_cli.readers import DEFAULT_MAX_BAD, BadRows, Source
-from fedmed_cli.records import BadRowCounts, NearDuplicates, Plan, SiteCounts, SplitRecord
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.split import BadRowCounts, NearDuplicates, SiteCounts, SplitRecord
 from fedmed_cli.workspace import Workspace, utc_now, write_file
 
 Say = Callable[[str], None]

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
+
+import numpy as np
 
 from fedmed_cli.adapters import CONTRIBUTION_NAME, WEIGHTS_NAME, AdapterFolder, Factors, tensor_name
 from fedmed_cli.aggregation.coordinator import Submission
 from fedmed_cli.digests import sha256_bytes
-from fedmed_cli.safetensors_io import parse_header, to_float32
-from fedmed_cli.workspace import write_synced
+from fedmed_cli.errors import InputError
+from fedmed_cli.safetensors_io import TensorInfo, parse_header, to_float32
+from fedmed_cli.workspace import write_new
 
 
 class StagedFactors(Mapping[str, Factors]):
@@ -26,13 +30,16 @@ class StagedFactors(Mapping[str, Factors]):
         self.modules = sorted({name.rpartition(".lora_")[0] for name in self.tensors})
 
     def __getitem__(self, module: str) -> Factors:
-        with self.path.open("rb") as file:
-            parts = []
-            for factor in "AB":
-                info = self.tensors[tensor_name(module, factor)]
-                file.seek(self.start + info.start)
-                parts.append(to_float32(memoryview(file.read(info.end - info.start)), info))
-        return parts[0], parts[1]
+        a, b = (self.tensors[tensor_name(module, factor)] for factor in "AB")
+        with self.path.open("rb", buffering=0) as file:
+            return self._read(file, a), self._read(file, b)
+
+    def _read(self, file: FileIO, info: TensorInfo) -> np.ndarray:
+        file.seek(self.start + info.start)
+        data = file.read(info.end - info.start)
+        if len(data) != info.end - info.start:
+            raise InputError(f"{self.path}: became shorter while it was in use")
+        return to_float32(memoryview(data), info)
 
     def __iter__(self) -> Iterator[str]:
         prefix = tensor_name("", "A").partition(".lora_")[0]
@@ -46,7 +53,7 @@ def stage(folder: AdapterFolder, target: Path) -> Submission:
     """Copy a contribution to `target` as it was read by the gate, and let go of its weights."""
     target.mkdir(parents=True)
     for name, data in folder.files.items():
-        write_synced(target / name, data)
+        write_new(target / name, data)
     assert folder.contribution is not None
     factors = StagedFactors(target / WEIGHTS_NAME, folder.files[WEIGHTS_NAME])
     return Submission(

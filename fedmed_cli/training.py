@@ -22,7 +22,7 @@ from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.examples import Encoded
 from fedmed_cli.fused import fused
 from fedmed_cli.models import LanguageModel
-from fedmed_cli.records import Plan, Training
+from fedmed_cli.records.plan import Plan, Training
 from fedmed_cli.training_options import Options
 
 MAX_PADDING = 0.05  # of a forward pass on a CPU, where positions cost more than passes

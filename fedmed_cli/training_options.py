@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedmed_cli.records import Plan
+from fedmed_cli.records.plan import Plan
 
 DEFAULT_EVAL_SAMPLES = 100
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from fedmed_cli.adapters import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
 from fedmed_cli.errors import ConflictError, InputError, TrustError
-from fedmed_cli.records import COORDINATOR, Plan
+from fedmed_cli.records.measures import COORDINATOR
+from fedmed_cli.records.plan import Plan
 
 if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned folder
     from fedmed_cli.signatures import Signer

@@ -18,7 +18,12 @@ from fedmed_cli.bundles import is_bundle
 from fedmed_cli.codec import read_file
 from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
-from fedmed_cli.records import COORDINATOR, Aggregate, DivisionRecord, Plan, Scores, SplitRecord, read_metrics
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.measures import COORDINATOR
+from fedmed_cli.records.metrics import read_metrics
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.scores import Scores
+from fedmed_cli.records.split import DivisionRecord, SplitRecord
 from fedmed_cli.trust import check_signer, party
 from fedmed_cli.workspace import Workspace
 

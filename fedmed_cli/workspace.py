@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmed_cli.errors import ConflictError, InputError
-from fedmed_cli.records import DivisionRecord, Plan, SplitRecord, metric_line
+from fedmed_cli.records.metrics import metric_line
+from fedmed_cli.records.plan import Plan
 
 PLAN_NAME = "federation.toml"
 DIVISION_NAME = "division.json"
@@ -26,22 +27,45 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _sync_folder(path: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder; its renames are journalled.
-        return
-    handle = os.open(path, os.O_RDONLY)
+def _sync(path: Path, flags: int = os.O_RDONLY) -> None:
+    handle = os.open(path, flags | getattr(os, "O_BINARY", 0))
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def write_synced(path: Path, data: bytes | memoryview) -> None:
-    """Write a new file and have it on disk; for files inside a folder that is being built."""
+def _sync_folder(path: Path) -> None:
+    if os.name != "nt":  # Windows cannot open a folder; its renames are journalled.
+        _sync(path)
+
+
+def _sync_tree(top: Path) -> None:
+    """Have a finished folder on disk with all it holds: cheaper at once than file by file."""
+    paths = sorted(top.rglob("*"))
+    for path in paths:
+        if path.is_file():
+            _sync(path, os.O_RDWR)  # Windows flushes only what is open for writing
+    for folder in (top, *(path for path in paths if path.is_dir())):
+        _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def syncing(folder: Path) -> Iterator[None]:
+    """Bring what `folder` holds so far to the disk while the caller computes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        synced = pool.submit(_sync_tree, folder)
+        yield
+        synced.result()
+
+
+def write_new(path: Path, data: bytes | memoryview) -> None:
+    """Write a new file inside a folder that is being built; `new_folder` brings it to the disk."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         _write_all(handle, data)
-        os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -66,7 +90,8 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        write_synced(temporary, data)
+        write_new(temporary, data)
+        _sync(temporary, os.O_RDWR)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -76,7 +101,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill; renamed to `target` at the end, removed where an error comes between.
+    """A folder beside `target` to fill: brought to the disk and renamed to `target` at the end, removed at an error.
 
     ConflictError where `target` exists already.
     """
@@ -87,8 +112,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         staged.chmod(0o777 & ~_umask())
         yield staged
-        for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
-            _sync_folder(folder)
+        _sync_tree(staged)
         os.rename(staged, target)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
@@ -105,7 +129,7 @@ def write_folder(target: Path, files: dict[str, bytes | memoryview]) -> None:
         for name, data in files.items():
             path = staged / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(path, data)
+            write_new(path, data)
 
 
 def _end_of_last_line(handle: int, end: int) -> int:
@@ -171,6 +195,8 @@ class Workspace:
 
     def group_column(self, site: str | None = None) -> str | None:
         """The column whose groups were kept together, from the split's record or that of the site's own division."""
+        from fedmed_cli.records.split import DivisionRecord, SplitRecord
+
         division = self.site_data(site) / DIVISION_NAME if site else None
         if division is not None and division.exists():
             return DivisionRecord.read(division).group_by

@@ -9,7 +9,7 @@ import pytest
 
 from fedmed_cli import corpus
 from fedmed_cli.app import main
-from fedmed_cli.records import Plan
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 
 TEMPLATE = (

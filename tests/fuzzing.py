@@ -18,10 +18,30 @@ from dataclasses import dataclass, field
 import lab
 import numpy as np
 
-from fedmed_cli import adapters, bundles, examples, matrix, records, rounds, signatures, trust
+from fedmed_cli import adapters, bundles, examples, matrix, rounds, signatures, trust
 from fedmed_cli import choices as choice_files
 from fedmed_cli.codec import encode
 from fedmed_cli.errors import FedmedError
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.comparison import (
+    Choices,
+    ChoiceScore,
+    Comparison,
+    Generated,
+    Matrix,
+    MatrixSite,
+    OverlapScore,
+    Pooled,
+    Rate,
+    Score,
+    Tally,
+)
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import Interval
+from fedmed_cli.records.metrics import metric_line, read_metrics
+from fedmed_cli.records.plan import _PUBLIC_KEY, Plan
+from fedmed_cli.records.scores import Scores, SiteScore
+from fedmed_cli.records.split import DivisionRecord, SiteCounts, SplitRecord
 
 SECONDS = 5.0
 TOKENS = [
@@ -185,7 +205,7 @@ def plan_in_range(plan):
     in_range(encode(plan))
     assert 0 < plan.lora.alpha <= 65536
     assert 1 <= plan.sites.min_sites <= len(plan.sites.names)
-    again = records.Plan.from_bytes(plan.to_bytes(), "again")
+    again = Plan.from_bytes(plan.to_bytes(), "again")
     assert again == plan
 
 
@@ -251,42 +271,40 @@ def make_targets(folder):
     contribution = files[adapters.CONTRIBUTION_NAME]
     aggregate = (newest / adapters.AGGREGATE_NAME).read_bytes()
     plan_bytes = plan.to_bytes()
-    counts = records.SiteCounts(80, 10, 5, 5, {"a": 60, "other": 40}, 0.25)
-    split = records.SplitRecord(
+    counts = SiteCounts(80, 10, 5, 5, {"a": 60, "other": 40}, 0.25)
+    split = SplitRecord(
         source="file", source_digest="0" * 64, method="dirichlet", column=None, label_column="label", group_by=None,
         alpha=0.5, seed=1, limit=None, requested_sizes=None, shares={"train": 0.8}, num_examples=100, num_groups=90,
         num_moved=1, checks={"rows": 100}, sites={"A": counts, "B": counts},
     ).to_bytes()  # fmt: skip
-    division = records.DivisionRecord("A", "0" * 64, None, 1, 80, 10, 10, 100).to_bytes()
-    interval = records.Interval(0.1, 0.0, 0.2)
-    score = records.Score(1.0, 2.7, 0.1, 10, 10, 100, interval, None, records.Tally(6, 1, 3))
-    rate = records.Rate(records.Interval(0.5, 0.4, 0.6), interval)
-    overlap = records.Generated(10, 9, 64, {"base": records.OverlapScore(rate, rate, 1, 2)})
-    choices = records.Choices("x.jsonl", "0" * 64, "options", 10, 1, 5, 0.25, {
-        "base": records.ChoiceScore(rate, rate, rate, rate, 2),
+    division = DivisionRecord("A", "0" * 64, None, 1, 80, 10, 10, 100).to_bytes()
+    interval = Interval(0.1, 0.0, 0.2)
+    score = Score(1.0, 2.7, 0.1, 10, 10, 100, interval, None, Tally(6, 1, 3))
+    rate = Rate(Interval(0.5, 0.4, 0.6), interval)
+    overlap = Generated(10, 9, 64, {"base": OverlapScore(rate, rate, 1, 2)})
+    choices = Choices("x.jsonl", "0" * 64, "options", 10, 1, 5, 0.25, {
+        "base": ChoiceScore(rate, rate, rate, rate, 2),
     })  # fmt: skip
-    comparison = records.Comparison(
+    comparison = Comparison(
         plan.digest, plan.base.fingerprint, "test", "0" * 64, 1000, 0, {"base": None, "A": "ab" * 32},
         {"base": {"overall": score}, "A": {"overall": score}}, choices, {"source": {"other": {"base": score}}}, overlap,
         1, 2, {"A": interval}, interval, 3, "A", {"global": "A"}, {"seconds": 1.5},
     ).to_bytes()  # fmt: skip
-    other = records.Comparison(
+    other = Comparison(
         plan.digest, plan.base.fingerprint, "test", "1" * 64, 1000, 0, {"base": None}, {"base": {"overall": score}},
         site="B",
     ).to_bytes()  # fmt: skip
     (folder / "compare-B.json").write_bytes(other)
-    cell = records.MatrixSite("0" * 64, 10, 10, {"base": score})
-    merged = records.Matrix(
+    cell = MatrixSite("0" * 64, 10, 10, {"base": score})
+    merged = Matrix(
         plan.digest, "ab" * 32, 1, {"base": None}, {"A": cell}, {"base": 1.0}, {"global": "A"}, {"A": "0" * 64}
     ).to_bytes()
-    pooled = records.Pooled(
+    pooled = Pooled(
         "0" * 64, plan.digest, "ab" * 32, start.digest, "1" * 64, "2" * 64, 10, 100, 101, 1, 3, 2, 1, (2.0, 1.0)
     ).to_bytes()
-    gains = {"0" * 64: records.SiteScore(0.1, 0.01)}
-    scores = records.Scores(
-        "A", 1, plan.digest, "ab" * 32, start.digest, "0" * 64, 10, 10, gains, {"seconds": 1.5}
-    ).to_bytes()
-    metrics = b"".join(records.metric_line("round", round=number, loss=2.5) for number in range(5))
+    gains = {"0" * 64: SiteScore(0.1, 0.01)}
+    scores = Scores("A", 1, plan.digest, "ab" * 32, start.digest, "0" * 64, 10, 10, gains, {"seconds": 1.5}).to_bytes()
+    metrics = b"".join(metric_line("round", round=number, loss=2.5) for number in range(5))
     rows = b"".join(json.dumps({"question": f"q {n}", "answer": f"a {n}"}).encode() + b"\n" for n in range(20))
     public = lab.SIGNERS["A"].public + " a comment\n"
     key = lab.write_key(folder / "key", lab.SIGNERS["A"])
@@ -295,7 +313,7 @@ def make_targets(folder):
 
     def check_metrics(data):
         (folder / "metrics.jsonl").write_bytes(data)
-        for event in records.read_metrics(folder / "metrics.jsonl")[0]:
+        for event in read_metrics(folder / "metrics.jsonl")[0]:
             in_range(event)
 
     def check_rows(suffix, pack=lambda data: data):
@@ -330,7 +348,7 @@ def make_targets(folder):
 
     def check_public(data):
         line = signatures.parse_public(data.decode("utf-8", "replace"), "key")
-        assert records._PUBLIC_KEY.fullmatch(line)
+        assert _PUBLIC_KEY.fullmatch(line)
         assert signatures.fingerprint(line).startswith("SHA256:")
 
     def record(kind, holds=lambda value: in_range(encode(value))):
@@ -343,17 +361,17 @@ def make_targets(folder):
     csv = b"question,answer\n" + b"".join(b'q %d,"a, %d"\n' % (n, n) for n in range(20))
     listed = json.dumps([{"question": f"q {n}", "answer": f"a {n}"} for n in range(20)]).encode()
     targets += [
-        Target("unsigned contribution.json", contribution, record(records.Contribution, contribution_in_range)),
-        Target("unsigned aggregate.json", aggregate, record(records.Aggregate, aggregate_in_range)),
-        Target("federation.toml", plan_bytes, record(records.Plan, plan_in_range)),
-        Target("split.json", split, record(records.SplitRecord)),
-        Target("division.json", division, record(records.DivisionRecord)),
-        Target("compare.json", comparison, record(records.Comparison)),
+        Target("unsigned contribution.json", contribution, record(Contribution, contribution_in_range)),
+        Target("unsigned aggregate.json", aggregate, record(Aggregate, aggregate_in_range)),
+        Target("federation.toml", plan_bytes, record(Plan, plan_in_range)),
+        Target("split.json", split, record(SplitRecord)),
+        Target("division.json", division, record(DivisionRecord)),
+        Target("compare.json", comparison, record(Comparison)),
         Target("compare-SITE.json to merge", comparison, check_merge),
-        Target("matrix.json", merged, record(records.Matrix)),
-        Target("pooled.json", pooled, record(records.Pooled)),
+        Target("matrix.json", merged, record(Matrix)),
+        Target("pooled.json", pooled, record(Pooled)),
         Target("multiple choice", multiple, check_choices),
-        Target("scores.json", scores, record(records.Scores)),
+        Target("scores.json", scores, record(Scores)),
         Target("metrics.jsonl", metrics, check_metrics),
         Target("detached signature", signature, check_signature),
         Target("public key", public.encode(), check_public),

@@ -668,7 +668,7 @@ quick("both records", 4, "holds both contribution.json and aggregate.json", lamb
 
 
 def _second_record(place):
-    from fedmed_cli.records import Aggregate, Evidence, SiteDecision, Truncation
+    from fedmed_cli.records.aggregate import Aggregate, Evidence, SiteDecision, Truncation
 
     record = json.loads(place.read(RECORD))
     evidence = Evidence(1, 1, None, 1.0, {}, (), None, None, None)

@@ -12,7 +12,7 @@ from fedmed_cli.aggregation.factors import cut_to_rank, decompose, gram_of_innov
 from fedmed_cli.aggregation.robust import ROBUST, distances_to
 from fedmed_cli.aggregation.rules import factor_mean, stack, svd
 from fedmed_cli.errors import CombineError
-from fedmed_cli.records import Base, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.plan import Base, Lora, Plan, Prompt, Sites, Training
 
 
 def make_plan(r=4, sites=("A", "B", "C"), linear=None, ranks=None):
@@ -316,7 +316,8 @@ def test_a_false_token_count_moves_a_weight_at_most_to_the_cap():
 
 def submission(plan, site, adapter, num_tokens=1000, before=3.0, after=2.5):
     from fedmed_cli.aggregation.coordinator import Submission
-    from fedmed_cli.records import Contribution, Loss
+    from fedmed_cli.records.contribution import Contribution
+    from fedmed_cli.records.measures import Loss
 
     record = Contribution(
         site=site, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint="0" * 64, parent="1" * 64,

@@ -7,7 +7,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from fedmed_cli import adapters, cards
-from fedmed_cli.records import Aggregate, Base, Contribution, Loss, Plan
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import Loss
+from fedmed_cli.records.plan import Base, Plan
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from fedmed_cli.bases import find_for_plan
 from fedmed_cli.chatting import BASE, Chosen, Conversation, Settings
 from fedmed_cli.errors import CombineError, InputError, UsageError
 from fedmed_cli.escapes import clean, without_open_end
-from fedmed_cli.records import Chat, Prompt
+from fedmed_cli.records.chat import Chat
+from fedmed_cli.records.plan import Prompt
 from fedmed_cli.session import COMMANDS, Session
 
 

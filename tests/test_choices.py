@@ -9,7 +9,7 @@ import pytest
 from fedmed_cli.app import main
 from fedmed_cli.choices import DECISIONS, Question, read_questions
 from fedmed_cli.errors import InputError
-from fedmed_cli.records import Comparison
+from fedmed_cli.records.comparison import Comparison
 
 WORDS = "fever cough rash pain sleep water salt iron blood heart lung liver skin bone nerve muscle".split()
 
@@ -223,7 +223,7 @@ def test_accuracies_are_those_of_plain_transformers(round_workspace, tiny_base, 
 
 def test_an_adapter_of_zeros_has_the_bases_accuracies_without_a_doubt(round_workspace, tiny_base, tmp_path):
     from fedmed_cli import adapters
-    from fedmed_cli.records import Interval
+    from fedmed_cli.records.measures import Interval
 
     plan = round_workspace.read_plan()
     (tmp_path / "zero").mkdir()

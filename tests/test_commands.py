@@ -9,7 +9,8 @@ import pytest
 from fedmed_cli import cards
 from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter
 from fedmed_cli.app import COMMANDS, main
-from fedmed_cli.records import Plan, SplitRecord
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.split import SplitRecord
 
 
 def test_split_of_the_corpus_leaks_nothing_and_is_deterministic(tmp_path):

@@ -8,7 +8,9 @@ import pytest
 
 from fedmed_cli.app import main
 from fedmed_cli.examples import Example
-from fedmed_cli.records import Aggregate, Comparison, Interval
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.measures import Interval
 
 
 @pytest.fixture(scope="module")

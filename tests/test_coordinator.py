@@ -11,7 +11,7 @@ from fedmed_cli.adapters import initial_factors, plan_adapter
 from fedmed_cli.aggregation.coordinator import Examiner, Rules, combine
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.intervals import Losses
-from fedmed_cli.records import Scores, SiteScore
+from fedmed_cli.records.scores import Scores, SiteScore
 
 AGENTIC = Rules(weights="agentic")
 NUM_EXAMPLES = 60

@@ -11,7 +11,8 @@ import pytest
 from fedmed_cli.commands import drawings
 from fedmed_cli.commands.compare_tables import comparison_lines
 from fedmed_cli.commands.tables import loss_curves
-from fedmed_cli.records import Comparison, Contribution
+from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.contribution import Contribution
 
 GOLDEN = Path(__file__).parent / "golden/v1"
 
@@ -60,7 +61,8 @@ SHOW = """
 import json, pathlib, sys
 from fedmed_cli.commands.tables import loss_curves
 from fedmed_cli.commands.compare_tables import comparison_lines
-from fedmed_cli.records import Comparison, Contribution
+from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.screen import Screen
 golden = pathlib.Path(sys.argv[1])
 records = {site: Contribution.read(golden / f"rounds/001/{site}/contribution.json") for site in "ABC"}

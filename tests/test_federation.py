@@ -8,7 +8,9 @@ import pytest
 from conftest import snapshot
 
 from fedmed_cli.app import main
-from fedmed_cli.records import Aggregate, Comparison, Contribution
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.workspace import Workspace
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")

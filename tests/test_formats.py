@@ -1,7 +1,9 @@
 """Every format is documented, strict, and readable for ever."""
 
 import dataclasses
+import importlib
 import json
+import pkgutil
 import re
 from pathlib import Path
 
@@ -11,7 +13,13 @@ from fedmed_cli import records
 from fedmed_cli.adapters import read_contribution, read_folder, read_global
 from fedmed_cli.codec import Record
 from fedmed_cli.errors import InputError
-from fedmed_cli.records import Plan
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.metrics import read_metrics
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.scores import Scores
+from fedmed_cli.records.split import SplitRecord
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = sorted((ROOT / "tests/golden").glob("v*"))
@@ -19,8 +27,11 @@ KINDS = {kind.FORMAT: kind for kind in Record.__subclasses__()}
 
 
 def documented_dataclasses():
-    found = [value for value in vars(records).values() if dataclasses.is_dataclass(value) and isinstance(value, type)]
-    return [kind for kind in found if kind not in (Record, Plan)]
+    modules = [
+        importlib.import_module(found.name) for found in pkgutil.iter_modules(records.__path__, "fedmed_cli.records.")
+    ]
+    found = [value for module in modules for value in vars(module).values() if dataclasses.is_dataclass(value)]
+    return sorted({kind for kind in found if isinstance(kind, type)} - {Record, Plan}, key=lambda kind: kind.__name__)
 
 
 @pytest.mark.parametrize("kind", documented_dataclasses(), ids=lambda kind: kind.__name__)
@@ -42,7 +53,7 @@ def test_files_of_every_release_are_read(golden):
         record = kind.read(path)
         assert record.to_dict() == value | {"fedmed_version": record.to_dict()["fedmed_version"]}
         seen.add(kind)
-    assert seen >= {records.SplitRecord, records.Contribution, records.Aggregate, records.Comparison, records.Scores}
+    assert seen >= {SplitRecord, Contribution, Aggregate, Comparison, Scores}
     start = read_global(golden / "rounds/001/global", plan)
     for site in plan.sites.names:
         assert (
@@ -50,7 +61,7 @@ def test_files_of_every_release_are_read(golden):
         )
     contribution = read_contribution(golden / "adapters/A", plan, 2, start.adapter.digest)
     assert contribution.contribution.parent == start.adapter.digest
-    events, torn = records.read_metrics(golden / "metrics.jsonl")
+    events, torn = read_metrics(golden / "metrics.jsonl")
     assert {event["event"] for event in events} >= {"split", "train-local", "aggregate"}
     assert not torn
 
@@ -80,7 +91,7 @@ def test_a_record_that_deviates_is_refused(tmp_path, change, message):
     value = json.loads(source.read_text()) | change
     (tmp_path / "contribution.json").write_text(json.dumps(value))
     with pytest.raises(InputError) as caught:
-        records.Contribution.read(tmp_path / "contribution.json")
+        Contribution.read(tmp_path / "contribution.json")
     assert message in caught.value.message
 
 

@@ -12,7 +12,7 @@ import pytest
 from test_choices import as_medqa, direct, make_rows, write
 
 from fedmed_cli.app import main
-from fedmed_cli.records import Comparison
+from fedmed_cli.records.comparison import Comparison
 
 ROOT = Path(__file__).parents[1]
 HARNESS = os.environ.get("LM_EVAL") or shutil.which("lm_eval")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from fedmed_cli.app import main
-from fedmed_cli.records import Comparison, Matrix
+from fedmed_cli.records.comparison import Comparison, Matrix
 
 
 @pytest.fixture(scope="module")

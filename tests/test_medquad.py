@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from fedmed_cli.app import main
-from fedmed_cli.records import SplitRecord
+from fedmed_cli.records.split import SplitRecord
 
 MEDQUAD = os.environ.get("MEDQUAD")
 pytestmark = pytest.mark.skipif(not MEDQUAD, reason="$MEDQUAD does not name MedQuAD's file (JSON lines, gzipped)")

@@ -9,7 +9,7 @@ from test_split import make_rows, read_sets, split, write
 
 from fedmed_cli import phi
 from fedmed_cli.app import main
-from fedmed_cli.records import DivisionRecord, SplitRecord
+from fedmed_cli.records.split import DivisionRecord, SplitRecord
 
 EACH = 134  # times 15 kinds: 2,010
 

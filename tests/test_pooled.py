@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from fedmed_cli.app import main
-from fedmed_cli.records import Comparison, Contribution, Pooled
+from fedmed_cli.records.comparison import Comparison, Pooled
+from fedmed_cli.records.contribution import Contribution
 
 
 @pytest.fixture

@@ -16,23 +16,23 @@ from pages import parse, section, table
 
 from fedmed_cli import report
 from fedmed_cli.app import main
-from fedmed_cli.records import (
-    Aggregate,
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.comparison import (
     Choices,
     ChoiceScore,
     Comparison,
-    Contribution,
     Generated,
-    Interval,
     Matrix,
     MatrixSite,
     OverlapScore,
     Pooled,
     Rate,
     Score,
-    SplitRecord,
     Tally,
 )
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import Interval
+from fedmed_cli.records.split import SplitRecord
 from fedmed_cli.report import evidence, facts, page, training
 from fedmed_cli.workspace import Workspace
 

@@ -14,7 +14,7 @@ from conftest import snapshot
 from fedmed_cli import signatures
 from fedmed_cli.app import main
 from fedmed_cli.errors import InputError
-from fedmed_cli.records import Plan
+from fedmed_cli.records.plan import Plan
 
 needs_ssh_keygen = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen here")
 

@@ -18,7 +18,7 @@ from fedmed_cli import indexing, partition, set_files
 from fedmed_cli.app import main
 from fedmed_cli.duplicates import merge
 from fedmed_cli.partition import SETS
-from fedmed_cli.records import SplitRecord
+from fedmed_cli.records.split import SplitRecord
 
 CORPUS_DIGEST = "0a703ccf0dc55aa89ff63a447581655420d4d9346d350e2b249b3f8caf7bcdcd"
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "l", "sk", "v", "m", "xy")]

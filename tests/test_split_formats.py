@@ -13,7 +13,7 @@ from fedmed_cli.app import main
 from fedmed_cli.errors import InputError
 from fedmed_cli.examples import read_dataset
 from fedmed_cli.readers import BadRows, Source
-from fedmed_cli.records import SplitRecord
+from fedmed_cli.records.split import SplitRecord
 
 ROWS = [
     {

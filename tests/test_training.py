@@ -14,7 +14,7 @@ import transformers
 from fedmed_cli import adapters, bases, batches, checkpoints, examples, kernels, models, rounds, site, training
 from fedmed_cli.app import main
 from fedmed_cli.intervals import summarize
-from fedmed_cli.records import Training
+from fedmed_cli.records.plan import Training
 from fedmed_cli.training import forward_passes, learning_rate
 from fedmed_cli.training_options import Choices, Options
 

@@ -25,7 +25,8 @@ from fedmed_cli.aggregation.coordinator import Examiner, Rules, Submission, comb
 from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.intervals import Losses, paired_interval
-from fedmed_cli.records import Loss, Plan
+from fedmed_cli.records.measures import Loss
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.training_options import Choices
 from fedmed_cli.workspace import Workspace
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from fedmed_cli import adapters, embedded
 from fedmed_cli.aggregation.rules import svd
-from fedmed_cli.records import Base, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.plan import Base, Lora, Plan, Prompt, Sites, Training
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from contributions import random_adapter, write_contribution  # beside this folder

@@ -16,7 +16,7 @@ import torch
 
 from fedmed_cli import bases, embedded, evaluation, examples, models
 from fedmed_cli.examples import Encoded
-from fedmed_cli.records import Prompt
+from fedmed_cli.records.plan import Prompt
 
 
 def plain_loop(lm, encoded, longest=None):

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from fedmed_cli.app import main
-from fedmed_cli.records import SplitRecord
+from fedmed_cli.records.split import SplitRecord
 
 
 def edited(text: str, rng: random.Random, share: float) -> str:

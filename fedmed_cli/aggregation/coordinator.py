@@ -17,17 +17,11 @@ from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.digests import short
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.intervals import Losses, paired_interval, standard_error, summarize
-from fedmed_cli.records import (
-    Contribution,
-    Evidence,
-    Examination,
-    Interval,
-    Plan,
-    Scores,
-    SiteDecision,
-    Truncation,
-    Weights,
-)
+from fedmed_cli.records.aggregate import Evidence, Examination, SiteDecision, Truncation, Weights
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import Interval
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.scores import Scores
 
 DEFAULT_CLIP = 1.5
 CLIP_FROM_SITES = 3

@@ -98,15 +98,28 @@ def weighted_product(
     kept[np.abs(kept) < ZERO_COEFFICIENT] = 0
     alive = (kept != 0) & b_parent.any(axis=0)
     total = _Sum(b_parent.shape[0], a_parent.shape[1])
-    total.add(b_parent[:, alive].astype(np.float64) * (parent.scale(module) * kept[alive]), a_parent[alive])
+    total.add(b_parent[:, alive], a_parent[alive], parent.scale(module) * kept[alive])
     if momentum is not None:
         a, b = momentum[1].factors[module]
-        total.add(b.astype(np.float64) * (-momentum[0] * momentum[1].scale(module)), a)
+        total.add(b, a, -momentum[0] * momentum[1].scale(module))
     for coefficient, adapter in zip(coefficients, adapters, strict=True):
         if coefficient != 0:
             a, b = adapter.factors[module]
-            total.add(b.astype(np.float64) * (coefficient * adapter.scale(module)), a)
+            total.add(b, a, coefficient * adapter.scale(module))
     return total.product()
+
+
+def _stacked(parts: Sequence[tuple[np.ndarray, np.ndarray, float | np.ndarray]]) -> Product:
+    """The sum of scale·left·right over `parts`, side by side and in float64."""
+    ends = np.cumsum([len(right) for _, right, _ in parts])
+    left = np.empty((len(parts[0][0]), ends[-1]))
+    right = np.empty((ends[-1], parts[0][1].shape[1]))
+    scales = np.empty(ends[-1])
+    for end, (part_left, part_right, scale) in zip(ends, parts, strict=True):
+        columns = slice(end - len(part_right), end)
+        left[:, columns], right[columns], scales[columns] = part_left, part_right, scale
+    left *= scales
+    return left, right
 
 
 class _Sum:
@@ -114,26 +127,23 @@ class _Sum:
 
     def __init__(self, size_out: int, size_in: int) -> None:
         self.largest = min(size_out, size_in)
-        self.left: list[np.ndarray] = [np.zeros((size_out, 0))]
-        self.right: list[np.ndarray] = [np.zeros((0, size_in))]
+        self.parts: list[tuple[np.ndarray, np.ndarray, float | np.ndarray]] = []
         self.rank = 0
         self.dense: np.ndarray | None = None
 
-    def add(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Add left·right; left: (out, r), right: (r, in)."""
-        right = right.astype(np.float64)
-        if self.dense is None and self.rank + len(right) > self.largest:
-            self.dense = np.hstack(self.left) @ np.vstack(self.right)
-        if self.dense is not None:
-            self.dense += left @ right
-            return
-        self.left.append(left)
-        self.right.append(right)
+    def add(self, left: np.ndarray, right: np.ndarray, scale: float | np.ndarray) -> None:
+        """Add scale·left·right; left: (out, r), right: (r, in), scale: a number or (r,)."""
+        self.parts.append((left, right, scale))
         self.rank += len(right)
+        if self.dense is not None or self.rank > self.largest:
+            product_left, product_right = _stacked(self.parts)
+            dense = product_left @ product_right
+            self.dense = dense if self.dense is None else self.dense + dense
+            self.parts = []
 
     def product(self) -> Product:
         if self.dense is None:
-            return np.hstack(self.left), np.vstack(self.right)
+            return _stacked(self.parts)
         size_out, size_in = self.dense.shape
         return (self.dense, np.eye(size_in)) if size_in <= size_out else (np.eye(size_out), self.dense)
 
@@ -185,16 +195,19 @@ def gram_of_innovations(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndar
     """
     result = np.zeros((len(adapters), len(adapters)))
     for module in sorted(parent.factors):
-        pairs = [parent.factors[module], *(adapter.factors[module] for adapter in adapters)]
-        scales = [parent.scale(module), *(adapter.scale(module) for adapter in adapters)]
-        ends = np.cumsum([len(a) for a, _ in pairs])
+        a, b = parent.factors[module]
+        kept = slice(None) if b.any() else slice(0)  # the plan's initial adapter adds nothing
+        parts = [(b[:, kept], a[kept], parent.scale(module))]
+        for adapter in adapters:
+            a, b = adapter.factors[module]
+            parts.append((b, a, adapter.scale(module)))
+        ends = np.cumsum([len(a) for _, a, _ in parts])
         select = np.zeros((len(adapters), int(ends[-1])))
         for i in range(len(adapters)):
             rank = int(ends[i + 1] - ends[i])
             select[i, : min(int(ends[0]), rank)] = -1
             select[i, ends[i] : ends[i + 1]] = 1
-        left = np.hstack([b.astype(np.float64) * s for (_, b), s in zip(pairs, scales, strict=True)])
-        right = np.vstack([a for a, _ in pairs]).astype(np.float64)
+        left, right = _stacked(parts)
         result += select @ ((left.T @ left) * (right @ right.T)) @ select.T
     return result
 

@@ -10,7 +10,8 @@ import numpy as np
 from fedmed_cli.adapters import Adapter, Factors, initial_factors, plan_adapter
 from fedmed_cli.aggregation.factors import product_norm, truncate, weighted_product
 from fedmed_cli.errors import CombineError
-from fedmed_cli.records import Plan, Truncation
+from fedmed_cli.records.aggregate import Truncation
+from fedmed_cli.records.plan import Plan
 
 Momentum = tuple[float, Adapter] | None
 Rule = Callable[[Plan, Adapter, Sequence[Adapter], Sequence[float], Momentum], tuple[Adapter, Truncation]]

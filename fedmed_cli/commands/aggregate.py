@@ -51,7 +51,7 @@ def aggregate(
 
     from fedmed_cli import coordination, rounds
     from fedmed_cli.commands.signing import load_signer
-    from fedmed_cli.records import COORDINATOR
+    from fedmed_cli.records.measures import COORDINATOR
     from fedmed_cli.screen import Screen
     from fedmed_cli.trust import signer_for
     from fedmed_cli.workspace import Workspace

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from fedmed_cli.commands import drawings
 from fedmed_cli.commands.tables import interval_text
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records import OVERALL, Choices, Comparison, Generated, Matrix, Rate, Score
+from fedmed_cli.records.comparison import Choices, Comparison, Generated, Matrix, Rate, Score
+from fedmed_cli.records.measures import OVERALL
 from fedmed_cli.screen import Table
 
 NO_EFFECT = "The interval includes 0: these examples do not show a difference between global adapter and base."

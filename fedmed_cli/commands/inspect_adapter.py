@@ -11,7 +11,7 @@ from fedmed_cli import options as o
 
 if TYPE_CHECKING:
     from fedmed_cli.inspection import AdapterFacts
-    from fedmed_cli.records import Plan
+    from fedmed_cli.records.plan import Plan
     from fedmed_cli.screen import Screen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedmed_cli.inspection import AdapterFacts
-from fedmed_cli.records import Plan
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.screen import Table, number_of_bytes
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedmed_cli.digests import short
-from fedmed_cli.records import OVERALL, Choices, Comparison, Generated, Interval, Score
+from fedmed_cli.records.comparison import Choices, Comparison, Generated, Score
+from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.report import plots, words
 from fedmed_cli.report.facts import Facts
 from fedmed_cli.report.page import Answers, Cell, Figure, Grid, Group, Part, Section, Text

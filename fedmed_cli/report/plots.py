@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.records import Interval
+from fedmed_cli.records.measures import Interval
 from fedmed_cli.report import svg
 
 if TYPE_CHECKING:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from fedmed_cli.records import COORDINATOR, BadRowCounts, Contribution, NearDuplicates
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import COORDINATOR
+from fedmed_cli.records.split import BadRowCounts, NearDuplicates
 from fedmed_cli.report import plots, words
 from fedmed_cli.report.facts import Facts, RoundFacts
 from fedmed_cli.report.page import Beside, Figure, Grid, Part, Section, Text

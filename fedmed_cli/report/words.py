@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records import OVERALL, Comparison, Interval, Loss, Rate, Score
+from fedmed_cli.records.comparison import Comparison, Rate, Score
+from fedmed_cli.records.measures import OVERALL, Interval, Loss
 
 MINUS = "\N{MINUS SIGN}"
 

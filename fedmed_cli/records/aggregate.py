@@ -1,0 +1,151 @@
+"""`aggregate.json`: the coordinator's evidence and decisions of a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from fedmed_cli.codec import Record, shown
+from fedmed_cli.records.checks import check_digest, check_files, check_not_negative, check_range, check_site_name
+from fedmed_cli.records.measures import OVERALL, Interval, Loss, Run
+from fedmed_cli.records.plan import _FINGERPRINT
+
+Verdict = Literal["accepted", "clipped", "rejected"]
+Method = Literal["svd", "stack", "factor-mean"]
+Robust = Literal["none", "geometric-median", "multi-krum", "centred-clipping"]
+Weights = Literal["tokens", "examples", "uniform", "agentic", "crosseval", "self-reported"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the coordinator knows of one contribution. Gains are in nats per answer token, above 0 is better.
+
+    `num_examples`, `num_tokens` and `reported_gain` are the site's own claims. `gain` is the coordinator's
+    measurement of the adapter against the one the round started from; `left_out_gain` is what the round
+    gains when this site is left out, dilution aside (None where it was not tried).
+    """
+
+    num_examples: int
+    num_tokens: int
+    reported_gain: float | None
+    update_norm: float
+    cosines: dict[str, float]
+    copies: tuple[str, ...]
+    gain: Interval | None
+    gain_standard_error: float | None
+    left_out_gain: Interval | None
+
+    def __post_init__(self) -> None:
+        check_not_negative(num_examples=self.num_examples, num_tokens=self.num_tokens, update_norm=self.update_norm)
+        for name in (*self.cosines, *self.copies):
+            check_site_name(name)
+        for name, cosine in self.cosines.items():
+            check_range(-1.000001, 1.000001, **{f"cosines.{name}": cosine})
+
+
+@dataclass(frozen=True)
+class SiteDecision:
+    """What the coordinator decided about one contribution, from which evidence, and why.
+
+    The update enters the result with `server_lr · weight · clip_factor`. `prior` is the weight before the
+    coordinator's own evidence, `score` what moved it (lower is better).
+    """
+
+    adapter: str
+    contribution: str
+    verdict: Verdict
+    weight: float
+    prior: float
+    clip_factor: float
+    score: float | None
+    evidence: Evidence
+    reasons: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_digest("adapter", self.adapter)
+        check_digest("contribution", self.contribution)
+        check_not_negative(prior=self.prior)
+        check_range(0, 2, weight=self.weight)
+        check_range(0, 1, clip_factor=self.clip_factor)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Relative Frobenius error of the result against the exact weighted mean, over all modules and for each."""
+
+    overall: float
+    modules: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for name, value in {OVERALL: self.overall, **self.modules}.items():
+            check_not_negative(**{f"truncation of {name[:200]}": value})
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the coordinator measured on the examples that it decides with. These numbers are no result."""
+
+    examples_digest: str
+    num_examples: int
+    num_groups: int
+    parent: Loss
+    result: Loss
+    server_lr_losses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Aggregate(Record):
+    """`aggregate.json`: what a global adapter was made of."""
+
+    FORMAT: ClassVar[str] = "aggregate"
+
+    round: int
+    plan: str
+    sites_digest: str
+    base_fingerprint: str
+    parent: str
+    adapter: str
+    method: Method
+    weights: Weights
+    robust: Robust
+    num_malicious: int
+    clip: float | None
+    server_lr: float
+    server_momentum: float
+    sites: dict[str, SiteDecision]
+    missing: tuple[str, ...]
+    excluded: tuple[str, ...]
+    examination: Examination | None
+    truncation: Truncation
+    files: dict[str, str]
+    parent_record: str | None = None
+    signers: dict[str, str] = field(default_factory=dict)
+    run: Run = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `Record`, without the two fields above where they say nothing."""
+        value = super().to_dict()
+        for name in ("parent_record", "signers"):
+            if not value[name]:
+                del value[name]
+        return value
+
+    def __post_init__(self) -> None:
+        if self.round < 1:
+            raise ValueError(f"round must be at least 1, found {self.round}")
+        for name in ("plan", "sites_digest", "base_fingerprint", "parent", "adapter"):
+            check_digest(name, getattr(self, name))
+        if self.parent_record is not None:
+            check_digest("parent_record", self.parent_record)
+        for name in (*self.sites, *self.missing, *self.excluded, *self.signers):
+            check_site_name(name)
+        for name, signer in self.signers.items():
+            if not _FINGERPRINT.fullmatch(signer):
+                raise ValueError(f"signers.{name} must be 'SHA256:' and 43 characters, found {shown(signer)}")
+            if name not in self.sites:
+                raise ValueError(f"signers.{name}: no contribution of this site is named")
+        if not self.sites:
+            raise ValueError("sites names no contribution")
+        check_range(0, 100, server_lr=self.server_lr, clip=self.clip)
+        check_range(0, 1, server_momentum=self.server_momentum)
+        check_files(self.files)

@@ -1,0 +1,52 @@
+"""What fields of several records must keep: site names, digests, ranges."""
+
+from __future__ import annotations
+
+import re
+
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+RESERVED_NAMES = frozenset({"base", "global", "best", "train", "test", "coordinator"})
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def check_site_name(name: str) -> str:
+    """Return `name`, or raise ValueError where it may not become part of a path."""
+    if not SITE_NAME.fullmatch(name):
+        raise ValueError(f"site name {name!r} must match {SITE_NAME.pattern}")
+    if name.lower() in RESERVED_NAMES:
+        raise ValueError(f"site name {name!r} is reserved")
+    return name
+
+
+def check_site_names(names: tuple[str, ...]) -> None:
+    """Raise ValueError unless every name is allowed and unique without regard to case."""
+    for name in names:
+        check_site_name(name)
+    folded = [name.lower() for name in names]
+    for name in names:
+        if folded.count(name.lower()) > 1:
+            raise ValueError(f"site name {name!r} appears twice (upper and lower case count as one)")
+
+
+def check_digest(name: str, value: str) -> None:
+    if not _DIGEST.fullmatch(value):
+        raise ValueError(f"{name} must be 64 hexadecimal digits, found {value[:80]!r}")
+
+
+def check_range(low: float, high: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} must be from {low:g} to {high:g}, found {value!r}")
+
+
+def check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, found {value!r}")
+
+
+def check_files(files: dict[str, str]) -> None:
+    for name, value in files.items():
+        if not 0 < len(name) <= 80 or not name.isascii() or not name.isprintable():
+            raise ValueError(f"files: {name[:80]!a} is no file name")
+        check_digest(f"files.{name}", value)

@@ -1,0 +1,212 @@
+"""`reports/*.json`: adapters measured on the same examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from fedmed_cli.codec import LATER, Record
+from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_name
+from fedmed_cli.records.measures import Interval, Run
+
+
+@dataclass(frozen=True)
+class Tally:
+    """On how many examples an adapter's loss is below the base's (a win), equal to it, or above it (a loss)."""
+
+    wins: int
+    ties: int
+    losses: int
+
+    def __post_init__(self) -> None:
+        check_not_negative(wins=self.wins, ties=self.ties, losses=self.losses)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One adapter's loss on one part of the test examples; differences are paired, negative is better."""
+
+    loss: float
+    perplexity: float
+    standard_error: float
+    num_examples: int
+    num_groups: int
+    num_tokens: int
+    against_base: Interval | None
+    against_global: Interval | None
+    tally: Tally | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        for name in ("loss", "perplexity", "standard_error", "num_examples", "num_groups", "num_tokens"):
+            check_not_negative(**{f"a score's {name}": getattr(self, name)})
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A score from 0 to 1 (above is better) with its 95 % interval, and its paired difference to the base's."""
+
+    score: Interval
+    against_base: Interval | None
+
+    def __post_init__(self) -> None:
+        check_range(0, 1, **{"a rate": self.score.mean})
+
+
+@dataclass(frozen=True)
+class OverlapScore:
+    """How much one adapter's generated answers share with the reference answers, as means over questions."""
+
+    rouge_l: Rate
+    token_f1: Rate
+    num_empty: int
+    num_unfinished: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Answers generated to a sample of the test questions. Their text is kept nowhere."""
+
+    num_questions: int
+    num_groups: int
+    max_new_tokens: int
+    adapters: dict[str, OverlapScore]
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """One adapter's accuracy on multiple-choice questions.
+
+    `accuracy` takes the option of the highest summed log-probability, `accuracy_norm` that of the highest
+    log-probability per character. `by_letter` lists the options in the prompt and takes the most probable letter
+    (or word: yes, no, maybe). `asked` is the accuracy of letters that the model was asked to write; an answer
+    without one (`num_unparseable`) counts as wrong.
+    """
+
+    accuracy: Rate
+    accuracy_norm: Rate
+    by_letter: Rate
+    asked: Rate | None
+    num_unparseable: int
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Multiple-choice questions of a file: what they are, and each adapter's score. `chance` is that of guessing."""
+
+    examples: str
+    examples_digest: str
+    layout: Literal["options", "columns", "decision"]
+    num_questions: int
+    num_skipped: int
+    num_asked: int
+    chance: float
+    adapters: dict[str, ChoiceScore]
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """`reports/compare.json`: adapters measured on examples that nobody trained on or chose weights with.
+
+    `scores` is by adapter and site (and "overall"); `columns` by column, value and adapter. `worst_sites` names
+    for each adapter the site where it gains least on the base. `on_other_sites` is, by site, the global adapter's
+    loss minus that of the site's own adapter on all other sites' examples. `recovered` is the share of the pooled
+    adapter's gain on the base that the global one reaches. `site` is the hospital that measured, if it was one.
+    """
+
+    FORMAT: ClassVar[str] = "comparison"
+
+    plan: str
+    base_fingerprint: str
+    examples: str
+    examples_digest: str
+    num_resamples: int
+    seed: int
+    adapters: dict[str, str | None]
+    scores: dict[str, dict[str, Score]]
+    choices: Choices | None = field(default=None, metadata=LATER)
+    columns: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict, metadata=LATER)
+    generated: Generated | None = field(default=None, metadata=LATER)
+    num_skipped: int = field(default=0, metadata=LATER)
+    num_truncated: int = field(default=0, metadata=LATER)
+    on_other_sites: dict[str, Interval] = field(default_factory=dict, metadata=LATER)
+    recovered: Interval | None = field(default=None, metadata=LATER)
+    round: int | None = field(default=None, metadata=LATER)
+    site: str | None = field(default=None, metadata=LATER)
+    worst_sites: dict[str, str] = field(default_factory=dict, metadata=LATER)
+    run: Run = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("plan", "base_fingerprint", "examples_digest"):
+            check_digest(name, getattr(self, name))
+        for name, digest in self.adapters.items():
+            if digest is not None:
+                check_digest(f"adapters.{name[:80]}", digest)
+        for name in (*([self.site] if self.site is not None else []), *self.worst_sites.values(), *self.on_other_sites):
+            check_site_name(name)
+
+
+@dataclass(frozen=True)
+class MatrixSite:
+    """What one hospital measured on its own examples: the score of each adapter."""
+
+    examples_digest: str
+    num_examples: int
+    num_groups: int
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Matrix(Record):
+    """`reports/matrix.json`: every hospital's comparison in one table, site by adapter.
+
+    `means` is each adapter's loss as a plain mean over sites, whatever their sizes; `worst_sites` names for each
+    adapter the site where it gains least on the base; `files` gives the digest of each comparison by its site.
+    """
+
+    FORMAT: ClassVar[str] = "matrix"
+
+    plan: str
+    base_fingerprint: str
+    round: int | None
+    adapters: dict[str, str | None]
+    sites: dict[str, MatrixSite]
+    means: dict[str, float]
+    worst_sites: dict[str, str]
+    files: dict[str, str]
+    run: Run = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("plan", "base_fingerprint"):
+            check_digest(name, getattr(self, name))
+        for name in (*self.sites, *self.worst_sites.values(), *self.files):
+            check_site_name(name)
+
+
+@dataclass(frozen=True)
+class Pooled(Record):
+    """`reports/pooled/pooled.json`: one adapter trained on all sites' examples together, as an upper bound.
+
+    `key` is the digest of all that decides its training; `rounds` is the federation's number whose steps it has.
+    """
+
+    FORMAT: ClassVar[str] = "pooled"
+
+    key: str
+    plan: str
+    base_fingerprint: str
+    parent: str
+    adapter: str
+    examples_digest: str
+    num_examples: int
+    num_trained_tokens: int
+    num_federated_tokens: int
+    rounds: int
+    max_steps: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    losses: tuple[float, ...]
+    run: Run = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("key", "plan", "base_fingerprint", "parent", "adapter", "examples_digest"):
+            check_digest(name, getattr(self, name))

@@ -1,0 +1,38 @@
+"""`metrics.jsonl`: one line an event."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedmed_cli.codec import decode, parse_json, read_file
+from fedmed_cli.errors import InputError
+from fedmed_cli.records.measures import Run
+
+MAX_METRICS_BYTES = 1_000_000_000
+
+
+def metric_line(event: str, **values: str | int | float | None) -> bytes:
+    """One line of `metrics.jsonl`: numbers, enums and digests of one event."""
+    body = {"format": "fedmed/metric", "version": 1, "event": event} | dict(sorted(values.items()))
+    return (json.dumps(body, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    """The events of `metrics.jsonl`, and whether a torn last line was dropped.
+
+    A damaged line anywhere else is an InputError.
+    """
+    lines = read_file(path, MAX_METRICS_BYTES).split(b"\n") if path.exists() else [b""]
+    events: list[dict[str, Any]] = []
+    for number, line in enumerate(lines[:-1], 1):
+        event = parse_json(line, f"{path}:{number}")
+        if not isinstance(event, dict) or event.get("format") != "fedmed/metric" or event.get("version") != 1:
+            raise InputError(f"{path}:{number}: expected a fedmed/metric of version 1")
+        try:
+            decode(Run, event, "metric")
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+        events.append(event)
+    return events, bool(lines[-1])

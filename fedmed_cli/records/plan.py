@@ -1,0 +1,321 @@
+"""`federation.toml`: the plan that every site agrees on."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from fedmed_cli import __version__
+from fedmed_cli.codec import check_header, control_character, decode_fields, encode, read_file
+from fedmed_cli.digests import sha256_json
+from fedmed_cli.errors import InputError
+from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_names
+from fedmed_cli.records.measures import COORDINATOR
+
+MAX_MODULES = 20_000
+MAX_PARAMETERS = 2**31
+MAX_PLAN_BYTES = 200_000
+MAX_LAYERS = 1024
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.([A-Za-z0-9_]+|\*))*")
+# An Ed25519 key takes 51 bytes in OpenSSH's form, which are 68 characters of base64; all begin alike.
+_PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+_TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model all sites agree on.
+
+    `linear` gives every linear module's shape: a name maps to (out, in); a name in which `*` stands for
+    the layer maps to (out, in, layers).
+    """
+
+    name: str
+    revision: str
+    fingerprint: str
+    num_bytes: int
+    linear: dict[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable() or len(self.name) > 200:
+            raise ValueError("base.name must be 1 to 200 printable characters")
+        if len(self.revision) > 100 or not self.revision.isprintable():
+            raise ValueError("base.revision must be at most 100 printable characters")
+        check_digest("base.fingerprint", self.fingerprint)
+        check_not_negative(**{"base.num_bytes": self.num_bytes})
+        if not self.linear:
+            raise ValueError("base.linear names no module")
+        for name, shape in self.linear.items():
+            if not _MODULE.fullmatch(name) or name.count("*") > 1:
+                raise ValueError(f"base.linear: {name[:80]!r} is not a module name")
+            if len(shape) != (3 if "*" in name else 2) or any(not 1 <= size <= 2**24 for size in shape):
+                raise ValueError(f"base.linear: {name[:80]!r} has an unusable shape {list(shape)[:5]}")
+            if "*" in name and shape[2] > MAX_LAYERS:
+                raise ValueError(f"base.linear: {name[:80]!r} has more than {MAX_LAYERS} layers")
+        if sum(shape[2] if len(shape) == 3 else 1 for shape in self.linear.values()) > MAX_MODULES:
+            raise ValueError(f"base.linear names more than {MAX_MODULES} modules")
+
+    @cached_property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Every linear module by its full name: (out, in)."""
+        result = {}
+        for name, shape in self.linear.items():
+            for layer in range(shape[2]) if "*" in name else [0]:
+                result[name.replace("*", str(layer))] = (shape[0], shape[1])
+        return dict(sorted(result.items()))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The LoRA configuration: every adapter of the federation has this rank, alpha and these targets."""
+
+    r: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.r <= 1024:
+            raise ValueError(f"lora.r must be from 1 to 1024, found {self.r}")
+        if not 0 < self.alpha <= 65536:
+            raise ValueError(f"lora.alpha must be above 0 and at most 65536, found {self.alpha}")
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("lora.targets must name at least one module, each once")
+        for target in self.targets:
+            if not _TARGET.fullmatch(target):
+                raise ValueError(f"lora.targets: {target[:80]!r} is not a module name")
+
+    @property
+    def scaling(self) -> float:
+        """s = alpha / r: the adapter adds s·B·A to the weight."""
+        return self.alpha / self.r
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The texts around a question; the base model's own chat template wraps them."""
+
+    system: str = "You answer health questions clearly and briefly for patients."
+    user: str = "{question}"
+
+    def __post_init__(self) -> None:
+        if self.user.count("{question}") != 1:
+            raise ValueError("prompt.user must contain {question} once")
+        if len(self.system) > 4000 or len(self.user) > 4000:
+            raise ValueError("prompt texts may have at most 4000 characters")
+        for name in ("system", "user"):
+            if control := control_character(getattr(self, name)):
+                raise ValueError(f"prompt.{name} holds the control character {control}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training options all sites agree on. `max_steps` is the default of a round; a site may change it.
+
+    `fedprox_mu` pulls a site's factors to those it started from (FedProx, Li et al. 2020); a linear or cosine
+    schedule spans `lr_scheduler_rounds` rounds.
+    """
+
+    fedprox_mu: float = 0.0
+    learning_rate: float = 2e-4
+    lr_scheduler_rounds: int = 1
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float = 1.0
+    max_length: int = 1024
+    max_steps: int = 100
+    seed: int = 0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"training.learning_rate must be above 0 and at most 1, found {self.learning_rate}")
+        if not 16 <= self.max_length <= 1_000_000:
+            raise ValueError(f"training.max_length must be from 16 to 1000000, found {self.max_length}")
+        if not 1 <= self.max_steps <= 10_000_000:
+            raise ValueError(f"training.max_steps must be from 1 to 10000000, found {self.max_steps}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"training.seed must be from 0 to 2^63 - 1, found {self.seed}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"training.max_grad_norm must be above 0, found {self.max_grad_norm}")
+        if not 1 <= self.lr_scheduler_rounds <= 100_000:
+            raise ValueError(f"training.lr_scheduler_rounds must be from 1 to 100000, found {self.lr_scheduler_rounds}")
+        check_not_negative(
+            **{f"training.{name}": getattr(self, name) for name in ("fedprox_mu", "warmup_steps", "weight_decay")}
+        )
+
+    def agreed(self) -> dict[str, Any]:
+        """What enters the plan's digest: all options, but those above that came later only where they act."""
+        value: dict[str, Any] = encode(self)
+        if not self.fedprox_mu:
+            del value["fedprox_mu"]
+        if self.lr_scheduler_rounds == 1:
+            del value["lr_scheduler_rounds"]
+        return value
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Who takes part, and how many contributions a round needs at least.
+
+    `ranks` names the sites that train a lower rank than the plan's.
+    """
+
+    names: tuple[str, ...]
+    min_sites: int
+    ranks: dict[str, int] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_site_names(self.names)
+        self._check_keys()
+        if not self.names:
+            raise ValueError("sites.names names no site")
+        if not 1 <= self.min_sites <= len(self.names):
+            raise ValueError(f"sites.min_sites must be from 1 to {len(self.names)}, found {self.min_sites}")
+        for name, rank in self.ranks.items():
+            if name not in self.names:
+                raise ValueError(f"sites.ranks names {name[:80]!r}, which is no site")
+            if rank < 1:
+                raise ValueError(f"sites.ranks.{name} must be at least 1, found {rank}")
+
+    def _check_keys(self) -> None:
+        """ValueError unless every key is one line of Ed25519 for somebody who takes part, and nobody else's."""
+        owners: dict[str, str] = {}
+        for name, key in self.keys.items():
+            if name != COORDINATOR and name not in self.names:
+                raise ValueError(f"sites.keys: {name[:80]!r} is neither a site nor {COORDINATOR}")
+            if not _PUBLIC_KEY.fullmatch(key):
+                raise ValueError(f"sites.keys.{name} must be 'ssh-ed25519 AAAA…' without a comment")
+            if key in owners:
+                raise ValueError(f"sites.keys: {owners[key]} and {name} have the same key")
+            owners[key] = name
+
+    @property
+    def digest(self) -> str:
+        value = encode(self)
+        if not self.keys:
+            del value["keys"]
+        return sha256_json(value)
+
+
+_PLAN_COMMENTS = {
+    "base": "The base model. Its fingerprint (weights, config, tokenizer, template) must match at every site;\n"
+    "# `linear` gives the shape of each linear module: (out, in), and the number of layers where the name has a *.",
+    "lora": "What every site trains: LoRA of rank r with scaling alpha / r on the target modules.",
+    "prompt": "Plain texts; the base model's own chat template wraps them.",
+    "training": "Agreed by all sites. Device and batch size are free; max_steps is the default of a round.",
+    "sites": "Who takes part, and the fewest contributions a round may be made of. Not part of the plan digest.\n"
+    "# `keys` holds the public key of a site or of the coordinator: what they send must be signed with it.",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`federation.toml`: what all sites agree on."""
+
+    base: Base
+    lora: Lora
+    prompt: Prompt
+    training: Training
+    sites: Sites
+
+    FORMAT: ClassVar[str] = "plan"
+    VERSION: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for target in self.lora.targets:
+            if not any(_is_target(name, target) for name in self.base.modules):
+                leaves = sorted({name.rsplit(".", 1)[-1][:40] for name in self.base.modules})
+                known = ", ".join(leaves[:20]) + (", …" if len(leaves) > 20 else "")
+                raise ValueError(f"lora.targets: the base has no linear module {target[:80]!r} (it has {known})")
+        smallest = min(min(shape) for shape in self.modules.values())
+        if self.lora.r > smallest:
+            raise ValueError(f"lora.r is {self.lora.r}, but a target module has a side of {smallest}")
+        for name, rank in self.sites.ranks.items():
+            if rank > self.lora.r:
+                raise ValueError(f"sites.ranks.{name} is {rank}, above the plan's rank {self.lora.r}")
+        if (parameters := self.lora.r * sum(map(sum, self.modules.values()))) > MAX_PARAMETERS:
+            raise ValueError(f"an adapter would have {parameters:,} parameters, expected at most {MAX_PARAMETERS:,}")
+
+    @cached_property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """The target modules, sorted by name: (out, in)."""
+        return {
+            name: shape
+            for name, shape in self.base.modules.items()
+            if any(_is_target(name, target) for target in self.lora.targets)
+        }
+
+    def rank_of(self, site: str) -> int:
+        """The rank that a site trains."""
+        return self.sites.ranks.get(site, self.lora.r)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of what the sites agree on: base, lora, prompt and training (not sites)."""
+        parts = {name: encode(getattr(self, name)) for name in ("base", "lora", "prompt")}
+        return sha256_json(parts | {"training": self.training.agreed()})
+
+    def to_bytes(self) -> bytes:
+        lines = [
+            "# The plan of a fedmed federation. Send this file to every site; nobody edits it afterwards.",
+            f'format = "fedmed/{self.FORMAT}"',
+            f"version = {self.VERSION}",
+            f"fedmed_version = {_toml(__version__)}",
+        ]
+        for name, comment in _PLAN_COMMENTS.items():
+            lines += ["", f"# {comment}", f"[{name}]"]
+            values = encode(getattr(self, name))
+            tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+            lines += [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+            for key, table in tables.items():
+                lines += [f"[{name}.{key}]"] * bool(table) + [f"{_toml(k)} = {_toml(v)}" for k, v in table.items()]
+        return ("\n".join(lines) + "\n").encode("utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        return cls.from_bytes(read_file(path, MAX_PLAN_BYTES), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str) -> Plan:
+        if len(data) > MAX_PLAN_BYTES:
+            raise InputError(f"{name}: expected at most {MAX_PLAN_BYTES:,} bytes, found {len(data):,}")
+        # tomllib's time grows with the square of the number of dots in one key.
+        if max(line.count(b".") for line in data.split(b"\n")) > 500 or data.count(b".") > 10_000:
+            raise InputError(f"{name}: expected at most 500 dots in a line and 10,000 in all, found more")
+        try:
+            value = tomllib.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{name}: is not TOML ({str(error)[:200]})") from None
+        except RecursionError:
+            raise InputError(f"{name}: nested too deep") from None
+        except ValueError:  # not TOMLDecodeError: from int()
+            raise InputError(f"{name}: a number has too many digits") from None
+        rest = check_header(value, cls.FORMAT, cls.VERSION, name)
+        try:
+            return typing.cast(Plan, decode_fields(cls, rest, ""))
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from None
+
+
+def _is_target(module: str, target: str) -> bool:
+    """PEFT's rule for a list of target modules: the whole name, or its end after a dot."""
+    return module == target or module.endswith("." + target)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value)
+    # A JSON string, integer or list of those is a valid TOML value, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

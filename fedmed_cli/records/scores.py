@@ -1,0 +1,46 @@
+"""`scores/SITE.json`: what a hospital measured of all contributions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from fedmed_cli.codec import Record
+from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_name
+from fedmed_cli.records.measures import Run
+
+
+@dataclass(frozen=True)
+class SiteScore:
+    """One adapter's gain on a site's validation examples against the adapter the round started from."""
+
+    gain: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Scores(Record):
+    """`scores/SITE.json`: what a hospital measured of all contributions; `gains` is by adapter digest."""
+
+    FORMAT: ClassVar[str] = "scores"
+
+    site: str
+    round: int
+    plan: str
+    base_fingerprint: str
+    parent: str
+    examples_digest: str
+    num_examples: int
+    num_groups: int
+    gains: dict[str, SiteScore]
+    run: Run = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_site_name(self.site)
+        for name in ("plan", "base_fingerprint", "parent", "examples_digest"):
+            check_digest(name, getattr(self, name))
+        for name in self.gains:
+            check_digest("gains", name)
+        if self.round < 1:
+            raise ValueError(f"round must be at least 1, found {self.round}")
+        check_not_negative(num_examples=self.num_examples, num_groups=self.num_groups)
