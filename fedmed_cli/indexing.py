@@ -86,10 +86,18 @@ _KINDS = tuple(phi.KINDS)
 
 def text_key(question: str, answer: str) -> int:
     """64 bits that are equal for the same texts up to case and white space."""
-    text = f"{question}\0{answer}"
+    return xxhash.xxh3_64_intdigest(_plain(question) + b"\0" + _plain(answer))
+
+
+def question_key(question: str) -> int:
+    """64 bits of a question alone, up to case and white space."""
+    return xxhash.xxh3_64_intdigest(_plain(question))
+
+
+def _plain(text: str) -> bytes:
     if text.isascii():
-        return xxhash.xxh3_64_intdigest(text.encode().translate(_LOWER, _WHITE))
-    return xxhash.xxh3_64_intdigest("".join(text.casefold().split()).encode())
+        return text.encode().translate(_LOWER, _WHITE)
+    return "".join(text.casefold().split()).encode()
 
 
 def sha_order(question: str, answer: str, seed: int) -> int:
@@ -146,7 +154,9 @@ def build(
 ) -> Index:
     """Read all batches once; up to MAX_SHA_ORDER rows once more, for their order.
 
-    `topics` gives labels where no column does. `progress` is told the rows so far.
+    A row whose question is no other row's is known by its question; where a question comes back, the batches are
+    read again for the whole texts of those rows. `topics` gives labels where no column does. `progress` is told
+    the rows so far.
     """
     text, group = array("Q"), array("Q")
     coded: dict[str, tuple[array[int], dict[str, int]]] = {
@@ -155,23 +165,27 @@ def build(
     seen: set[str] = set()
     for batch in read():
         batch = screened(batch, mode, hits, len(text))
-        text.extend(map(text_key, batch.questions, batch.answers))
+        text.extend(map(question_key, batch.questions))
         missing: list[str | None] = [None] * len(batch)
         if group_by is not None:
             group.extend(map(group_key, batch.others.get(group_by, missing)))
         for name, (codes, names) in coded.items():
             source = label if name == "label" else column
-            values = batch.others.get(source, missing) if source is not None else topics(batch) if topics else missing
-            codes.extend([names.setdefault(value or "", len(names)) for value in values])
+            if source is not None and source in batch.columns:
+                local, values = batch.coded(source)
+            else:
+                local, values = range(len(batch)), list(topics(batch)) if source is None and topics else missing
+            numbers = np.array([names.setdefault(value or "", len(names)) for value in values], dtype=np.int32)
+            codes.frombytes(numbers[np.asarray(local)].tobytes())
         if sketches is not None:
             sketches.add(batch.questions, batch.answers)
-        seen.update(batch.others)
+        seen.update(batch.columns)
         progress(len(text))
     for wanted in (group_by, label, column):
         if wanted is not None and wanted not in seen:
             found = ", ".join(sorted(part[:40] for part in seen)[:30]) or "no other column"
             raise InputError(f"the data have no column {wanted!r}, found {found}")
-    keys = np.frombuffer(text, dtype=np.uint64)
+    keys = _with_whole_texts(np.array(text, dtype=np.uint64), read, mode)
     return Index(
         text=keys,
         order=mixed_order(keys, seed) if len(text) > MAX_SHA_ORDER else _sha_orders(read, mode, seed),
@@ -180,6 +194,24 @@ def build(
         value=_codes(coded.get("value")),
         columns=frozenset(seen),
     )
+
+
+def _with_whole_texts(keys: Keys, read: Callable[[], Iterable[Batch]], mode: phi.Mode) -> Keys:
+    """Questions' keys, with those that more than one row has replaced by the keys of the rows' whole texts."""
+    order = np.argsort(keys, kind="stable")
+    same = keys[order[1:]] == keys[order[:-1]]
+    repeated = np.zeros(len(keys), dtype=bool)
+    repeated[order[1:][same]] = repeated[order[:-1][same]] = True
+    if repeated.any():
+        start = 0
+        for batch in read():
+            rows = np.flatnonzero(repeated[start : start + len(batch)])
+            if len(rows):
+                batch = screened(batch, mode, None, 0)
+                questions, answers = batch.questions, batch.answers
+                keys[start + rows] = [text_key(questions[row], answers[row]) for row in rows.tolist()]
+            start += len(batch)
+    return keys
 
 
 def _sha_orders(read: Callable[[], Iterable[Batch]], mode: phi.Mode, seed: int) -> Keys:

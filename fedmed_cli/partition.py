@@ -256,6 +256,9 @@ def _fill(wanted: NDArray[np.float64], parts: list[NDArray[np.int64]], sizes: In
     home = np.empty(len(sizes), dtype=np.int32)
     left_over = [float(size) for size in room] if room is not None else [np.inf] * wanted.shape[1]
     for row, part in zip(wanted.tolist(), parts, strict=True):
+        if room is None and len(part) and (sizes[part] == sizes[part[0]]).all():
+            home[part] = _fill_evenly(np.array(row), len(part), float(sizes[part[0]]))
+            continue
         all_left = list(row)
         heap = [(-left, site) for site, left in enumerate(row) if left_over[site] > 0]
         heapq.heapify(heap)
@@ -273,6 +276,15 @@ def _fill(wanted: NDArray[np.float64], parts: list[NDArray[np.int64]], sizes: In
             chosen.append(site)
         home[part] = chosen
     return home
+
+
+def _fill_evenly(wanted: NDArray[np.float64], count: int, size: float) -> NDArray[np.int64]:
+    """`_fill` for one label and `count` units of the same size: the greatest lacks of all sites, in order."""
+    least = (wanted.sum() - count * size) / len(wanted) - size  # where every site lacks less, all units are given
+    turns = np.maximum(np.ceil((wanted - least) / size), 0).astype(np.int64)
+    sites = np.repeat(np.arange(len(wanted)), turns)
+    turn = np.arange(len(sites)) - np.repeat(np.cumsum(turns) - turns, turns)
+    return sites[np.argsort(-(wanted[sites] - turn * size), kind="stable")[:count]]
 
 
 def by_few_labels(units: Units, sequence: Ints, codes: Codes, count: int, each: int, seed: int) -> Ints:

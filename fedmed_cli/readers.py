@@ -10,7 +10,6 @@ import hashlib
 import io
 import itertools
 import json
-import operator
 import os
 import queue
 import threading
@@ -63,6 +62,17 @@ class Batch:
             )
         ]
 
+    @property
+    def columns(self) -> Iterable[str]:
+        """The names of `others`."""
+        return self.others
+
+    def coded(self, column: str) -> tuple[Sequence[int], list[str | None]]:
+        """One of `others` as a number for each example, and the values that the numbers stand for."""
+        numbers: dict[str | None, int] = {}
+        codes = [numbers.setdefault(value, len(numbers)) for value in self.others[column]]
+        return codes, list(numbers)
+
     def take(self, rows: Sequence[int]) -> Batch:
         """The examples at these positions, in this order."""
         return Batch(
@@ -101,10 +111,27 @@ class TableBatch(Batch):
             return [None] * len(self)
         return [found or None for found in self.table.column("id").to_pylist()]
 
+    @property
+    def all_have_ids(self) -> bool:
+        """Whether no id is missing or empty."""
+        import pyarrow.compute as pc
+
+        if "id" not in self.table.column_names:
+            return False
+        given = self.table.column("id")
+        return given.null_count == 0 and bool(pc.min(pc.binary_length(given)).as_py())
+
     @cached_property
     def others(self) -> dict[str, list[str | None]]:
-        names = [name for name in self.table.column_names if name not in ("id", "question", "answer")]
-        return {name: self.table.column(name).to_pylist() for name in names}
+        return {name: self.table.column(name).to_pylist() for name in self.columns}
+
+    @property
+    def columns(self) -> Iterable[str]:
+        return [name for name in self.table.column_names if name not in ("id", "question", "answer")]
+
+    def coded(self, column: str) -> tuple[Sequence[int], list[str | None]]:
+        found = self.table.column(column).combine_chunks().dictionary_encode(null_encoding="encode")
+        return found.indices.to_numpy(), found.dictionary.to_pylist()
 
 
 @dataclass
@@ -693,11 +720,12 @@ def _table_batch(
             texts = None
     if texts is not None:
         batch = TableBatch(texts, range(first, first + texts.num_rows))
+        if _is_stripped(texts.column("question")) and _is_stripped(texts.column("answer")):
+            bad.num_rows += len(batch)
+            return batch
         questions, answers = [[text.strip() for text in part] for part in (batch.questions, batch.answers)]
         if all(questions) and all(answers):
             bad.num_rows += len(batch)
-            if all(map(operator.is_, questions, batch.questions)) and all(map(operator.is_, answers, batch.answers)):
-                return batch
             return Batch(batch.rows, batch.given_ids, questions, answers, batch.others)
     try:
         values = table.to_pylist()
@@ -708,6 +736,20 @@ def _table_batch(
         for i, value in enumerate(values)
     ]
     return _rows_batch(rows, layout, first, file, name, bad)
+
+
+def _is_stripped(texts: Any) -> bool:
+    """Whether no text of an Arrow column is empty or starts or ends with white space."""
+    import pyarrow
+    import pyarrow.compute as pc
+
+    for start, stop in ((0, 1), (-1, None)):
+        ends = pc.unique(pc.binary_slice(texts.cast(pyarrow.binary()), start, stop)).to_pylist()
+        if not all(end.isascii() for end in ends):  # a byte is no character then
+            ends = [end.encode() for end in pc.unique(pc.utf8_slice_codeunits(texts, start, stop)).to_pylist()]
+        if any(not end.decode().strip() for end in ends):
+            return False
+    return True
 
 
 def _python_row(table: Any) -> dict[str, Any] | None:

@@ -169,12 +169,11 @@ class _Tables:
         import pyarrow
 
         missing: list[str | None] = [None] * len(batch)
-        if isinstance(batch, TableBatch) and "id" in batch.table.column_names:
+        if isinstance(batch, TableBatch) and batch.all_have_ids:
             found = batch.table
-            if None not in batch.given_ids:
-                absent = pyarrow.array(missing, pyarrow.string())
-                arrays = [found.column(name) if name in found.column_names else absent for name in self.columns]
-                return pyarrow.Table.from_arrays(arrays, self.columns).cast(self.schema)
+            absent = pyarrow.array(missing, pyarrow.string())
+            arrays = [found.column(name) if name in found.column_names else absent for name in self.columns]
+            return pyarrow.Table.from_arrays(arrays, self.columns).cast(self.schema)
         given = dict(batch.others) | {"id": batch.ids, "question": batch.questions, "answer": batch.answers}
         arrays = [pyarrow.array(given.get(name, missing), pyarrow.string()) for name in self.columns]
         return pyarrow.Table.from_arrays(arrays, schema=self.schema)
@@ -213,23 +212,28 @@ class _Tables:
 def count_leaks(folder: Path, files: Sequence[str], group_by: str | None) -> dict[str, int]:
     """Read the written files again, with another reader and other digests, and count what is in two of them.
 
-    Returns the number of rows, and of texts and groups that stand in more than one file.
+    Returns the number of rows, and of texts and groups that stand in more than one file. Whole texts are read
+    where a question stands in more than one.
     """
-    texts, groups, places = array("Q"), array("Q"), array("i")
-    rows = 0
+    questions, groups, places = array("Q"), array("Q"), array("i")
     for number, name in enumerate(files):
-        for questions, answers, values in _written(folder / name, group_by):
-            texts.extend(map(_text_digest, questions, answers))
-            if group_by:
-                groups.extend([_digest(value.encode()) if value else 0 for value in values])
-            places.extend([number] * len(questions))
-            rows += len(questions)
-    found = {"rows": rows}
-    for kind, keys in (("texts", texts), ("groups", groups)):
-        found[f"{kind}_in_two_sets"] = (
-            _in_two(np.frombuffer(keys, dtype=np.uint64), np.frombuffer(places, dtype=np.int32)) if keys else 0
-        )
-    return found
+        for asked, *values in _written(folder / name, "question", *([group_by] if group_by else [])):
+            questions.extend([_digest(_plain(question)) for question in asked])
+            for column in values:
+                groups.extend([_digest(value.encode()) if value else 0 for value in column])
+            places.extend([number] * len(asked))
+    torn = set(_in_two(questions, places).tolist())
+    texts, homes = array("Q"), array("i")
+    for number, name in enumerate(files if torn else ()):
+        for asked, answers in _written(folder / name, "question", "answer"):
+            pairs = [pair for pair in zip(asked, answers, strict=True) if _digest(_plain(pair[0])) in torn]
+            texts.extend(_text_digest(*pair) for pair in pairs)
+            homes.extend([number] * len(pairs))
+    return {
+        "rows": len(places),
+        "texts_in_two_sets": len(_in_two(texts, homes)),
+        "groups_in_two_sets": len(_in_two(groups, places)) if group_by else 0,
+    }
 
 
 def find_near_leaks(
@@ -243,7 +247,7 @@ def find_near_leaks(
     sketches, places = Sketches(scratch, other=True), array("i")
     try:
         for number, name in enumerate(files):
-            for questions, answers, _ in _written(folder / name, None):
+            for questions, answers in _written(folder / name, "question", "answer"):
                 sketches.add(questions, answers)
                 places.extend([number] * len(questions))
         first, second = sketches.across(np.frombuffer(places, dtype=np.int32), similarity - NEAR_MARGIN, MAX_NEAR_PAIRS)
@@ -251,7 +255,7 @@ def find_near_leaks(
         sketches.close()
     wanted, texts, row = set(first.tolist()) | set(second.tolist()), {}, 0
     for name in files if wanted else ():
-        for questions, answers, _ in _written(folder / name, None):
+        for questions, answers in _written(folder / name, "question", "answer"):
             for question, answer in zip(questions, answers, strict=True):
                 if row in wanted:
                     texts[row] = set(tokens(question, answer))
@@ -277,28 +281,31 @@ def _digest(data: bytes) -> int:
 
 
 def _text_digest(question: str, answer: str) -> int:
-    text = f"{question}\x00{answer}"
+    return _digest(_plain(question) + b"\x00" + _plain(answer))
+
+
+def _plain(text: str) -> bytes:
     data = text.encode() if text.isascii() else text.casefold().encode()
-    return _digest(data.lower().translate(None, b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f"))
+    return data.lower().translate(None, b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f")
 
 
-def _in_two(keys: NDArray[np.uint64], places: NDArray[np.int32]) -> int:
-    """How many keys other than 0 stand in more than one place."""
+def _in_two(digests: array[int], homes: array[int]) -> NDArray[np.uint64]:
+    """The digests other than 0 that stand in more than one place."""
+    keys, places = np.frombuffer(digests, dtype=np.uint64), np.frombuffer(homes, dtype=np.int32)
     order = np.argsort(keys, kind="stable").astype(np.int32)
     keys, places = keys[order], places[order]
     torn = (keys[1:] == keys[:-1]) & (places[1:] != places[:-1]) & (keys[1:] != 0)
-    return len(np.unique(keys[1:][torn]))
+    return np.unique(keys[1:][torn])
 
 
-def _written(path: Path, group_by: str | None) -> Iterator[tuple[list[str], list[str], list[str | None]]]:
-    """Questions, answers and group values of a file that a split wrote, by pyarrow's own readers."""
+def _written(path: Path, *columns: str) -> Iterator[list[list[Any]]]:
+    """These columns of a file that a split wrote, by pyarrow's own readers."""
     import pyarrow
     import pyarrow.json
     import pyarrow.parquet
 
-    columns = ["question", "answer", *([group_by] if group_by else [])]
     if path.suffix == ".parquet":
-        batches: Any = pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(20_000, columns=columns)
+        batches: Any = pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(20_000, columns=list(columns))
     else:
         schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
         parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
@@ -307,5 +314,4 @@ def _written(path: Path, group_by: str | None) -> Iterator[tuple[list[str], list
         read = pyarrow.json.ReadOptions(block_size=max(16_000_000, 2 * longest))
         batches = pyarrow.json.open_json(path, read, parse)
     for batch in batches:
-        values = batch.column(group_by).to_pylist() if group_by else [None] * batch.num_rows
-        yield batch.column("question").to_pylist(), batch.column("answer").to_pylist(), values
+        yield [batch.column(name).to_pylist() for name in columns]
