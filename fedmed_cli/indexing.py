@@ -185,7 +185,8 @@ def build(
         if wanted is not None and wanted not in seen:
             found = ", ".join(sorted(part[:40] for part in seen)[:30]) or "no other column"
             raise InputError(f"the data have no column {wanted!r}, found {found}")
-    keys = _with_whole_texts(np.array(text, dtype=np.uint64), read, mode)
+    keys = np.frombuffer(text, dtype=np.uint64)
+    _take_whole_texts(keys, read, mode)
     return Index(
         text=keys,
         order=mixed_order(keys, seed) if len(text) > MAX_SHA_ORDER else _sha_orders(read, mode, seed),
@@ -196,22 +197,25 @@ def build(
     )
 
 
-def _with_whole_texts(keys: Keys, read: Callable[[], Iterable[Batch]], mode: phi.Mode) -> Keys:
-    """Questions' keys, with those that more than one row has replaced by the keys of the rows' whole texts."""
-    order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    repeated = np.zeros(len(keys), dtype=bool)
-    repeated[order[1:][same]] = repeated[order[:-1][same]] = True
-    if repeated.any():
-        start = 0
-        for batch in read():
-            rows = np.flatnonzero(repeated[start : start + len(batch)])
-            if len(rows):
-                batch = screened(batch, mode, None, 0)
-                questions, answers = batch.questions, batch.answers
-                keys[start + rows] = [text_key(questions[row], answers[row]) for row in rows.tolist()]
-            start += len(batch)
-    return keys
+def repeated_keys(keys: Keys) -> Keys:
+    """The keys that stand there more than once, sorted."""
+    ordered = np.sort(keys)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _take_whole_texts(keys: Keys, read: Callable[[], Iterable[Batch]], mode: phi.Mode) -> None:
+    """Replace the questions' keys that more than one row has by the keys of those rows' whole texts."""
+    repeated = repeated_keys(keys)
+    if not len(repeated):
+        return
+    start = 0
+    for batch in read():
+        rows = np.flatnonzero(np.isin(keys[start : start + len(batch)], repeated))
+        if len(rows):
+            batch = screened(batch, mode, None, 0)
+            questions, answers = batch.questions, batch.answers
+            keys[start + rows] = [text_key(questions[row], answers[row]) for row in rows.tolist()]
+        start += len(batch)
 
 
 def _sha_orders(read: Callable[[], Iterable[Batch]], mode: phi.Mode, seed: int) -> Keys:

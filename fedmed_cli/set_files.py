@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedmed_cli.duplicates import Sketches, tokens
 from fedmed_cli.examples import SITE_COLUMN
+from fedmed_cli.indexing import repeated_keys
 from fedmed_cli.partition import NOWHERE, SETS
 from fedmed_cli.readers import Batch, TableBatch, json_lines
 
@@ -292,7 +293,9 @@ def _plain(text: str) -> bytes:
 def _in_two(digests: array[int], homes: array[int]) -> NDArray[np.uint64]:
     """The digests other than 0 that stand in more than one place."""
     keys, places = np.frombuffer(digests, dtype=np.uint64), np.frombuffer(homes, dtype=np.int32)
-    order = np.argsort(keys, kind="stable").astype(np.int32)
+    repeated = np.isin(keys, repeated_keys(keys))
+    keys, places = keys[repeated], places[repeated]
+    order = np.argsort(keys, kind="stable")
     keys, places = keys[order], places[order]
     torn = (keys[1:] == keys[:-1]) & (places[1:] != places[:-1]) & (keys[1:] != 0)
     return np.unique(keys[1:][torn])
@@ -311,7 +314,7 @@ def _written(path: Path, *columns: str) -> Iterator[list[list[Any]]]:
         parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         with path.open("rb") as file:
             longest = max(map(len, file))
-        read = pyarrow.json.ReadOptions(block_size=max(16_000_000, 2 * longest))
+        read = pyarrow.json.ReadOptions(block_size=max(4_000_000, 2 * longest))  # many are read ahead
         batches = pyarrow.json.open_json(path, read, parse)
     for batch in batches:
         yield [batch.column(name).to_pylist() for name in columns]
