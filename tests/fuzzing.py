@@ -118,7 +118,14 @@ def run(target, count, seed, result):
     def alarm(number, frame):
         raise Hang(target.name)
 
-    before = signal.signal(signal.SIGALRM, alarm)
+    began = time.perf_counter()
+
+    def resumed(number, frame):  # a run of hours may be paused, which is no hang
+        nonlocal began
+        began = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+
+    before = signal.signal(signal.SIGALRM, alarm), signal.signal(signal.SIGCONT, resumed)
     try:
         for number in range(count):
             region = names[number % len(names)]
@@ -144,7 +151,9 @@ def run(target, count, seed, result):
             result.slowest = max(result.slowest, time.perf_counter() - began)
             result.tried[target.name, region] += 1
     finally:
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before[0])
+        signal.signal(signal.SIGCONT, before[1])
 
 
 # --- what must hold of what is accepted -------------------------------------------------------------
