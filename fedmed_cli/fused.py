@@ -16,23 +16,29 @@ import torch
 from fedmed_cli.models import LanguageModel
 
 Tensor = torch.Tensor
+KEPT_ROWS = 640
 
 
 class _GatedMLP(torch.autograd.Function):
-    """down(silu(gate(x)) * up(x)) with frozen matrices: x (..., h), gate and up (m, h), down (h, m) -> (..., h)."""
+    """down(silu(gate(x)) * up(x)) with frozen matrices: x (..., h), gate and up (m, h), down (h, m) -> (..., h).
+
+    The two inner products are kept for the backward pass where x has few rows, and made again where it has many:
+    of all that a layer keeps, they are the most.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         opened, lifted = flat @ gate.T, flat @ up.T
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(opened, lifted, gate, up, down)
+            ctx.save_for_backward(*((opened, lifted) if len(flat) <= KEPT_ROWS else (flat,)), gate, up, down)
         result: Tensor = torch.nn.functional.silu(opened).mul_(lifted) @ down.T
         return result.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
-        opened, lifted, gate, up, down = ctx.saved_tensors
+        *kept, gate, up, down = ctx.saved_tensors
+        opened, lifted = kept if len(kept) == 2 else (kept[0] @ gate.T, kept[0] @ up.T)
         inner = outer[0].reshape(-1, outer[0].shape[-1]) @ down
         sigmoid = torch.sigmoid(opened)
         silu = opened * sigmoid

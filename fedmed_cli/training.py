@@ -20,7 +20,7 @@ from fedmed_cli.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.examples import Encoded
-from fedmed_cli.fused import fused
+from fedmed_cli.fused import KEPT_ROWS, fused
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records.plan import Plan, Training
 from fedmed_cli.training_options import Options
@@ -74,11 +74,14 @@ def batches(encoded: Sequence[Encoded], batch_size: int, seed: int) -> Iterator[
             yield [encoded[index] for index in order[start : start + batch_size]]
 
 
-def forward_passes(batch: Sequence[Encoded], options: Options, max_padding: float) -> Iterator[list[Encoded]]:
+def forward_passes(
+    batch: Sequence[Encoded], options: Options, max_padding: float, max_positions: int | None = None
+) -> Iterator[list[Encoded]]:
     """A step's examples in forward passes, the longest first, so that each pass pads at most that share.
 
-    A pass is also within the batch size and the token budget; one example always fits.
+    A pass is also within the batch size and the token budget, or else `max_positions`; one example always fits.
     """
+    budget = options.max_batch_tokens or max_positions
     left = sorted(batch, key=lambda example: len(example.ids), reverse=True)
     while left:
         longest = total = len(left[0].ids)
@@ -87,7 +90,7 @@ def forward_passes(batch: Sequence[Encoded], options: Options, max_padding: floa
             positions = longest * (size + 1)
             if total + len(example.ids) < (1 - max_padding) * positions:
                 break
-            if options.max_batch_tokens and positions > options.max_batch_tokens:
+            if budget and positions > budget:
                 break
             total += len(example.ids)
             size += 1
@@ -151,11 +154,14 @@ def train(
     first, num_tokens, started, last_saved = state.step, 0, time.perf_counter(), state.step
     last_loss = math.nan
 
+    # Two long examples are no faster together on a CPU, but take twice the memory.
+    limits = (MAX_PADDING, KEPT_ROWS) if lm.device.type == "cpu" else (1.0, None)
+
     def gradients(batch: Sequence[Encoded]) -> float:
         """Add the gradients of the mean loss over a step's answer tokens; returns that loss."""
         labels = sum(example.num_supervised for example in batch)
         total = 0.0
-        for part in forward_passes(batch, options, MAX_PADDING if lm.device.type == "cpu" else 1.0):
+        for part in forward_passes(batch, options, *limits):
             loss = nll_per_example(lm, part).sum() / labels
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())

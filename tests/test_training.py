@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from fedmed_cli import adapters, bases, batches, checkpoints, examples, kernels, models, rounds, site, training
+from fedmed_cli import fused as fused_parts
 from fedmed_cli.app import main
 from fedmed_cli.intervals import summarize
 from fedmed_cli.records.plan import Training
@@ -89,6 +90,7 @@ VARIANTS = {
     "accumulated": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}, {}),
     "token budget": ({"per_device_train_batch_size": 6, "max_batch_tokens": 200}, {}),
     "recomputed activations": ({"per_device_train_batch_size": 6, "gradient_checkpointing": True}, {}),
+    "inner products of the MLP made again": ({"per_device_train_batch_size": 6}, {"KEPT_ROWS": 10}),
     "chunks of 7 labels": ({"per_device_train_batch_size": 6}, {"CHUNK": 7}),
     "logits of the model": ({"per_device_train_batch_size": 6}, {"plain_head": False}),
 }
@@ -100,6 +102,8 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     given, changes = VARIANTS[name]
     if "CHUNK" in changes:
         monkeypatch.setattr(batches, "CHUNK", changes["CHUNK"])
+    if "KEPT_ROWS" in changes:
+        monkeypatch.setattr(fused_parts, "KEPT_ROWS", changes["KEPT_ROWS"])
     assert lm.plain_head
     lm.plain_head = changes.get("plain_head", True)
     start = moved(rounds.starting_adapter(ready[0], plan, 1))
@@ -253,6 +257,8 @@ def test_forward_passes_hold_each_example_once_and_keep_the_bounds():
     assert sorted(len(one.ids) for part in parts for one in part) == sorted(len(one.ids) for one in batch)
     assert all(len(part) <= 5 for part in parts)
     assert all(len(part) == 1 or len(part) * max(len(one.ids) for one in part) <= 400 for part in parts)
+    assert parts == list(forward_passes(batch, dataclasses.replace(options, max_batch_tokens=None), 1.0, 400))
+    assert parts == list(forward_passes(batch, options, 1.0, 40))  # what a person asks for goes before
 
 
 # --- breaking off and going on ----------------------------------------------------------------------
