@@ -14,6 +14,7 @@ from fedmed_cli import adapters, chatting, decoding, models, terminal
 from fedmed_cli.app import main
 from fedmed_cli.bases import find_for_plan
 from fedmed_cli.chatting import BASE, Chosen, Conversation, Settings
+from fedmed_cli.drafting import MAX_DRAFT, Drafts
 from fedmed_cli.errors import CombineError, InputError, UsageError
 from fedmed_cli.escapes import clean, without_open_end
 from fedmed_cli.records.chat import Chat
@@ -95,6 +96,58 @@ def test_what_was_read_is_not_read_again(loaded, monkeypatch):
     assert sizes[-1] == (20, 30)
 
 
+def test_drafts_are_what_followed_the_last_time():
+    drafts = Drafts([5, 6, 7, 8, 5, 6, 9, 6])
+    assert drafts.next(3) == [9]  # after 6
+    drafts.append(7)
+    assert drafts.next(3) == [8, 5]  # after 6 7
+    drafts.append(8)
+    assert drafts.next(3) == [5, 6, 9]  # after 6 7 8
+    assert drafts.next(2) == [5, 6]
+    assert drafts.next(0) == []
+    assert Drafts([1, 2, 3]).next(3) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_drafts_save_passes_and_change_no_token(loaded, temperature, is_int8, monkeypatch):
+    lm, adapter, *_ = loaded
+    prompts = [[5, 9, 13, 7, 9, 13], list(range(40, 60))]
+    decoder = decoding.MergedDecoder(lm, 256, is_int8=is_int8)
+    decoder.use(adapter)
+
+    def tokens(ids, max_draft):
+        monkeypatch.setattr(decoder, "max_draft", max_draft)
+        decoder._ids = []
+        generator = torch.Generator().manual_seed(1)
+        return list(
+            decoding.generate(
+                decoder, ids, max_new_tokens=40, temperature=temperature, stop=frozenset(), generator=generator
+            )
+        )
+
+    plain = [tokens(ids, 0) for ids in prompts]
+    forward, asked = decoder._forward, []
+    monkeypatch.setattr(decoder, "_forward", lambda ids, start: asked.append(len(ids)) or forward(ids, start))
+    assert [tokens(ids, MAX_DRAFT) for ids in prompts] == plain
+    assert any(count > 1 for count in asked[1:])
+    right = iter([plain[0][at : at + 3] for at in range(0, 40, 4)])
+    monkeypatch.setattr(Drafts, "next", lambda drafts, most: next(right)[:most])
+    asked.clear()
+    assert tokens(prompts[0], MAX_DRAFT) == plain[0]
+    assert asked == [len(prompts[0]) + 3] + [4] * 9
+
+
+def test_wrong_drafts_change_no_token(loaded, monkeypatch):
+    lm, adapter, *_ = loaded
+    decoder = decoding.MergedDecoder(lm, 256)
+    decoder.use(adapter)
+    plain = decode(decoder, [5, 9, 13, 7], 30)
+    monkeypatch.setattr(Drafts, "next", lambda drafts, most: [3, 1, 4][:most])
+    decoder._ids = []
+    assert decode(decoder, [5, 9, 13, 7], 30) == plain
+
+
 def test_transformers_decoder_gives_the_same(loaded):
     lm, adapter, _, _ = loaded
     ids = list(range(10, 50))
@@ -160,11 +213,12 @@ class ScriptedDecoder:
         self.answers = list(answers)
         self.used = []
         self.queue = None
+        self.max_draft = 0
 
     def use(self, adapter):
         self.used.append(adapter)
 
-    def read(self, ids):
+    def read(self, ids, draft=()):
         if self.queue is None:
             answer = self.answers.pop(0)
             if isinstance(answer, BaseException):
@@ -176,7 +230,7 @@ class ScriptedDecoder:
             self.queue = None
         logits = torch.zeros(len(self.tokenizer))
         logits[token] = 1e4
-        return logits
+        return logits[None]
 
 
 class Transcript:

@@ -14,6 +14,7 @@ import torch
 
 from fedmed_cli import adapters, decoding, evaluation, examples, models
 from fedmed_cli.bases import find_for_plan
+from fedmed_cli.drafting import MAX_DRAFT
 from fedmed_cli.workspace import Workspace
 
 QUESTIONS = (
@@ -36,8 +37,8 @@ def transformers_tokens(model, ids, count, eos):
     return output[0, len(ids) :].tolist()
 
 
-def own_tokens(decoder, ids, count):
-    decoder._ids = []
+def own_tokens(decoder, ids, count, max_draft=MAX_DRAFT):
+    decoder._ids, decoder.max_draft = [], max_draft
     return list(decoding.generate(decoder, ids, max_new_tokens=count, temperature=0.0, stop=frozenset()))
 
 
@@ -49,7 +50,7 @@ def loss(decoder, encoded):
             states = [decoder._forward(item.ids[i : i + 4], i) for i in range(0, len(item.ids), 4)]
             x = torch.nn.functional.rms_norm(torch.cat(states), decoder._norm.shape, decoder._norm, decoder._eps)
             rows = x[item.num_prompt - 1 : -1]
-            logits = torch.cat([decoder._head(rows[i : i + 4]) for i in range(0, len(rows), 4)])
+            logits = torch.cat([decoder._head(rows[i : i + 4]).float() for i in range(0, len(rows), 4)])
             labels = torch.tensor(item.ids[item.num_prompt :])
             nll += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
             tokens += len(rows)
@@ -85,8 +86,9 @@ def main():
         "transformers generate, float32, adapter unmerged": lambda ids: transformers_tokens(
             reference.model, ids, options.tokens, eos
         ),
-        "merged, whole weights": lambda ids: own_tokens(whole, ids, options.tokens),
-        "merged, int8 weights": lambda ids: own_tokens(small, ids, options.tokens),
+        "merged, whole weights, no drafts": lambda ids: own_tokens(whole, ids, options.tokens, 0),
+        "merged, int8 weights, no drafts": lambda ids: own_tokens(small, ids, options.tokens, 0),
+        "merged, int8 weights, drafts": lambda ids: own_tokens(small, ids, options.tokens),
     }
     seconds = {name: [] for name in ways}
     texts = {name: [] for name in ways}
