@@ -21,6 +21,7 @@ from fedmed_cli.errors import InputError
 
 MAX_RECORD_BYTES = 1_000_000
 MAX_DEPTH = 12
+MAX_REASON = 600
 CONTAINERS_PER_BYTE = 0.06
 MAX_INTEGER = 2**63 - 1
 MAX_READ = 1 << 30  # Linux reads no more than 2 GB at once
@@ -43,6 +44,12 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return str(value) if value.bit_length() <= 64 else "a number of more than 64 bits"
     return type(value).__name__
+
+
+def reason_of(error: ValueError) -> str:
+    """What an error says of a foreign value, never longer than people read."""
+    text = str(error)
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}…"
 
 
 def control_character(text: str) -> str | None:
@@ -185,7 +192,7 @@ def parse_json(data: bytes, name: str, max_bytes: int = MAX_RECORD_BYTES) -> Any
     except RecursionError:
         raise InputError(f"{name}: nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
-        reason = "a number has too many digits" if "digits" in str(error) else str(error)
+        reason = "a number has too many digits" if "digits" in str(error) else reason_of(error)
         raise InputError(f"{name}: {reason}") from None
     if b"\\u" in data:
         try:
@@ -266,7 +273,7 @@ class Record:
         try:
             return typing.cast(T, decode_fields(cls, rest, ""))
         except ValueError as error:
-            raise InputError(f"{name}: {error}") from None
+            raise InputError(f"{name}: {reason_of(error)}") from None
 
     @classmethod
     def read(cls: type[T], path: Path) -> T:

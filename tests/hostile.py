@@ -892,6 +892,12 @@ quick(
         and [x.unlink() for x in (p.root / "adapters/B.fedmed.tar").iterdir()]
     ),
 )
+quick(
+    "a site name of 5,000 characters",
+    3,
+    f"contribution.json: site name '{'x' * 80}' must match",
+    lambda p: p.record(site="x" * 5000),
+)
 
 # --- the plan ---------------------------------------------------------------------------------------
 

@@ -32,14 +32,15 @@ def transformers_tokens(model, ids, count, eos):
     with torch.inference_mode():
         output = model.generate(
             input_ids=tensor, attention_mask=torch.ones_like(tensor), max_new_tokens=count, do_sample=False,
-            pad_token_id=eos, eos_token_id=None,
+            pad_token_id=eos, eos_token_id=eos,
         )  # fmt: skip
-    return output[0, len(ids) :].tolist()
+    tokens = output[0, len(ids) :].tolist()
+    return tokens[:-1] if tokens[-1] == eos else tokens
 
 
-def own_tokens(decoder, ids, count, max_draft=MAX_DRAFT):
+def own_tokens(decoder, ids, count, eos, max_draft=MAX_DRAFT):
     decoder._ids, decoder.max_draft = [], max_draft
-    return list(decoding.generate(decoder, ids, max_new_tokens=count, temperature=0.0, stop=frozenset()))
+    return list(decoding.generate(decoder, ids, max_new_tokens=count, temperature=0.0, stop=frozenset({eos})))
 
 
 def loss(decoder, encoded):
@@ -63,7 +64,7 @@ def main():
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--examples", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=128, help="at most, where the model does not end itself")
     options = parser.parse_args()
     place = Workspace(options.workspace)
     plan = place.read_plan()
@@ -86,9 +87,9 @@ def main():
         "transformers generate, float32, adapter unmerged": lambda ids: transformers_tokens(
             reference.model, ids, options.tokens, eos
         ),
-        "merged, whole weights, no drafts": lambda ids: own_tokens(whole, ids, options.tokens, 0),
-        "merged, int8 weights, no drafts": lambda ids: own_tokens(small, ids, options.tokens, 0),
-        "merged, int8 weights, drafts": lambda ids: own_tokens(small, ids, options.tokens),
+        "merged, whole weights, no drafts": lambda ids: own_tokens(whole, ids, options.tokens, eos, 0),
+        "merged, int8 weights, no drafts": lambda ids: own_tokens(small, ids, options.tokens, eos, 0),
+        "merged, int8 weights, drafts": lambda ids: own_tokens(small, ids, options.tokens, eos),
     }
     seconds = {name: [] for name in ways}
     texts = {name: [] for name in ways}
@@ -97,23 +98,21 @@ def main():
             for name, way in ways.items():
                 started = time.perf_counter()
                 tokens = way(ids)
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append((time.perf_counter() - started) / max(len(tokens), 1))
                 if len(texts[name]) < len(prompts):
                     texts[name].append(tokens)
     first = next(iter(ways))
     for name, times in seconds.items():
         ratios = [a / b for a, b in zip(seconds[first], times, strict=True)]
-        alike = [
-            next((i for i, (a, b) in enumerate(zip(x, y, strict=True)) if a != b), len(x))
-            for x, y in zip(texts[first], texts[name], strict=True)
-        ]
-        same = sum(count == options.tokens for count in alike)
-        speed = options.tokens / statistics.median(times)
+        pairs = list(zip(texts[first], texts[name], strict=True))
+        alike = [decoding._common(x, [*y, -1]) for x, y in pairs]
+        speed = 1 / statistics.median(times)
         print(f"{name:50} {speed:6.1f} tokens/s, {statistics.median(ratios):.2f} x (median of {len(times)})")
         print(
-            f"  all {options.tokens} tokens alike for {same} of {len(alike)} questions, on average the first ", end=""
+            f"  the same text for {sum(x == y for x, y in pairs)} of {len(pairs)} questions; on average the first "
+            f"{statistics.mean(alike):.0f} of {statistics.mean(len(x) for x, _ in pairs):.0f} tokens are alike",
+            flush=True,
         )
-        print(f"{statistics.mean(alike):.0f}", flush=True)
     if options.examples:
         rows = evaluation.choose(examples.read_jsonl(place.data / "test.jsonl"), options.examples)
         encoded = [item for row in rows if (item := examples.encode(row, plan.prompt, reference.tokenizer, 512))]

@@ -12,9 +12,9 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 def check_site_name(name: str) -> str:
     """Return `name`, or raise ValueError where it may not become part of a path."""
     if not SITE_NAME.fullmatch(name):
-        raise ValueError(f"site name {name!r} must match {SITE_NAME.pattern}")
+        raise ValueError(f"site name {name[:80]!r} must match {SITE_NAME.pattern}")
     if name.lower() in RESERVED_NAMES:
-        raise ValueError(f"site name {name!r} is reserved")
+        raise ValueError(f"site name {name[:80]!r} is reserved")
     return name
 
 
@@ -25,7 +25,7 @@ def check_site_names(names: tuple[str, ...]) -> None:
     folded = [name.lower() for name in names]
     for name in names:
         if folded.count(name.lower()) > 1:
-            raise ValueError(f"site name {name!r} appears twice (upper and lower case count as one)")
+            raise ValueError(f"site name {name[:80]!r} appears twice (upper and lower case count as one)")
 
 
 def check_digest(name: str, value: str) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedmed_cli.codec import decode, parse_json, read_file
+from fedmed_cli.codec import decode, parse_json, read_file, reason_of
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.measures import Run
 
@@ -33,6 +33,6 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
         try:
             decode(Run, event, "metric")
         except ValueError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
+            raise InputError(f"{path}:{number}: {reason_of(error)}") from None
         events.append(event)
     return events, bool(lines[-1])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fedmed_cli import __version__
-from fedmed_cli.codec import check_header, control_character, decode_fields, encode, read_file
+from fedmed_cli.codec import check_header, control_character, decode_fields, encode, read_file, reason_of
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_names
@@ -304,7 +304,7 @@ class Plan:
         try:
             return typing.cast(Plan, decode_fields(cls, rest, ""))
         except ValueError as error:
-            raise InputError(f"{name}: {error}") from None
+            raise InputError(f"{name}: {reason_of(error)}") from None
 
 
 def _is_target(module: str, target: str) -> bool:
