@@ -115,14 +115,18 @@ def run(target, count, seed, result):
     regions = target.regions or {"all": (0, len(target.data))}
     names = list(regions)
 
-    def alarm(number, frame):
-        raise Hang(target.name)
+    began, is_late = time.perf_counter(), False
 
-    began = time.perf_counter()
+    def alarm(number, frame):
+        nonlocal is_late
+        if is_late:
+            raise Hang(target.name)
+        is_late = True  # or it was paused: then `resumed` comes next
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
 
     def resumed(number, frame):  # a run of hours may be paused, which is no hang
-        nonlocal began
-        began = time.perf_counter()
+        nonlocal began, is_late
+        began, is_late = time.perf_counter(), False
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
 
     before = signal.signal(signal.SIGALRM, alarm), signal.signal(signal.SIGCONT, resumed)
@@ -133,7 +137,7 @@ def run(target, count, seed, result):
             if rng.random() < 0.1:
                 data = mutate(rng, data, (0, len(data)))
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            began = time.perf_counter()
+            began, is_late = time.perf_counter(), False
             try:
                 target.check(data)
             except FedmedError as error:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scripted import ScriptedDecoder
 
 from fedmed_cli import adapters, chatting, decoding, models, terminal
 from fedmed_cli.app import main
@@ -201,36 +202,6 @@ def test_nothing_of_an_escape_reaches_the_terminal_however_it_is_cut():
 
 
 # --- a scripted model --------------------------------------------------------------------------------
-
-
-class ScriptedDecoder:
-    """Gives the tokens of one answer after the other; says which adapter it was asked to use."""
-
-    kernels = "scripted"
-
-    def __init__(self, tokenizer, answers):
-        self.tokenizer = tokenizer
-        self.answers = list(answers)
-        self.used = []
-        self.queue = None
-        self.max_draft = 0
-
-    def use(self, adapter):
-        self.used.append(adapter)
-
-    def read(self, ids, draft=()):
-        if self.queue is None:
-            answer = self.answers.pop(0)
-            if isinstance(answer, BaseException):
-                self.queue = None
-                raise answer
-            self.queue = [*self.tokenizer(answer)["input_ids"], self.tokenizer.eos_token_id]
-        token = self.queue.pop(0)
-        if not self.queue:
-            self.queue = None
-        logits = torch.zeros(len(self.tokenizer))
-        logits[token] = 1e4
-        return logits[None]
 
 
 class Transcript:

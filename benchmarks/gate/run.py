@@ -59,8 +59,8 @@ def run(folder):
             root = shutil.copytree(good.root, folder / f"warm{spoil}")
             if spoil:
                 (root / "adapters/B" / hostile.CONFIG).unlink()
-            main(["aggregate", "-q", "-C", str(root)])
-            main(["verify", "-q", "-C", str(root)])
+            main(["aggregate", "-C", str(root)])
+            main(["verify", "-C", str(root)])
     results = {}
     for case in hostile.CASES:
         best = None

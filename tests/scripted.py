@@ -1,0 +1,64 @@
+"""A model that says what it is told to, and a chat with it: `python tests/scripted.py TOKENIZER SECONDS ANSWER…`.
+
+Every token takes that many seconds, so that an answer can be stopped.
+"""
+
+import sys
+import time
+
+import torch
+
+
+class ScriptedDecoder:
+    """Gives the tokens of one answer after the other; says which adapter it was asked to use."""
+
+    kernels = "scripted"
+    max_draft = 0
+
+    def __init__(self, tokenizer, answers, seconds=0.0):
+        self.tokenizer = tokenizer
+        self.answers = list(answers)
+        self.seconds = seconds
+        self.used = []
+        self.queue = None
+
+    def use(self, adapter):
+        self.used.append(adapter)
+
+    def read(self, ids, draft=()):
+        if self.queue is None:
+            answer = self.answers.pop(0)
+            if isinstance(answer, BaseException):
+                self.queue = None
+                raise answer
+            self.queue = [*self.tokenizer(answer)["input_ids"], self.tokenizer.eos_token_id]
+        time.sleep(self.seconds)
+        token = self.queue.pop(0)
+        if not self.queue:
+            self.queue = None
+        logits = torch.zeros(len(self.tokenizer))
+        logits[token] = 1e4
+        return logits[None]
+
+
+def main():
+    from transformers import AutoTokenizer
+
+    from fedmed_cli import terminal
+    from fedmed_cli.chatting import Chosen, Conversation, Settings
+    from fedmed_cli.records.plan import Prompt
+    from fedmed_cli.screen import Screen
+    from fedmed_cli.session import COMMANDS, Session
+
+    path, seconds, *answers = sys.argv[1:]
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    decoder = ScriptedDecoder(tokenizer, answers, float(seconds))
+    conversation = Conversation(decoder, tokenizer, Prompt("", "{question}"), 4096, Settings(0.0, 500))
+    base = Chosen("base model", None)
+    conversation.use(base)
+    session = Session(Screen(), conversation, lambda name: base, "f" * 64)
+    session.run(terminal.reader(COMMANDS, ("A", "B"), None))
+
+
+if __name__ == "__main__":
+    main()
