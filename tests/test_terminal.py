@@ -127,19 +127,19 @@ def test_lines_are_joined_and_an_answer_can_be_stopped(chat):
 
 def test_no_color_means_none(chat):
     terminal = chat(ANSWER, width=100, NO_COLOR="1")
-    terminal.type("What is flu? My friend took an overdose")
+    terminal.type("I have crushing chest pain and my left arm is numb")
     terminal.wait("Drink enough water.")
     assert not COLOUR.search("\n".join(terminal.lines("-e")))
     assert not COLOUR.search(terminal.raw.read_text(encoding="utf-8", errors="replace"))
     coloured = chat(ANSWER, width=100)
-    coloured.type("What is flu? My friend took an overdose")
+    coloured.type("I have crushing chest pain and my left arm is numb")
     coloured.wait("Drink enough water.")
     assert COLOUR.search("\n".join(coloured.lines("-e")))
 
 
 def test_a_dumb_terminal_gets_plain_text(chat):
     terminal = chat(ANSWER, width=100, TERM="dumb")
-    terminal.type("What is flu? My friend took an overdose")
+    terminal.type("I have crushing chest pain and my left arm is numb")
     lines = terminal.wait("- Drink enough water.")
     assert any("**virus**" in line for line in lines)  # as the model wrote it
     assert any(line.startswith("URGENT: ") for line in lines)
