@@ -201,7 +201,8 @@ class Session:
             f"last answer: {last.num_tokens} tokens, first after {last.seconds_to_first_token:.2f} s, "
             f"then {last.tokens_per_second:.1f} tokens/s"
         )
-        self.view.say(f"session: {len(answers)} answers, {tokens} tokens in {seconds:.1f} s")
+        count = f"{len(answers)} answer{'s' if len(answers) > 1 else ''}"
+        self.view.say(f"session: {count}, {tokens} tokens in {seconds:.1f} s")
 
 
 def ask_and_show(view: View, conversation: Conversation, question: str, told: set[str]) -> Reply:

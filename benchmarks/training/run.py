@@ -2,12 +2,14 @@
 
     python benchmarks/training/run.py --dataset $MEDQUAD --steps 24 --seeds 0 1 2 [--trl FOLDER] > training.json
     python benchmarks/training/run.py --dataset $MEDQUAD --peak
+    python benchmarks/training/run.py --dataset $MEDQUAD --profile
 
 Same base, examples, batch of 2, steps, learning rate and LoRA. Each contender is a process of its own; they are
 run in turn, once for each seed. Useful tokens are those of the examples, padding not counted; the first two
 steps (4 where layers are compiled) are not timed. FOLDER is where `pip install --target FOLDER --no-deps trl`
 put TRL. The loss is measured by fedmed on the same 30 held-out examples, whoever trained. `--peak` compares the
-time of a step's matrix products alone, run with the same shapes, with that of the whole step.
+time of a step's matrix products alone, run with the same shapes, with that of the whole step; `--profile` shows
+where the time of fedmed's steps goes.
 """
 
 from __future__ import annotations
@@ -297,6 +299,19 @@ def measure_peak(dataset, steps=8):
     )
 
 
+def profile(dataset, steps=8):
+    """Where the time of fedmed's steps goes: the share of each operation in the processor time of them all."""
+    import torch
+
+    data = prepare(dataset, steps, 0)
+    with torch.profiler.profile() as profiler:
+        with_fedmed(data, steps, 0, False)
+    rows = sorted(profiler.key_averages(), key=lambda row: row.self_cpu_time_total, reverse=True)
+    total = sum(row.self_cpu_time_total for row in rows)
+    for row in rows[:16]:
+        print(f"{row.self_cpu_time_total / total:6.1%}  {row.count:7,} times  {row.key}")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--dataset", type=Path, required=True)
@@ -305,6 +320,7 @@ def main():
     parser.add_argument("--only", nargs="+", default=CONTENDERS, choices=CONTENDERS)
     parser.add_argument("--trl")
     parser.add_argument("--peak", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--worker")
     arguments = parser.parse_args()
     if arguments.worker:
@@ -312,6 +328,9 @@ def main():
         return
     if arguments.peak:
         measure_peak(arguments.dataset)
+        return
+    if arguments.profile:
+        profile(arguments.dataset)
         return
     rows = []
     environment = os.environ | ({"PYTHONPATH": arguments.trl} if arguments.trl else {})
