@@ -506,6 +506,8 @@ def _arrow_lines(data: bytes, schema: Any) -> Any:
     import pyarrow
     import pyarrow.json
 
+    if not data[:64].lstrip().startswith(b"{"):  # pyarrow 26 ends the process where the first value is null
+        return None
     try:
         table = pyarrow.json.read_json(
             pyarrow.BufferReader(data),

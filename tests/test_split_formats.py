@@ -9,6 +9,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
+from fedmed_cli import readers
 from fedmed_cli.app import main
 from fedmed_cli.errors import InputError
 from fedmed_cli.examples import read_dataset
@@ -322,3 +323,14 @@ def test_data_that_change_while_they_are_read_are_refused(tmp_path, fails, monke
     monkeypatch.setattr(set_files, "write_sets", write_sets)
     assert "changed while it was read" in fails(6, "split", "--dataset", path, "-C", tmp_path / "work")
     assert not (tmp_path / "work/data").exists()
+
+
+@pytest.mark.parametrize("line", ["null", " null", "[1]", ""])
+def test_a_block_that_does_not_begin_with_an_object_is_left_to_python(line, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 40)  # a line each
+    good = json.dumps({"question": "What is it, in a few words?", "answer": "It is something."})
+    (tmp_path / "data.jsonl").write_text("\n".join([good, line, good]) + "\n")
+    bad = readers.BadRows()
+    source = readers.Source([str(tmp_path / "data.jsonl")])
+    assert sum(len(batch) for batch in source.batches(bad)) == 2
+    assert bad.total == (1 if line else 0)
