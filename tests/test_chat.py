@@ -300,7 +300,7 @@ def test_a_whole_session(scripted, tmp_path):
     )
     assert lines[0] == "answer It is a *virus*."
     assert lines[1] == "say base model, no adapter; scripted"
-    assert lines[4] == "say session: 1 answers, 6 tokens in 0.0 s".replace(
+    assert lines[4] == "say session: 1 answer, 6 tokens in 0.0 s".replace(
         "6", str(session.conversation.stats[0].num_tokens)
     )
     assert lines[5] == "answer Rest helps."
