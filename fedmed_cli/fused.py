@@ -22,8 +22,8 @@ KEPT_ROWS = 640
 class _GatedMLP(torch.autograd.Function):
     """down(silu(gate(x)) * up(x)) with frozen matrices: x (..., h), gate and up (m, h), down (h, m) -> (..., h).
 
-    The two inner products are kept for the backward pass where x has few rows, and made again where it has many:
-    of all that a layer keeps, they are the most.
+    The two inner products are kept for the backward pass; on a CPU they are made again where x has more than
+    KEPT_ROWS rows: of all that a layer keeps, they are the most.
     """
 
     @staticmethod
@@ -31,7 +31,8 @@ class _GatedMLP(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         opened, lifted = flat @ gate.T, flat @ up.T
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(*((opened, lifted) if len(flat) <= KEPT_ROWS else (flat,)), gate, up, down)
+            is_kept = len(flat) <= KEPT_ROWS or x.device.type != "cpu"
+            ctx.save_for_backward(*((opened, lifted) if is_kept else (flat,)), gate, up, down)
         result: Tensor = torch.nn.functional.silu(opened).mul_(lifted) @ down.T
         return result.view_as(x)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from array import array
 from collections import deque
@@ -20,6 +19,7 @@ from fedmed_cli.examples import SITE_COLUMN
 from fedmed_cli.indexing import repeated_keys
 from fedmed_cli.partition import NOWHERE, SETS
 from fedmed_cli.readers import Batch, TableBatch, json_lines
+from fedmed_cli.workspace import sync_tree
 
 Format = Literal["jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = ("jsonl", "parquet")
@@ -76,13 +76,7 @@ def write_sets(
     writer.close()
     if tables is not None:
         tables.close()
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_file() or os.name != "nt":
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+    sync_tree(folder)
 
 
 class _Lines:

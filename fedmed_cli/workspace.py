@@ -27,8 +27,8 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _sync(path: Path, flags: int = os.O_RDONLY) -> None:
-    handle = os.open(path, flags | getattr(os, "O_BINARY", 0))
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what is open for writing
     try:
         os.fsync(handle)
     finally:
@@ -40,12 +40,12 @@ def _sync_folder(path: Path) -> None:
         _sync(path)
 
 
-def _sync_tree(top: Path) -> None:
+def sync_tree(top: Path) -> None:
     """Have a finished folder on disk with all it holds: cheaper at once than file by file."""
     paths = sorted(top.rglob("*"))
     for path in paths:
         if path.is_file():
-            _sync(path, os.O_RDWR)  # Windows flushes only what is open for writing
+            _sync(path)
     for folder in (top, *(path for path in paths if path.is_dir())):
         _sync_folder(folder)
 
@@ -56,7 +56,7 @@ def syncing(folder: Path) -> Iterator[None]:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:
-        synced = pool.submit(_sync_tree, folder)
+        synced = pool.submit(sync_tree, folder)
         yield
         synced.result()
 
@@ -91,7 +91,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     try:
         temporary.unlink(missing_ok=True)
         write_new(temporary, data)
-        _sync(temporary, os.O_RDWR)
+        _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         staged.chmod(0o777 & ~_umask())
         yield staged
-        _sync_tree(staged)
+        sync_tree(staged)
         os.rename(staged, target)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)

@@ -334,3 +334,10 @@ def test_a_block_that_does_not_begin_with_an_object_is_left_to_python(line, tmp_
     source = readers.Source([str(tmp_path / "data.jsonl")])
     assert sum(len(batch) for batch in source.batches(bad)) == 2
     assert bad.total == (1 if line else 0)
+
+
+@pytest.mark.parametrize("end", ["", " ", "\t", "\x1c", "\x85", "\xa0", "\u2003", "\u3000", "\u200b", "é", "."])
+def test_white_space_at_the_ends_is_what_python_strips(end):
+    for text in (f"a{end}", f"{end}a", end):
+        column = pyarrow.chunked_array([pyarrow.array(["kept", text])])
+        assert readers._is_stripped(column) == (text.strip() == text != "")
