@@ -599,9 +599,9 @@ def _parquet(file: Any, name: str) -> Iterator[_Chunk]:
     try:
         line = 1
         for batch in pyarrow.parquet.ParquetFile(file, pre_buffer=False).iter_batches(BATCH_ROWS):
-            yield line, pyarrow.Table.from_batches([batch])
+            yield line, _sound(batch)
             line += batch.num_rows
-    except (pyarrow.ArrowException, OSError):
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
         raise InputError(f"{name}: is not a readable Parquet file") from None
 
 
@@ -618,10 +618,24 @@ def _arrow(file: Any, name: str) -> Iterator[_Chunk]:
             batches = pyarrow.ipc.open_stream(file)
         line = 1
         for batch in batches:
-            yield line, pyarrow.Table.from_batches([batch])
+            yield line, _sound(batch)
             line += batch.num_rows
-    except (pyarrow.ArrowException, OSError):
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
         raise InputError(f"{name}: is not a readable Arrow file") from None
+
+
+def _sound(batch: Any) -> Any:
+    """The batch as a table, once no offset or index in it points outside: pyarrow believes a file without looking.
+
+    ArrowInvalid where one does, UnicodeDecodeError where a column's name is no text. Columns of texts are checked as
+    bytes: what is not UTF-8 there is a bad row, not a bad file.
+    """
+    import pyarrow
+
+    bytes_of = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    columns = [column.view(bytes_of[column.type]) if column.type in bytes_of else column for column in batch.columns]
+    pyarrow.RecordBatch.from_arrays(columns, [field.name for field in batch.schema]).validate(full=True)
+    return pyarrow.Table.from_batches([batch])
 
 
 # --- from rows to batches ---------------------------------------------------------------------------

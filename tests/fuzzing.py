@@ -7,6 +7,7 @@ in an unsigned file every value must be in its range.
 """
 
 import gzip
+import io
 import json
 import math
 import random
@@ -324,6 +325,8 @@ def make_targets(folder):
     message = b"a message"
     signature = signatures.sign(lab.SIGNERS["A"], message)
 
+    parquet, arrow = table_files()
+
     def check_metrics(data):
         (folder / "metrics.jsonl").write_bytes(data)
         for event in read_metrics(folder / "metrics.jsonl")[0]:
@@ -395,8 +398,25 @@ def make_targets(folder):
         Target("examples data.csv", csv, check_rows(".csv")),
         Target("examples data.jsonl.gz", gzip.compress(rows), check_rows(".jsonl.gz")),
         Target("examples in gzip", rows, check_rows(".jsonl.gz", gzip.compress)),
+        Target("examples data.parquet", parquet, check_rows(".parquet")),
+        Target("examples data.arrow", arrow, check_rows(".arrow")),
     ]
     return targets
+
+
+def table_files():
+    """Examples as the bytes of a Parquet and of an Arrow file, with a column of codes and one of nested values."""
+    import pyarrow
+    import pyarrow.feather
+    import pyarrow.parquet
+
+    columns = {"question": [f"q {n}" for n in range(20)], "answer": [f"a {n}" for n in range(20)]}
+    columns["label"] = pyarrow.array(["x", "y"] * 10).dictionary_encode()
+    columns["turns"] = [[{"role": "user", "content": "é"}]] * 20
+    parquet, arrow = io.BytesIO(), io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), parquet)
+    pyarrow.feather.write_feather(pyarrow.table(columns), arrow, compression="uncompressed")
+    return parquet.getvalue(), arrow.getvalue()
 
 
 def regions_of(name, data):
