@@ -1,4 +1,4 @@
-"""Token ids into right-padded batches, and the loss at answer tokens alone, without ever holding all logits."""
+"""Token ids into the rows of a forward pass, and the loss at answer tokens alone, without ever holding all logits."""
 
 from __future__ import annotations
 
@@ -11,59 +11,76 @@ from fedmed_cli.examples import Encoded
 from fedmed_cli.models import LanguageModel
 
 CHUNK = 128  # label positions whose logits exist at a time
+TINY = 1e-30  # a probability whose logarithm is taken another way
+ALIGNED = 8  # packed examples begin at multiples: products of a new shape cost a CPU half a millisecond each
 
 
 def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor:
     """Summed negative log-likelihood of each example's supervised tokens, in nats: (batch,), float32.
 
-    Rows are padded on the right. Attention is causal, so no position sees padding and no mask is needed.
-    Only positions that predict a label go through the output head.
+    Where the model packs (attention.py), examples lie end to end in one row, each counting its positions from
+    0. Elsewhere each has a row, padded on the right: attention is causal, so no position sees padding and no
+    mask is needed. Only positions that predict a label go through the output head.
     """
-    length = max(len(example.ids) for example in batch)
-    ids = torch.zeros((len(batch), length), dtype=torch.long)  # (batch, length); 0 pads, nothing reads it
-    rows: list[int] = []
-    positions: list[int] = []
+    lengths = [len(example.ids) for example in batch]
+    if lm.packs:
+        lengths = [-(-length // ALIGNED) * ALIGNED for length in lengths]
+    width = sum(lengths) if lm.packs else max(lengths)
+    ids = torch.zeros(1 if lm.packs else len(batch), width, dtype=torch.long)  # 0 pads, nothing reads it
+    flat = ids.view(-1)
+    starts = [sum(lengths[:i]) if lm.packs else i * width for i in range(len(batch))]  # in `flat`
+    places: list[int] = []
     labels: list[int] = []
-    for row, example in enumerate(batch):
-        ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        rows += [row] * example.num_supervised
-        positions += range(example.num_prompt - 1, len(example.ids) - 1)  # position t predicts token t + 1
+    for start, example in zip(starts, batch, strict=True):
+        flat[start : start + len(example.ids)] = torch.tensor(example.ids)
+        # position t predicts token t + 1
+        places += range(start + example.num_prompt - 1, start + len(example.ids) - 1)
         labels += example.ids[example.num_prompt :]
-    where = torch.tensor(rows, device=lm.device)
-    picked = torch.tensor(positions, device=lm.device)
+    supervised = torch.tensor([example.num_supervised for example in batch])
+    owners = torch.arange(len(batch)).repeat_interleave(supervised).to(lm.device)
+    picked = torch.tensor(places, device=lm.device)
     wanted = torch.tensor(labels, device=lm.device)
-    ids = ids.to(lm.device)
+    inputs = {"input_ids": ids.to(lm.device), "use_cache": False}
+    if lm.packs:
+        inputs["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None].to(lm.device)
     if lm.head is not None:
-        hidden = lm.decoder(input_ids=ids, use_cache=False).last_hidden_state[where, picked]
+        hidden = lm.decoder(**inputs).last_hidden_state.flatten(0, 1)[picked]
         nll: torch.Tensor = _LabelLoss.apply(hidden, lm.head.weight, wanted)  # type: ignore[no-untyped-call]
     else:
-        logits = lm.model(input_ids=ids, use_cache=False).logits[where, picked]
+        logits = lm.model(**inputs).logits.flatten(0, 1)[picked]
         nll = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
-    return torch.zeros(len(batch), device=lm.device).index_add(0, where, nll)
+    return torch.zeros(len(batch), device=lm.device).index_add(0, owners, nll)
 
 
 class _LabelLoss(torch.autograd.Function):
     """Cross-entropy of a frozen output head at N positions: hidden (N, h), weight (vocabulary, h) -> (N,).
 
     The gradient by `hidden` is made beside the loss, chunk by chunk, so that the logits, which are by far the
-    largest tensor of a step, are computed once and never kept.
+    largest tensor of a step, are computed once and never kept. All chunks use the same memory: fresh tensors
+    of this size cost as much as the softmax.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        size, vocabulary = min(CHUNK, len(labels)), len(weight)
         nll = torch.empty(len(labels), device=hidden.device)
-        wants_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wants_gradient else None
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        all_logits = hidden.new_empty(size, vocabulary)
+        all_shares = torch.empty(size, vocabulary, device=hidden.device)
         for start in range(0, len(labels), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = torch.mm(hidden[part], weight.T).float()  # (chunk, vocabulary)
             column = labels[part, None]
-            normaliser = torch.logsumexp(logits, dim=1, keepdim=True)
-            nll[part] = (normaliser - logits.gather(1, column)).squeeze(1)
+            logits, shares = all_logits[: len(column)], all_shares[: len(column)]
+            torch.mm(hidden[part], weight.T, out=logits)
+            exact = logits.float()
+            torch.softmax(exact, dim=1, out=shares)
+            own = shares.gather(1, column).squeeze(1)
+            nll[part] = -own.log()
+            if float(own.min()) < TINY:  # no logarithm of what float32 cannot hold
+                nll[part] = (torch.logsumexp(exact, dim=1, keepdim=True) - exact.gather(1, column)).squeeze(1)
             if gradient is not None:  # d nll / d logits = softmax - one at the label
-                logits.sub_(normaliser).exp_()
-                logits.scatter_add_(1, column, logits.new_full(column.shape, -1.0))
-                gradient[part] = torch.mm(logits.to(weight.dtype), weight)
+                shares.scatter_add_(1, column, shares.new_full(column.shape, -1.0))
+                gradient[part] = torch.mm(logits.copy_(shares), weight)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return nll

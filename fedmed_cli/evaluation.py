@@ -12,6 +12,7 @@ import torch
 
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.aggregation.coordinator import Examiner
+from fedmed_cli.attention import packing
 from fedmed_cli.batches import nll_per_example
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
@@ -96,7 +97,7 @@ def measure(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
     nll = np.zeros(len(encoded))
     done = 0
-    with torch.inference_mode():
+    with packing(lm), torch.inference_mode():
         while done < len(order):
             batch = order[done : done + BATCH_EXAMPLES]
             while len(batch) > 1 and len(batch) * len(encoded[batch[-1]].ids) > BATCH_TOKENS:

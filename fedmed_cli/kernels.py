@@ -1,19 +1,37 @@
-"""Which kernels a training runs on: decoder layers compiled by torch's inductor where that repays itself."""
+"""What a training runs on: layers compiled by torch's inductor where that repays itself, and a heap that fits."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
 
+from fedmed_cli.attention import can_pack
 from fedmed_cli.models import LanguageModel
 
 REPAID_TOKENS = 60_000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 _FAILURES = (RuntimeError, OSError, ImportError, AttributeError, TypeError, ValueError, AssertionError)
+
+
+def settle_heap() -> None:
+    """Have glibc keep the memory that a step frees for the next one, and give large blocks back at once.
+
+    By itself it moves the bounds as it goes, returns the heap to the system after each step, and fragments: steps
+    then take longer and the peak varies from run to run (docs/training.md). Elsewhere than on glibc nothing is done.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 def compiler() -> str | None:
@@ -25,15 +43,16 @@ def compiler() -> str | None:
 def pays_off(lm: LanguageModel, num_tokens: int) -> bool:
     """Whether to compile a training over `num_tokens` tokens by default; never by timing.
 
-    On two AVX512-BF16 cores an early measurement had compiled layers save about 1 ms a token after 30 s of
-    compiling, so twice what repays that is asked for. In float32 on AVX2 compiling saved nothing
-    (docs/benchmarks.md).
+    On AVX512-BF16 cores compiled layers save most of what transformers' small operations cost, after 20 to 35 s.
+    Where a model's attention is computed here (attention.py), training is as fast without; in float32 on AVX2
+    compiling saved nothing (docs/benchmarks.md).
     """
     return (
         lm.device.type == "cpu"
         and lm.dtype == torch.bfloat16
         and not lm.quantized
         and num_tokens >= REPAID_TOKENS
+        and not can_pack(lm)
         and compiler() is not None
     )
 

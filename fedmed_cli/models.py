@@ -14,13 +14,13 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
-import peft
 import torch
 import transformers
 
 from fedmed_cli.adapters import PREFIX, Adapter
 from fedmed_cli.bases import LocalBase
 from fedmed_cli.errors import CombineError, InputError, MachineError
+from fedmed_cli.offline import peft
 from fedmed_cli.records.measures import Run
 
 Say = Callable[[str], None]
@@ -49,7 +49,11 @@ def has_bfloat16(device: torch.device) -> bool:
 
 @dataclass
 class LanguageModel:
-    """A base model with at most one adapter on it at a time. `load` makes one; adapters come as factors."""
+    """A base model with at most one adapter on it at a time. `load` makes one; adapters come as factors.
+
+    `packs` says whether the examples of a forward pass lie end to end in one row just now, `can_pack` whether
+    they may, once that has been tried (attention.py).
+    """
 
     model: Any
     tokenizer: Any
@@ -58,6 +62,8 @@ class LanguageModel:
     base: LocalBase
     quantized: bool = False
     plain_head: bool = False
+    packs: bool = False
+    can_pack: bool | None = None
     _slots: dict[tuple[int, float, tuple[str, ...]], str] = field(default_factory=dict)
     _active: str | None = None
 

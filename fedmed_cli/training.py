@@ -75,11 +75,13 @@ def batches(encoded: Sequence[Encoded], batch_size: int, seed: int) -> Iterator[
 
 
 def forward_passes(
-    batch: Sequence[Encoded], options: Options, max_padding: float, max_positions: int | None = None
+    batch: Sequence[Encoded], options: Options, max_padding: float | None, max_positions: int | None = None
 ) -> Iterator[list[Encoded]]:
-    """A step's examples in forward passes, the longest first, so that each pass pads at most that share.
+    """A step's examples in forward passes, the longest first.
 
-    A pass is also within the batch size and the token budget, or else `max_positions`; one example always fits.
+    A pass keeps to the batch size and the token budget, or else `max_positions`; one example always fits.
+    Examples are padded to the longest, at most that share of a pass; where `max_padding` is None they are
+    packed end to end.
     """
     budget = options.max_batch_tokens or max_positions
     left = sorted(batch, key=lambda example: len(example.ids), reverse=True)
@@ -87,12 +89,13 @@ def forward_passes(
         longest = total = len(left[0].ids)
         size = 1
         for example in left[1 : options.per_device_train_batch_size]:
-            positions = longest * (size + 1)
-            if total + len(example.ids) < (1 - max_padding) * positions:
+            tokens = total + len(example.ids)
+            positions = tokens if max_padding is None else longest * (size + 1)
+            if max_padding is not None and tokens < (1 - max_padding) * positions:
                 break
             if budget and positions > budget:
                 break
-            total += len(example.ids)
+            total = tokens
             size += 1
         yield left[:size]
         left = left[size:]
@@ -143,6 +146,8 @@ def train(
     if training.lr_scheduler_type != "constant" and 1 < training.lr_scheduler_rounds < round_number:
         raise InputError(f"round {round_number}: the plan's schedule ends with round {training.lr_scheduler_rounds}")
     torch.manual_seed(seed % 2**63)
+    if lm.device.type == "cpu":
+        kernels.settle_heap()
     lm.use(start)
     parameters = lm.trainable_parameters()
     anchors = [parameter.detach().clone() for parameter in parameters] if training.fedprox_mu else []
@@ -154,14 +159,17 @@ def train(
     first, num_tokens, started, last_saved = state.step, 0, time.perf_counter(), state.step
     last_loss = math.nan
 
-    # Two long examples are no faster together on a CPU, but take twice the memory.
-    limits = (MAX_PADDING, KEPT_ROWS) if lm.device.type == "cpu" else (1.0, None)
+    def limits() -> tuple[float | None, int | None]:
+        if lm.device.type != "cpu":
+            return 1.0, None
+        # Two long examples are no faster together, but take twice the memory.
+        return None if lm.packs else MAX_PADDING, KEPT_ROWS
 
     def gradients(batch: Sequence[Encoded]) -> float:
         """Add the gradients of the mean loss over a step's answer tokens; returns that loss."""
         labels = sum(example.num_supervised for example in batch)
         total = 0.0
-        for part in forward_passes(batch, options, *limits):
+        for part in forward_passes(batch, options, *limits()):
             loss = nll_per_example(lm, part).sum() / labels
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())

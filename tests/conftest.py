@@ -65,6 +65,16 @@ def make_tiny_llama(folder, seed=0):
     return folder
 
 
+@pytest.fixture(scope="module")
+def float32():
+    """Models in float32, whatever this CPU multiplies, where a reference is computed in float32."""
+    from fedmed_cli import models
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "has_bfloat16", lambda device: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     return make_tiny_llama(tmp_path_factory.mktemp("models") / "tiny")

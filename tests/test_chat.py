@@ -22,6 +22,8 @@ from fedmed_cli.records.chat import Chat
 from fedmed_cli.records.plan import Prompt
 from fedmed_cli.session import COMMANDS, Session
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 
 @pytest.fixture
 def loaded(round_workspace, tiny_base):

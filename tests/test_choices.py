@@ -11,6 +11,8 @@ from fedmed_cli.choices import DECISIONS, Question, read_questions
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.comparison import Comparison
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 WORDS = "fever cough rash pain sleep water salt iron blood heart lung liver skin bone nerve muscle".split()
 
 

@@ -12,6 +12,8 @@ from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.measures import Interval
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 
 @pytest.fixture(scope="module")
 def compared(round_once, tiny_base, tmp_path_factory):

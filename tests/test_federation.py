@@ -13,6 +13,8 @@ from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.workspace import Workspace
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 
 

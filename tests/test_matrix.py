@@ -8,6 +8,8 @@ import pytest
 from fedmed_cli.app import main
 from fedmed_cli.records.comparison import Comparison, Matrix
 
+pytestmark = pytest.mark.usefixtures("float32")
+
 
 @pytest.fixture(scope="module")
 def sent(round_once, tiny_base, tmp_path_factory):

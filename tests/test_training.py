@@ -11,7 +11,19 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli import adapters, bases, batches, checkpoints, examples, kernels, models, rounds, site, training
+from fedmed_cli import (
+    adapters,
+    attention,
+    bases,
+    batches,
+    checkpoints,
+    examples,
+    kernels,
+    models,
+    rounds,
+    site,
+    training,
+)
 from fedmed_cli import fused as fused_parts
 from fedmed_cli.app import main
 from fedmed_cli.intervals import summarize
@@ -23,8 +35,8 @@ SEED = 5
 
 
 @pytest.fixture
-def ready(split_workspace, tiny_base):
-    """A workspace with its plan, the tiny model on it, and site A's encoded examples."""
+def ready(split_workspace, tiny_base, float32):
+    """A workspace with its plan, the tiny model on it in float32, and site A's encoded examples."""
     plan = split_workspace.read_plan()
     lm = models.load(bases.LocalBase(tiny_base, plan.base), "cpu")
     rows = examples.read_jsonl(split_workspace.site_data("A") / "train.jsonl")
@@ -91,6 +103,9 @@ VARIANTS = {
     "token budget": ({"per_device_train_batch_size": 6, "max_batch_tokens": 200}, {}),
     "recomputed activations": ({"per_device_train_batch_size": 6, "gradient_checkpointing": True}, {}),
     "inner products of the MLP made again": ({"per_device_train_batch_size": 6}, {"KEPT_ROWS": 10}),
+    "attention in blocks of 16": ({"per_device_train_batch_size": 6}, {"BLOCK": 16}),
+    "probabilities made again": ({"per_device_train_batch_size": 6}, {"BLOCK": 16, "KEPT_LENGTH": 0}),
+    "the model's own attention": ({"per_device_train_batch_size": 6}, {"can_pack": False}),
     "chunks of 7 labels": ({"per_device_train_batch_size": 6}, {"CHUNK": 7}),
     "logits of the model": ({"per_device_train_batch_size": 6}, {"plain_head": False}),
 }
@@ -102,8 +117,10 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     given, changes = VARIANTS[name]
     if "CHUNK" in changes:
         monkeypatch.setattr(batches, "CHUNK", changes["CHUNK"])
-    if "KEPT_ROWS" in changes:
-        monkeypatch.setattr(fused_parts, "KEPT_ROWS", changes["KEPT_ROWS"])
+    for place, constant in ((fused_parts, "KEPT_ROWS"), (attention, "BLOCK"), (attention, "KEPT_LENGTH")):
+        if constant in changes:
+            monkeypatch.setattr(place, constant, changes[constant])
+    lm.can_pack = changes.get("can_pack")
     assert lm.plain_head
     lm.plain_head = changes.get("plain_head", True)
     start = moved(rounds.starting_adapter(ready[0], plan, 1))
@@ -113,6 +130,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     found = first_gradients(monkeypatch, lm, plan, start, encoded, options)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
+    assert lm.can_pack is ("can_pack" not in changes)  # what was meant is what ran
 
 
 @pytest.mark.filterwarnings("ignore")  # of inductor, whose own they are
@@ -151,13 +169,17 @@ def test_where_compiling_fails_it_is_said_and_training_goes_on(ready, monkeypatc
     assert fallen.adapter.digest == plain.adapter.digest
 
 
-def test_whether_to_compile_goes_by_flags_and_length_alone(ready, monkeypatch):
+def test_whether_to_compile_goes_by_flags_length_and_the_models_attention_alone(ready, monkeypatch):
     lm = ready[2]
+    lm.can_pack = False
     monkeypatch.setattr(kernels, "compiler", lambda: "/usr/bin/c++")
     assert not kernels.pays_off(lm, 10**9)  # float32
     lm.dtype = torch.bfloat16
     assert kernels.pays_off(lm, kernels.REPAID_TOKENS)
     assert not kernels.pays_off(lm, kernels.REPAID_TOKENS - 1)
+    lm.can_pack = True
+    assert not kernels.pays_off(lm, 10**9)
+    lm.can_pack = False
     monkeypatch.setattr(kernels, "compiler", lambda: None)
     assert not kernels.pays_off(lm, 10**9)
 

@@ -264,7 +264,10 @@ def measure_peak(dataset, steps=8):
     """The share of the matrix-product peak: the products of a step alone, at their shapes, against whole steps."""
     import torch
 
+    from fedmed_cli import models
+
     data = prepare(dataset, steps, 0)
+    dtype = torch.bfloat16 if models.has_bfloat16(torch.device("cpu")) else torch.float32
     times, counts, _, _ = with_fedmed(data, steps, 0, False)
     seconds = times[-1] - times[UNTIMED]
     tokens = sum(counts[UNTIMED:])
@@ -278,7 +281,8 @@ def measure_peak(dataset, steps=8):
     flops["output head"] = 2 * 2 * hidden * vocabulary * tokens * supervised
     rates = {}
     for out, into in [*sorted(set(plan.base.modules.values())), (vocabulary, hidden)]:
-        a, b = torch.randn(rows if out != vocabulary else 256, into), torch.randn(out, into)
+        a = torch.randn(rows if out != vocabulary else 256, into, dtype=dtype)
+        b = torch.randn(out, into, dtype=dtype)
         repeat = max(3, int(2e10 / (2 * a.shape[0] * into * out)))
         torch.mm(a, b.T)
         began = time.perf_counter()
