@@ -27,3 +27,12 @@ def half(workspace: Workspace, use: Literal["decide", "report"]) -> list[Example
     group_by, side = workspace.group_column(), 0 if use == "decide" else 1
     rows = read_jsonl(path)
     return [row for row in rows if int(sha256_json(["half", row.group(group_by)])[:8], 16) % 2 == side]
+
+
+def is_reported(workspace: Workspace, round_number: int) -> bool:
+    """Whether a round was measured on the reporting half, by its line in `metrics.jsonl`, or that half is empty."""
+    from fedmed_cli.records.metrics import read_metrics
+
+    events, _ = read_metrics(workspace.root / "metrics.jsonl")
+    logged = any(event["event"] == "round" and event.get("round") == round_number for event in events)
+    return logged or not half(workspace, "report")

@@ -62,7 +62,12 @@ def run_rounds(
     say = events_for("coordinator", 0).say
     deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if rules.measures else None
     reporting = coordinator_set(workspace, plan, lm, "report", max_eval_samples, say)
-    for round_number in range(workspace.newest_round() + 1, until + 1):
+    newest = workspace.newest_round()
+    if newest and reporting is not None and not coordination.is_reported(workspace, newest):
+        events = events_for("coordinator", newest)
+        events.say(f"round {newest} is there, but was not measured on the coordinator's examples: doing so now")
+        _report(workspace, plan, lm, newest, reporting, events)
+    for round_number in range(newest + 1, until + 1):
         parent = rounds.starting_adapter(workspace, plan, round_number)
         contributions = {}
         for name in plan.sites.names:
@@ -90,21 +95,34 @@ def run_rounds(
         aggregated = rounds.aggregate(workspace, paths, rules, examiner=examiner, say=events.say)
         before = after = change = None
         if reporting is not None:
-            result_adapter = adapters.read_global(workspace.global_adapter(round_number), plan).adapter
-            first, second = (
-                evaluation.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)
-                for adapter in (parent, result_adapter)
-            )
-            before, after = (summarize(losses, reporting.groups) for losses in (first, second))
-            change = paired_interval(second, first, reporting.groups)
-            workspace.log(
-                "round",
-                round=round_number,
-                coordinator_before=before.mean,
-                coordinator_after=after.mean,
-                num_examples=after.num_examples,
-            )
+            before, after, change = _report(workspace, plan, lm, round_number, reporting, events)
         yield RoundSummary(contributions, aggregated.record, before, after, change)
+
+
+def _report(
+    workspace: Workspace,
+    plan: Plan,
+    lm: LanguageModel,
+    round_number: int,
+    reporting: evaluation.EvaluationSet,
+    events: site.Events,
+) -> tuple[Loss, Loss, Interval]:
+    """Measure what a round started from and what it made on the reporting examples, and log both."""
+    parent = rounds.starting_adapter(workspace, plan, round_number)
+    result = adapters.read_global(workspace.global_adapter(round_number), plan).adapter
+    first, second = (
+        evaluation.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)
+        for adapter in (parent, result)
+    )
+    before, after = (summarize(losses, reporting.groups) for losses in (first, second))
+    workspace.log(
+        "round",
+        round=round_number,
+        coordinator_before=before.mean,
+        coordinator_after=after.mean,
+        num_examples=after.num_examples,
+    )
+    return before, after, paired_interval(second, first, reporting.groups)
 
 
 def coordinator_set(

@@ -68,6 +68,39 @@ def test_two_rounds_and_the_same_by_hand_in_three_folders_give_the_same_bytes(sp
             assert one == two
 
 
+def test_a_round_that_was_made_but_not_measured_is_finished_by_the_same_command(round_workspace, tiny_base, capsys):
+    root = round_workspace.root
+    argv = ["round", "--rounds", "1", "-C", str(root), "--base", str(tiny_base)]
+    metrics, report = root / "metrics.jsonl", root / "reports/report.html"
+    lines = metrics.read_text().splitlines(keepends=True)
+    logged = [line for line in lines if json.loads(line)["event"] == "round"]
+    assert len(logged) == 1
+    before = (round_workspace.global_adapter(1) / "adapter_model.safetensors").read_bytes()
+    metrics.write_text(
+        "".join(line for line in lines if line not in logged)
+    )  # as a kill behind the aggregate leaves it
+    report.unlink()
+    orphan = root / ".fedmed/measurements/.half.json.123.tmp"
+    orphan.write_text("{")
+    assert main(argv) == 0
+    assert "was not measured on the coordinator's examples: doing so now" in capsys.readouterr().err
+    again = [line for line in metrics.read_text().splitlines(keepends=True) if json.loads(line)["event"] == "round"]
+    assert again == logged
+    assert report.exists()
+    assert not orphan.exists()
+    report.unlink()
+    orphan.write_text("{")
+    assert main(argv) == 0  # measured by now: what is left is the report
+    assert report.exists()
+    assert not orphan.exists()
+    assert (round_workspace.global_adapter(1) / "adapter_model.safetensors").read_bytes() == before
+    written = report.stat().st_mtime_ns
+    capsys.readouterr()
+    assert main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rounds": [], "report": None}
+    assert report.stat().st_mtime_ns == written
+
+
 def test_a_round_resumes_with_the_contributions_that_are_there(split_workspace, tiny_base):
     root = split_workspace.root
     whole = Workspace(shutil.copytree(root, root.parent / "whole"))

@@ -68,7 +68,8 @@ def main(name, number="64", repeats="2"):
             found[way] = run()
             rates[way].append(useful / (time.perf_counter() - began))
         for way, nll in found.items():
-            assert np.allclose(nll, found["measure"], rtol=1e-3), way
+            assert np.allclose(nll, found["measure"], rtol=1e-3 if lm.dtype == torch.float32 else 3e-2), way
+            assert abs(nll.sum() / found["measure"].sum() - 1) < 2e-3, way
     for way, values in rates.items():
         ratio = np.median(np.array(rates["measure"]) / np.array(values))
         print(f"{way}: {np.median(values):.0f} tokens/s; measure is {ratio:.2f} times as fast")

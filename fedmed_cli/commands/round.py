@@ -57,7 +57,7 @@ def run_round(
 
     Example: fedmed round --rounds 3
     """
-    from fedmed_cli import bases
+    from fedmed_cli import bases, coordination
     from fedmed_cli.errors import TrustError
     from fedmed_cli.rounds import default_weights
     from fedmed_cli.screen import Screen
@@ -74,9 +74,13 @@ def run_round(
     chosen = weights or default_weights(place)
     methods = ("svd", "factor-mean")
     rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum, methods)
-    until = rounds or place.newest_round() + 1
-    if until <= place.newest_round():
-        screen.result({"rounds": []}, f"round {until} exists already; the newest is {place.newest_round()}")
+    newest = place.newest_round()
+    until = rounds or newest + 1
+    if until <= newest and coordination.is_reported(place, newest):
+        with place.lock():  # which clears up after a command that was interrupted
+            page = _report(place, screen) if _is_report_older(place) else None
+        lines = [f"round {until} exists already; the newest is {newest}"]
+        screen.result({"rounds": [], "report": page}, *lines, *([f"wrote {page}"] if page else []))
         return
     choices = o.training_choices(
         max_steps=max_steps,
@@ -132,6 +136,14 @@ def run_round(
     else:
         lines = [f"wrote {place.global_adapter(until)}; next: fedmed compare, fedmed chat"]
         screen.result(None, *lines, *([f"wrote {page}: open it in a browser"] if page else []))
+
+
+def _is_report_older(place: Workspace) -> bool:
+    """Whether the report is not there, or older than the newest number: a command was interrupted before it."""
+    from fedmed_cli.report import REPORT_NAME
+
+    page, metrics = place.reports / REPORT_NAME, place.root / "metrics.jsonl"
+    return not page.exists() or (metrics.exists() and page.stat().st_mtime_ns < metrics.stat().st_mtime_ns)
 
 
 def _report(place: Workspace, screen: Screen) -> str | None:
