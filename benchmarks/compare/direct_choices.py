@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/compare/direct_choices.py WORKSPACE FILE [NUMBER|FROM:TO [base|ADAPTER]]
 Asks the questions that `fedmed compare --choices FILE --max-eval-samples N` asks, of the newest global adapter, or of
-the base or the folder ADAPTER.
+the base or the folder ADAPTER. All in float32, whatever the machine has, so that rounding decides no question.
 """
 
 import sys
@@ -41,6 +41,7 @@ def main(root, file, number="100", which=None):
     questions = read_questions(Path(file), int(end), print).questions[int(first or 0) :]
     path = None if which == "base" else Path(which) if which else place.global_adapter(place.newest_round())
     local = bases.find_for_plan(plan.base, None, None, print)
+    models.has_bfloat16 = lambda device: False
     lm = models.load(local, "cpu", print)
     items = choosing.prepare(lm, plan, questions)
     adapter = adapters.read_folder(path, plan).adapter if path else None
