@@ -24,6 +24,6 @@ for site in A B C; do
     cp -R "$work/rounds/001/$site" "$alone/adapters/"
   fi
   "$fedmed" round --workspace "$alone" --rounds 2 --max-eval-samples 2
-  set -- "$@" --adapter "alone-$site=$alone/rounds/002/global"
+  set -- "$@" --alone "$site=$alone/rounds/002/global"
 done
 "$fedmed" compare --workspace "$work" --max-eval-samples "$samples" "$@"

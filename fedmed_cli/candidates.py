@@ -18,6 +18,7 @@ BASE = "base"
 GLOBAL = "global"
 FACTOR_MEAN = "factor-mean"
 POOLED = "pooled"
+ALONE = "alone"
 
 Say = Callable[[str], None]
 
@@ -100,6 +101,20 @@ def named_adapters(plan: Plan, given: Sequence[str], taken: Mapping[str, Adapter
         if not (0 < len(name) <= 80 and name.isprintable()):
             raise UsageError(f"--adapter {text[:80]!a}: the name must be 1 to 80 printable characters")
         found[name] = adapters.read_folder(Path(path), plan).adapter
+    return found
+
+
+def local_only(plan: Plan, given: Sequence[str], taken: Mapping[str, Adapter]) -> dict[str, tuple[str, Adapter]]:
+    """What sites reached alone, given as SITE=PATH: `alone-SITE` to the site and its adapter."""
+    found = {}
+    for text in given:
+        site, equals, path = text.partition("=")
+        if not equals or site not in plan.sites.names:
+            raise UsageError(f"--alone {text[:80]!a}: expected SITE=PATH with a site of {', '.join(plan.sites.names)}")
+        name = f"{ALONE}-{site}"
+        if name in taken or name in found:
+            raise UsageError(f"--alone {text}: the name {name!r} is taken")
+        found[name] = (site, adapters.read_folder(Path(path), plan).adapter)
     return found
 
 

@@ -126,6 +126,7 @@ def compare(
     tests: TestSet,
     *,
     site: str | None = None,
+    homes: Mapping[str, str] | None = None,
     by_column: Sequence[str] = (),
     num_generated: int = 0,
     max_new_tokens: int = 64,
@@ -136,7 +137,8 @@ def compare(
 ) -> Comparison:
     """Measure the base and every adapter on the same examples; each difference is paired by example.
 
-    `site` is the hospital whose own examples these are. Answers are generated to `num_generated` of the questions.
+    `site` is the hospital whose own examples these are; `homes` names the site that alone trained an adapter,
+    where that is not the adapter of the site's name. Answers are generated to `num_generated` of the questions.
     """
     items = evaluation.prepare(lm, plan, tests.examples, tests.group_by)
     if items.num_skipped:
@@ -176,7 +178,7 @@ def compare(
         },
         num_skipped=items.num_skipped,
         num_truncated=items.num_truncated,
-        on_other_sites=paired.on_other_sites(shares),
+        on_other_sites=paired.on_other_sites(shares, {name: name for name in shares} | dict(homes or {})),
         recovered=paired.recovered(),
         round=workspace.newest_round() or None,
         site=site,
@@ -223,15 +225,15 @@ class Paired:
         signs = np.sign(self.losses[name].take(indices).nll - self.losses[BASE].take(indices).nll)
         return Tally(int(np.sum(signs < 0)), int(np.sum(signs == 0)), int(np.sum(signs > 0)))
 
-    def on_other_sites(self, shares: Mapping[str, Sequence[int]]) -> dict[str, Interval]:
-        """By site: loss of the global adapter minus that of the site's own, on all other sites' examples."""
+    def on_other_sites(self, shares: Mapping[str, Sequence[int]], homes: Mapping[str, str]) -> dict[str, Interval]:
+        """By adapter of one site: loss of the global adapter minus its own, on all other sites' examples."""
         found = {}
-        for site in shares:
+        for name, site in homes.items():
             others = sorted(i for other, indices in shares.items() if other != site for i in indices)
-            if site in self.losses and GLOBAL in self.losses and others:
-                difference = self.difference(GLOBAL, site, others)
+            if name in self.losses and GLOBAL in self.losses and others:
+                difference = self.difference(GLOBAL, name, others)
                 if difference is not None:
-                    found[site] = difference
+                    found[name] = difference
         return found
 
     def recovered(self) -> Interval | None:

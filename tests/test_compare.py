@@ -21,7 +21,8 @@ def compared(round_once, tiny_base, tmp_path_factory):
     root = shutil.copytree(round_once, tmp_path_factory.mktemp("compared") / "work")
     twin = f"twin={root / 'rounds/001/global'}"
     argv = ["compare", "-q", "--no-answers", "-C", str(root), "--base", str(tiny_base), "--by-column", "fedmed_site"]
-    assert main([*argv, "--by-column", "focus", "--adapter", twin, "--all-rounds"]) == 0
+    alone = f"B={root / 'rounds/001/B'}"  # after one round that is what B reached without the others
+    assert main([*argv, "--by-column", "focus", "--adapter", twin, "--alone", alone, "--all-rounds"]) == 0
     return root, Comparison.read(root / "reports/compare.json")
 
 
@@ -59,7 +60,7 @@ def measured(compared, tiny_base):
 
 def test_rows_are_base_sites_global_and_the_mean_of_factors(compared):
     root, record = compared
-    assert set(record.scores) == {"base", "A", "B", "C", "global", "factor-mean", "twin"}
+    assert set(record.scores) == {"base", "A", "B", "C", "global", "factor-mean", "twin", "alone-B"}
     assert record.adapters["base"] is None
     assert record.adapters["global"] == Aggregate.read(root / "rounds/001/global/aggregate.json").adapter
     assert record.round == 1
@@ -129,6 +130,8 @@ def test_losses_tallies_and_differences_by_site_are_those_of_plain_transformers(
     elsewhere = home != "A"
     difference = (losses["global"] - losses["A"])[elsewhere, 0].sum() / losses["base"][elsewhere, 1].sum()
     assert record.on_other_sites["A"].mean == pytest.approx(difference, abs=1e-4)
+    assert set(record.on_other_sites) == {"A", "B", "C", "alone-B"}
+    assert record.on_other_sites["alone-B"] == record.on_other_sites["B"]
     worst = max("ABC", key=lambda site: record.scores["global"][site].against_base.mean)
     assert record.worst_sites["global"] == worst
 
@@ -268,6 +271,12 @@ def test_the_screen_names_worst_site_and_counts(compared, tiny_base, capsys):
         (["--site", "Z"], 2, "--site Z: the plan has no such site (A, B, C)"),
         (["--by-column", "nothing"], 3, "--by-column nothing: the test examples have no such column, found "),
         (["--adapter", "pooled=rounds/001/global"], 2, "the name 'pooled' is taken"),
+        (
+            ["--alone", "Z=rounds/001/global"],
+            2,
+            "--alone 'Z=rounds/001/global': expected SITE=PATH with a site of A, B, C",
+        ),
+        (["--alone", "rounds/001/global"], 2, "expected SITE=PATH with a site of A, B, C"),
         (["--by-column", "focus", "--scores", "--site", "A"], 2, "--by-column: no use with --scores"),
     ],
 )

@@ -227,7 +227,7 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
     assert table(root, "Loss by focus")[1][:2] == ["children", f"{kind['children']['base'].num_examples}"]
     minus = "\N{MINUS SIGN}"
     expected = ["A", "-0.0300 [-0.0500, -0.0100]".replace("-", minus)]
-    assert table(root, "Global adapter minus the site's own")[1] == expected
+    assert table(root, "Global adapter minus one site's")[1] == expected
     text = section(root, "comparison").text
     for part in (
         "reaches 83 % [70, 95] of the gain",

@@ -22,6 +22,10 @@ def compare(
     adapter: Annotated[
         list[str] | None, typer.Option("--adapter", help="One more adapter: PATH or NAME=PATH (repeatable).")
     ] = None,
+    alone: Annotated[
+        list[str] | None,
+        typer.Option("--alone", help="What a site reached without the others: SITE=PATH (repeatable)."),
+    ] = None,
     all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
     pooled: Annotated[
         bool, typer.Option("--pooled", help="On one machine: also an adapter trained on all sites' examples together.")
@@ -76,6 +80,7 @@ def compare(
     plan = place.read_plan()
     given: dict[str, object] = {
         "--adapter": adapter,
+        "--alone": alone,
         "--all-rounds": all_rounds,
         "--by-column": by_column,
         "--choices": choices,
@@ -104,6 +109,8 @@ def compare(
         tests = comparison.test_set(place, site, max_eval_samples, screen.say)
         chosen = candidates.workspace_adapters(place, plan, all_rounds, screen.say)
         chosen |= candidates.named_adapters(plan, adapter or [], chosen)
+        local_only = candidates.local_only(plan, alone or [], chosen)
+        chosen |= {name: one for name, (_, one) in local_only.items()}
         picked = read_choices(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
         if not (chosen or pooled):
@@ -132,6 +139,7 @@ def compare(
                 chosen,
                 tests,
                 site=site,
+                homes={name: home for name, (home, _) in local_only.items()},
                 by_column=by_column or [],
                 num_generated=generate,
                 max_new_tokens=max_new_tokens,

@@ -26,10 +26,8 @@ def comparison_lines(record: Comparison) -> list[Table | str]:
         turned = {name: {value: values[value][name] for value in values} for name in record.scores}
         lines.append(_parts(f"Loss by {column} (examples)", turned, list(values)))
     if record.on_other_sites:
-        rows = [[site, interval_text(difference)] for site, difference in record.on_other_sites.items()]
-        lines.append(
-            Table("On the other sites' examples", ("site", "global against the site's own adapter, 95 %"), rows)
-        )
+        rows = [[name, interval_text(difference)] for name, difference in record.on_other_sites.items()]
+        lines.append(Table("On the other sites' examples", ("adapter of one site", "global against it, 95 %"), rows))
     lines += _notes(record)
     if record.generated:
         lines += _generated(record.generated)

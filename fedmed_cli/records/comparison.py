@@ -108,8 +108,8 @@ class Comparison(Record):
     """`reports/compare.json`: adapters measured on examples that nobody trained on or chose weights with.
 
     `scores` is by adapter and site (and "overall"); `columns` by column, value and adapter. `worst_sites` names
-    for each adapter the site where it gains least on the base. `on_other_sites` is, by site, the global adapter's
-    loss minus that of the site's own adapter on all other sites' examples. `recovered` is the share of the pooled
+    for each adapter the site where it gains least on the base. `on_other_sites` is, by adapter of one site,
+    the global adapter's loss minus that adapter's on all other sites' examples. `recovered` is the share of the pooled
     adapter's gain on the base that the global one reaches. `site` is the hospital that measured, if it was one.
     """
 
@@ -141,8 +141,10 @@ class Comparison(Record):
         for name, digest in self.adapters.items():
             if digest is not None:
                 check_digest(f"adapters.{name[:80]}", digest)
-        for name in (*([self.site] if self.site is not None else []), *self.worst_sites.values(), *self.on_other_sites):
+        for name in (*([self.site] if self.site is not None else []), *self.worst_sites.values()):
             check_site_name(name)
+        if unknown := sorted(set(self.on_other_sites) - set(self.adapters)):
+            raise ValueError(f"on_other_sites: {unknown[0][:80]!a} is none of the adapters")
 
 
 @dataclass(frozen=True)

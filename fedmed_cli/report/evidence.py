@@ -106,9 +106,9 @@ def _comparison_parts(facts: Facts, record: Comparison, name: str, drawn: bool) 
             )
         )
     if record.on_other_sites:
-        rows = [[site, words.interval(one)] for site, one in record.on_other_sites.items()]
-        title = "Global adapter minus the site's own, on all other sites' examples (below 0: federating helped)"
-        parts.append(Grid(title, ["site", "difference in nats, 95 %"], rows))
+        rows = [[name, words.interval(one)] for name, one in record.on_other_sites.items()]
+        title = "Global adapter minus one site's, on all other sites' examples (below 0: federating helped)"
+        parts.append(Grid(title, ["adapter of one site", "difference in nats, 95 %"], rows))
     for column, values in record.columns.items():
         parts.append(_column(facts, column, values))
     if record.choices is not None:
