@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,13 +23,10 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
     0. Elsewhere each has a row, padded on the right: attention is causal, so no position sees padding and no
     mask is needed. Only positions that predict a label go through the output head.
     """
-    lengths = [len(example.ids) for example in batch]
-    if lm.packs:
-        lengths = [-(-length // ALIGNED) * ALIGNED for length in lengths]
-    width = sum(lengths) if lm.packs else max(lengths)
-    ids = torch.zeros(1 if lm.packs else len(batch), width, dtype=torch.long)  # 0 pads, nothing reads it
-    flat = ids.view(-1)
-    starts = [sum(lengths[:i]) if lm.packs else i * width for i in range(len(batch))]  # in `flat`
+    longest = max(len(example.ids) for example in batch)
+    lengths = [_aligned(lm, len(example.ids)) if lm.packs else longest for example in batch]
+    starts = [0, *itertools.accumulate(lengths)]
+    flat = torch.zeros(starts.pop(), dtype=torch.long)  # 0 pads, nothing reads it
     places: list[int] = []
     labels: list[int] = []
     for start, example in zip(starts, batch, strict=True):
@@ -40,6 +38,7 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
     owners = torch.arange(len(batch)).repeat_interleave(supervised).to(lm.device)
     picked = torch.tensor(places, device=lm.device)
     wanted = torch.tensor(labels, device=lm.device)
+    ids = flat.view(1 if lm.packs else len(batch), -1)
     inputs = {"input_ids": ids.to(lm.device), "use_cache": False}
     if lm.packs:
         inputs["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None].to(lm.device)
@@ -50,6 +49,12 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
         logits = lm.model(**inputs).logits.flatten(0, 1)[picked]
         nll = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
     return torch.zeros(len(batch), device=lm.device).index_add(0, owners, nll)
+
+
+def _aligned(lm: LanguageModel, length: int) -> int:
+    """An example's length with its padding in a packed row, within the positions that the model knows."""
+    known = getattr(lm.decoder.config, "max_position_embeddings", None) or length
+    return max(length, min(-(-length // ALIGNED) * ALIGNED, known))
 
 
 class _LabelLoss(torch.autograd.Function):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli import attention
+from fedmed_cli import attention, batches
 from fedmed_cli.attention import packing
 
 SCALING = 0.3
@@ -132,3 +132,11 @@ def test_the_order_of_random_numbers_is_left_alone():
     torch.manual_seed(3)
     with packing(lm):
         assert torch.equal(torch.rand(1), expected)
+
+
+def test_padding_stays_within_the_positions_that_a_model_knows():
+    config = transformers.GPT2Config(vocab_size=100, n_embd=16, n_head=2, n_layer=1, n_positions=29, attn_pdrop=0.0)
+    lm = loaded(config)
+    assert batches._aligned(lm, 9) == 16
+    assert batches._aligned(lm, 27) == 29
+    assert batches._aligned(lm, 29) == 29
