@@ -75,7 +75,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         queries, keys, values, *kept = ctx.saved_tensors
         b, length, g, d = queries.shape
-        slopes = outer[0].view(length, b, g, d)
+        slopes = outer[0].reshape(length, b, g, d)
         of_queries, of_keys, of_values = torch.empty_like(slopes), torch.zeros_like(keys), torch.zeros_like(values)
         for i, (block, seen) in enumerate(_blocks(ctx.starts, length)):
             given = kept[i] if kept else _probabilities(queries[:, block], keys[:, seen])

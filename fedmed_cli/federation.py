@@ -66,7 +66,7 @@ def run_rounds(
     if newest and reporting is not None and not coordination.is_reported(workspace, newest):
         events = events_for("coordinator", newest)
         events.say(f"round {newest} is there, but was not measured on the coordinator's examples: doing so now")
-        _report(workspace, plan, lm, newest, reporting, events)
+        _measured(workspace, plan, lm, newest, reporting, events)
     for round_number in range(newest + 1, until + 1):
         parent = rounds.starting_adapter(workspace, plan, round_number)
         contributions = {}
@@ -95,11 +95,11 @@ def run_rounds(
         aggregated = rounds.aggregate(workspace, paths, rules, examiner=examiner, say=events.say)
         before = after = change = None
         if reporting is not None:
-            before, after, change = _report(workspace, plan, lm, round_number, reporting, events)
+            before, after, change = _measured(workspace, plan, lm, round_number, reporting, events)
         yield RoundSummary(contributions, aggregated.record, before, after, change)
 
 
-def _report(
+def _measured(
     workspace: Workspace,
     plan: Plan,
     lm: LanguageModel,

@@ -144,30 +144,34 @@ class _Rotary(torch.autograd.Function):
         return result, None, None
 
 
-def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """transformers' apply_rotary_pos_emb for heads in dimension 1 and a rotation of whole heads."""
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)  # type: ignore[no-untyped-call]
-
-
 @contextlib.contextmanager
 def _own_rotation(lm: LanguageModel) -> Iterator[bool]:
-    """Put `_rotate` in the place of the function of that name that the model's attention calls, if it does this."""
+    """Put `_Rotary` in the place of the function of this name that the model's attention calls, if it does this."""
     name = "apply_rotary_pos_emb"
     home = sys.modules[type(lm.decoder).__module__]
     theirs = getattr(home, name, None)
+
+    def rotate(
+        query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *more: Any, unsqueeze_dim: int = 1, **named: Any
+    ) -> tuple[Tensor, Tensor]:
+        if more or named or cos.shape[-1] != query.shape[-1]:  # a part of each head alone turns
+            given: tuple[Tensor, Tensor] = theirs(query, key, cos, sin, *more, unsqueeze_dim=unsqueeze_dim, **named)  # type: ignore[misc]
+            return given
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        return _Rotary.apply(query, cos, sin), _Rotary.apply(key, cos, sin)  # type: ignore[no-untyped-call]
+
     generator = torch.Generator().manual_seed(0)
     query, key, cos, sin = (
         torch.randn(shape, generator=generator).to(lm.device, lm.dtype)
         for shape in ((1, 3, 5, 8), (1, 1, 5, 8), (1, 5, 8), (1, 5, 8))
     )
     try:
-        expected, found = theirs(query, key, cos, sin), _rotate(query, key, cos, sin)  # type: ignore[misc]
+        expected, found = theirs(query, key, cos, sin), rotate(query, key, cos, sin)  # type: ignore[misc]
         same = all(_are_close(one, two) for one, two in zip(found, expected, strict=True))
     except (TypeError, ValueError, RuntimeError):
         same = False
     if same:
-        setattr(home, name, _rotate)
+        setattr(home, name, rotate)
     try:
         yield same
     finally:

@@ -8,6 +8,7 @@ import transformers
 
 from fedmed_cli import attention, batches
 from fedmed_cli.attention import packing
+from fedmed_cli.fused import fused
 
 SCALING = 0.3
 
@@ -140,3 +141,30 @@ def test_padding_stays_within_the_positions_that_a_model_knows():
     assert batches._aligned(lm, 9) == 16
     assert batches._aligned(lm, 27) == 29
     assert batches._aligned(lm, 29) == 29
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.LlamaConfig(**SMALL),
+        transformers.Phi3Config(**SMALL | {"partial_rotary_factor": 0.5}),
+        transformers.GPTNeoXConfig(**SMALL | {"rotary_pct": 0.25}),
+        transformers.Qwen3Config(**SMALL),
+    ],
+)
+def test_fused_parts_change_neither_a_models_hidden_states_nor_their_gradients(config):
+    lm = loaded(config)
+    lm.decoder.eval().requires_grad_(False)
+    embedded, slope = torch.randn(2, 1, 20, 32, generator=torch.Generator().manual_seed(4))
+
+    def run():
+        inputs = embedded.clone().requires_grad_()
+        hidden = lm.decoder(inputs_embeds=inputs, use_cache=False, position_ids=torch.arange(20)[None])
+        hidden.last_hidden_state.backward(slope)
+        return hidden.last_hidden_state.detach(), inputs.grad
+
+    plain = run()
+    with fused(lm):
+        ours = run()
+    for own, other in zip(ours, plain, strict=True):
+        assert torch.linalg.norm(own - other) <= 1e-5 * torch.linalg.norm(other)

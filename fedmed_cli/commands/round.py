@@ -134,7 +134,12 @@ def run_round(
     if as_json:
         screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page})
     else:
-        lines = [f"wrote {place.global_adapter(until)}; next: fedmed compare, fedmed chat"]
+        there = (
+            f"wrote {place.global_adapter(until)}"
+            if summaries
+            else f"round {until} existed already and is measured now"
+        )
+        lines = [f"{there}; next: fedmed compare, fedmed chat"]
         screen.result(None, *lines, *([f"wrote {page}: open it in a browser"] if page else []))
 
 
