@@ -22,7 +22,8 @@ from pathlib import Path
 
 from contributions import write_contribution
 
-from fedmed_cli.records.plan import Base, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.lora import Lora
+from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 
 MINIMAL = '''
 import typer

@@ -26,6 +26,7 @@ from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.lora import MAX_ALPHA, MAX_RANK, check_pattern, pattern_of, rescaled, scaling, value_for
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
@@ -58,6 +59,8 @@ _CONFIG_KEYS: dict[str, tuple[Any, ...] | None] = {
     "init_lora_weights": (True, "gaussian"),
     "fan_in_fan_out": (False,),
     "use_rslora": (False, True),
+    "rank_pattern": None,
+    "alpha_pattern": None,
     "use_dora": (False, None),
     "peft_version": None,
     "revision": None,
@@ -76,7 +79,11 @@ Factors = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter in memory. `factors[module]` is (A: (r, in), B: (out, r)), float32; it adds scaling·B·A."""
+    """A LoRA adapter in memory. `factors[module]` is (A: (r, in), B: (out, r)), float32; it adds s·B·A.
+
+    `r` and `alpha` are those of modules in general. A module's own rank is that of its factors; where its alpha
+    is another too, it is in `alphas`.
+    """
 
     r: int
     alpha: float
@@ -84,19 +91,30 @@ class Adapter:
     base_name: str
     factors: Mapping[str, Factors]
     use_rslora: bool = False
-
-    @property
-    def scaling(self) -> float:
-        """s = alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
-        return self.alpha / math.sqrt(self.r) if self.use_rslora else self.alpha / self.r
+    alphas: Mapping[str, float] = field(default_factory=dict)
 
     def rank(self, module: str) -> int:
         """The rank of one module's factors."""
-        return self.r
+        return len(self.factors[module][0])
 
     def scale(self, module: str) -> float:
-        """The scaling of one module's product."""
-        return self.scaling
+        """The scaling s of one module's product."""
+        return scaling(self.alphas.get(module, self.alpha), self.rank(module), self.use_rslora)
+
+    @property
+    def max_rank(self) -> int:
+        """The highest rank of any module."""
+        return max(map(self.rank, self.factors))
+
+    @property
+    def rank_pattern(self) -> dict[str, int]:
+        """PEFT's rank_pattern: the ranks that are not `r`."""
+        return pattern_of({module: self.rank(module) for module in self.factors}, self.r)
+
+    @property
+    def alpha_pattern(self) -> dict[str, float]:
+        """PEFT's alpha_pattern: the alphas that are not `alpha`."""
+        return pattern_of({module: self.alphas.get(module, self.alpha) for module in self.factors}, self.alpha)
 
     @property
     def num_parameters(self) -> int:
@@ -105,13 +123,17 @@ class Adapter:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The canonical adapter_config.json, which plain PEFT reads."""
-        return {
+        patterns: dict[str, Any] = {
+            "rank_pattern": self.rank_pattern,
+            "alpha_pattern": {name: _plain(alpha) for name, alpha in self.alpha_pattern.items()},
+        }
+        return {name: pattern for name, pattern in patterns.items() if pattern} | {
             "base_model_name_or_path": self.base_name,
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": True,
-            "lora_alpha": int(self.alpha) if self.alpha.is_integer() else self.alpha,
+            "lora_alpha": _plain(self.alpha),
             "lora_dropout": 0.0,
             "modules_to_save": None,
             "peft_type": "LORA",
@@ -160,6 +182,11 @@ class AdapterFolder:
     @property
     def num_bytes(self) -> int:
         return sum(map(len, self.files.values()))
+
+
+def _plain(alpha: float) -> float | int:
+    """As PEFT's files have it: a whole number without a point."""
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def tensor_name(module: str, factor: str) -> str:
@@ -221,7 +248,7 @@ def _pass_gate(path: Path, plan: Plan | None, first_only: bool) -> tuple[Adapter
             contribution = attempt(Contribution.from_bytes, files[CONTRIBUTION_NAME], str(path / CONTRIBUTION_NAME))
         if AGGREGATE_NAME in files:
             aggregate = attempt(Aggregate.from_bytes, files[AGGREGATE_NAME], str(path / AGGREGATE_NAME))
-        rank = plan.rank_of(contribution.site) if plan and contribution else plan.lora.r if plan else None
+        rank = plan.rank_of(contribution.site) if plan and contribution else plan.max_rank if plan else None
         config = attempt(_read_config, path, files, plan, rank) if CONFIG_NAME in files else None
         if config is not None and WEIGHTS_NAME not in files:
             attempt(_read_weights, path, files, config, plan)
@@ -230,7 +257,7 @@ def _pass_gate(path: Path, plan: Plan | None, first_only: bool) -> tuple[Adapter
         if config is not None and WEIGHTS_NAME in files:
             adapter = attempt(_parse_adapter, config, files[WEIGHTS_NAME], digests[WEIGHTS_NAME], path)
         if adapter is not None and plan is not None:
-            attempt(check_against_plan, path, adapter, plan, rank)
+            attempt(check_against_plan, path, adapter, plan)
         for record, name in ((contribution, CONTRIBUTION_NAME), (aggregate, AGGREGATE_NAME)):
             if record is not None:
                 attempt(_check_digests, path, digests, record.files, record.adapter, adapter, name)
@@ -304,12 +331,12 @@ def _read_weights(path: Path, files: dict[str, bytes], config: _Config, plan: Pl
     """Add the weights to `files`; no more is read than the plan's shapes can need."""
     limit = MAX_WEIGHTS_BYTES
     if plan is not None:
-        limit = 4 * config.r * sum(map(sum, plan.modules.values())) + MAX_HEADER_BYTES
+        limit = 4 * plan.num_parameters + MAX_HEADER_BYTES
     files[WEIGHTS_NAME] = read_file(path / WEIGHTS_NAME, limit, links=False)
 
 
 def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: Path) -> Adapter:
-    r, targets = config.r, config.targets
+    targets = config.targets
     name = str(path / WEIGHTS_NAME)
     buffer = memoryview(weights)
     tensors, start = parse_header(buffer, len(weights), name)
@@ -323,9 +350,10 @@ def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: P
             raise CombineError(f"{name}: tensor {key!r} is of a module that target_modules does not name")
         if info.dtype not in ("F32", "F16", "BF16"):
             raise CombineError(f"{name}: tensor {key!r} has dtype {info.dtype}, expected F32, F16 or BF16")
-        if len(info.shape) != 2 or info.shape[0 if factor == "A" else 1] != r or 0 in info.shape:
+        rank = config.rank(module)
+        if len(info.shape) != 2 or info.shape[0 if factor == "A" else 1] != rank or 0 in info.shape:
             raise CombineError(
-                f"{name}: tensor {key!r} has shape {list(info.shape)}, expected rank {r} "
+                f"{name}: tensor {key!r} has shape {list(info.shape)}, expected rank {rank} "
                 f"({'(r, in)' if factor == 'A' else '(out, r)'})"
             )
         array = to_float32(buffer[start + info.start : start + info.end], info)
@@ -345,8 +373,14 @@ def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: P
         if len(pair) != 2:
             missing = "B" if "A" in pair else "A"
             raise InputError(f"{name}: tensor {tensor_name(module, missing)!r} is missing")
+    for what, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        try:
+            check_pattern(pattern, factors)
+        except ValueError as error:
+            raise CombineError(f"{path / CONFIG_NAME}: {what}: {error}") from None
     pairs = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
-    adapter = Adapter(r, config.alpha, targets, config.base_name, pairs, config.use_rslora)
+    alphas = {module: alpha for module in pairs if (alpha := config.alpha_of(module)) != config.alpha}
+    adapter = Adapter(config.r, config.alpha, targets, config.base_name, pairs, config.use_rslora, alphas)
     if weights[:start] == header_bytes(tensors):
         # The file is as fedmed would write it: what follows from it need not be computed again.
         adapter.__dict__.update(weights_bytes=weights, weights_digest=weights_digest)
@@ -362,6 +396,14 @@ class _Config:
     targets: tuple[str, ...]
     base_name: str
     use_rslora: bool
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+
+    def rank(self, module: str) -> int:
+        return value_for(module, self.rank_pattern, self.r)
+
+    def alpha_of(self, module: str) -> float:
+        return value_for(module, self.alpha_pattern, self.alpha)
 
 
 def _check_config(config: Any, name: str) -> _Config:
@@ -380,10 +422,10 @@ def _check_config(config: Any, name: str) -> _Config:
         if key not in config:
             raise InputError(f"{name}: {key} is missing")
     r, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
-    if type(r) is not int or not 1 <= r <= 1024:
-        raise CombineError(f"{name}: r must be a whole number from 1 to 1024, found {shown(r)}")
-    if type(alpha) not in (int, float) or not 0 < alpha <= 65536:
-        raise CombineError(f"{name}: lora_alpha must be above 0 and at most 65536, found {shown(alpha)}")
+    _check_rank(name, "r", r)
+    _check_alpha(name, "lora_alpha", alpha)
+    ranks = _check_pattern(config.get("rank_pattern"), name, "rank_pattern", _check_rank)
+    alphas = _check_pattern(config.get("alpha_pattern"), name, "alpha_pattern", _check_alpha)
     if not isinstance(targets, list):
         raise CombineError(f"{name}: target_modules must be a plain list of names, found {type(targets).__name__}")
     if not 0 < len(targets) <= 1000 or not all(isinstance(x, str) and _TARGET.fullmatch(x) for x in targets):
@@ -401,7 +443,30 @@ def _check_config(config: Any, name: str) -> _Config:
         tuple(sorted(targets)),
         config.get("base_model_name_or_path") or "",
         config.get("use_rslora") is True,
+        ranks,
+        {key: float(value) for key, value in alphas.items()},
     )
+
+
+def _check_rank(name: str, what: str, value: Any) -> None:
+    if type(value) is not int or not 1 <= value <= MAX_RANK:
+        raise CombineError(f"{name}: {what} must be a whole number from 1 to {MAX_RANK}, found {shown(value)}")
+
+
+def _check_alpha(name: str, what: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:
+        raise CombineError(f"{name}: {what} must be above 0 and at most {MAX_ALPHA}, found {shown(value)}")
+
+
+def _check_pattern(pattern: Any, name: str, what: str, check: Callable[[str, str, Any], None]) -> dict[str, Any]:
+    """A rank_pattern or alpha_pattern whose keys are plain module names: PEFT would take any regular expression."""
+    if pattern is None:
+        return {}
+    if not isinstance(pattern, dict) or not all(_TARGET.fullmatch(key) for key in pattern):
+        raise CombineError(f"{name}: {what} must map plain module names to numbers, found {shown(pattern)}")
+    for key, value in pattern.items():
+        check(name, f"{what} of {key[:80]}", value)
+    return pattern
 
 
 def _check_digests(
@@ -452,22 +517,34 @@ def _refuse_two_records(path: Path) -> None:
     raise CombineError(f"{path}: holds both {CONTRIBUTION_NAME} and {AGGREGATE_NAME}, expected one of them")
 
 
-def _check_config_against_plan(path: Path, config: _Config | Adapter, plan: Plan, rank: int) -> None:
+def _check_config_against_plan(path: Path, config: _Config, plan: Plan, rank: int) -> None:
+    """CombineError unless config is what the plan implies where no rank is above `rank`."""
+    lora = plan.lora
+    r = min(rank, lora.r)
     expected: list[tuple[str, object, object]] = [
-        ("rank r", rank, config.r),
-        ("lora_alpha", plan.lora.scaling * rank, config.alpha),
+        ("rank r", r, config.r),
+        ("lora_alpha", rescaled(lora.alpha, lora.r, r, lora.use_rslora), config.alpha),
         ("target_modules", sorted(plan.lora.targets), list(config.targets)),
         ("base_model_name_or_path", plan.base.name, config.base_name),
-        ("use_rslora", False, config.use_rslora),
+        ("use_rslora", lora.use_rslora, config.use_rslora),
     ]
     for what, wanted, found in expected:
         if wanted != found:
             raise CombineError(f"{path}: the plan expects {what} {wanted}, found {ascii(found)[:200]}")
+    if lora.rank_pattern or lora.alpha_pattern or config.rank_pattern or config.alpha_pattern:
+        for module in plan.modules:
+            wanted = min(rank, plan.rank(module))
+            if (found := config.rank(module)) != wanted:
+                raise CombineError(f"{path}: the plan expects rank {wanted} for {module}, found {found}")
+            alpha = rescaled(lora.alpha_of(module), plan.rank(module), wanted, lora.use_rslora)
+            if config.alpha_of(module) != alpha:
+                raise CombineError(
+                    f"{path}: the plan expects alpha {alpha:g} for {module}, found {config.alpha_of(module):g}"
+                )
 
 
-def check_against_plan(path: Path, adapter: Adapter, plan: Plan, r: int) -> None:
-    """CombineError unless the rank is `r` and alpha / r, targets, base name and every shape are the plan's."""
-    _check_config_against_plan(path, adapter, plan, r)
+def check_against_plan(path: Path, adapter: Adapter, plan: Plan) -> None:
+    """CombineError unless the modules and their sizes are the plan's; the ranks were checked with the config."""
     for module in plan.modules:
         if module not in adapter.factors:
             raise InputError(f"{path / WEIGHTS_NAME}: tensor {tensor_name(module, 'A')!r} is missing")
@@ -538,14 +615,15 @@ def initial_factors(plan: Plan) -> dict[str, Factors]:
 
     Rebuilt from the seed at every site, the same bytes everywhere: numpy guarantees the raw bit stream.
     """
-    return dict(_initial_factors(plan.training.seed, plan.lora.r, tuple(plan.modules.items())))
+    shapes = tuple((module, plan.rank(module), *shape) for module, shape in plan.modules.items())
+    return dict(_initial_factors(plan.training.seed, shapes))
 
 
 @functools.lru_cache(maxsize=2)
-def _initial_factors(seed: int, r: int, modules: tuple[tuple[str, tuple[int, int]], ...]) -> dict[str, Factors]:
+def _initial_factors(seed: int, shapes: tuple[tuple[str, int, int, int], ...]) -> dict[str, Factors]:
     generator = np.random.Philox(seed)
     factors = {}
-    for module, (size_out, size_in) in modules:
+    for module, r, size_out, size_in in shapes:
         raw = generator.random_raw(r * size_in)
         raw >>= np.uint64(40)  # 24 bits: exact in float32
         uniform = raw.astype(np.float64)
@@ -560,10 +638,21 @@ def _initial_factors(seed: int, r: int, modules: tuple[tuple[str, tuple[int, int
 
 
 def plan_adapter(plan: Plan, factors: Mapping[str, Factors], r: int | None = None) -> Adapter:
-    """An adapter as the plan implies it. A rank other than the plan's keeps the plan's scaling."""
-    rank = r or plan.lora.r
-    alpha = plan.lora.scaling * rank
-    return Adapter(rank, alpha, tuple(sorted(plan.lora.targets)), plan.base.name, dict(sorted(factors.items())))
+    """An adapter as the plan implies it; `r` is the rank of modules in general (default: the plan's).
+
+    Each module has the plan's scaling, whatever the rank of its factors.
+    """
+    lora = plan.lora
+    r = r or lora.r
+    alpha = rescaled(lora.alpha, lora.r, r, lora.use_rslora)
+    alphas = {}
+    for module, (a, _) in factors.items():
+        own = rescaled(lora.alpha_of(module), plan.rank(module), len(a), lora.use_rslora)
+        if own != alpha:
+            alphas[module] = own
+    return Adapter(
+        r, alpha, tuple(sorted(lora.targets)), plan.base.name, dict(sorted(factors.items())), lora.use_rslora, alphas
+    )
 
 
 def adapter_files(adapter: Adapter, readme: str) -> dict[str, bytes]:

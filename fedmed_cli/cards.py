@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedmed_cli.records.aggregate import Examination, SiteDecision, Truncation
+from fedmed_cli.records.lora import described
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Base
 
@@ -59,7 +60,7 @@ def card(
         "",
         about_base,
         f"- Base fingerprint (weights, config, tokenizer, template): {code(base.fingerprint)}",
-        f"- LoRA: r = {adapter.r}, alpha = {adapter.config['lora_alpha']}, on {', '.join(map(code, adapter.targets))}",
+        f"- LoRA: {described(adapter)}; on {', '.join(map(code, adapter.targets))}",
         f"- Parameters: {adapter.num_parameters:,}; adapter digest {code(adapter.digest)}",
         "- Licence: not stated here. The hospitals decide on it; the base model's own licence holds for the base.",
         *body,

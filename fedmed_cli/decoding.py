@@ -246,7 +246,7 @@ class MergedDecoder:
                 raise CombineError(f"the adapter does not fit base model {self._name}: module {module!r}")
             assert adapter is not None
             product = torch.tensor(b) @ torch.tensor(a)
-            changes[module] = (old.float() + adapter.scaling * product).to(old.dtype)
+            changes[module] = (old.float() + adapter.scale(module) * product).to(old.dtype)
         touched = frozenset(int(module.split(".")[2]) for module in changes)
         for index in touched | self._merged:
             self._layers[index] = self._layer(index, changes)

@@ -57,6 +57,8 @@ class AdapterFacts:
             "r": adapter.r,
             "alpha": adapter.alpha,
             "use_rslora": adapter.use_rslora,
+            "rank_pattern": adapter.rank_pattern,
+            "alpha_pattern": adapter.alpha_pattern,
             "targets": list(adapter.targets),
             "base": adapter.base_name,
             "num_parameters": adapter.num_parameters,
@@ -95,7 +97,7 @@ def inspect(path: Path, plan: Plan | None) -> AdapterFacts:
     adapter = folder.adapter
     modules = {}
     for module, (a, b) in adapter.factors.items():
-        values = decompose((b.astype(np.float64) * adapter.scaling, a.astype(np.float64)))[1]
+        values = decompose((b.astype(np.float64) * adapter.scale(module), a.astype(np.float64)))[1]
         norm = float(np.sqrt(np.sum(values**2)))
         modules[module] = ModuleFacts(
             b.shape[0], a.shape[1], norm, effective_rank(values), tuple(float(v) for v in values)
@@ -115,7 +117,7 @@ def relate(first: AdapterFacts, second: AdapterFacts) -> dict[str, float]:
         a2, b2 = (x.astype(np.float64) for x in two.factors[module])
         if a1.shape[1] != a2.shape[1] or b1.shape[0] != b2.shape[0]:
             raise CombineError(f"{second.folder.path}: {module} has another shape than in {first.folder.path}")
-        left1, left2 = b1.astype(np.float64) * one.scaling, b2 * two.scaling
+        left1, left2 = b1.astype(np.float64) * one.scale(module), b2 * two.scale(module)
         inner += float(np.sum((left1.T @ left2) * (a1.astype(np.float64) @ a2.T)))
         squared += product_norm((np.hstack([left1, -left2]), np.vstack([a1.astype(np.float64), a2])))
     both = first.norm * second.norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import warnings
@@ -64,7 +65,7 @@ class LanguageModel:
     plain_head: bool = False
     packs: bool = False
     can_pack: bool | None = None
-    _slots: dict[tuple[int, float, tuple[str, ...]], str] = field(default_factory=dict)
+    _slots: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _active: str | None = None
 
     @property
@@ -94,7 +95,7 @@ class LanguageModel:
                 self.model.base_model.disable_adapter_layers()
             self._active = None
             return
-        key = (adapter.r, adapter.scaling, adapter.targets)
+        key = (adapter.targets, *((module, adapter.rank(module), adapter.scale(module)) for module in adapter.factors))
         if key not in self._slots:
             self._slots[key] = self._add_slot(adapter)
         name = self._slots[key]
@@ -107,6 +108,9 @@ class LanguageModel:
             raise CombineError(f"the adapter does not fit base model {self.base.base.name}: module {odd!r}")
         with torch.no_grad():
             for module, (a, b) in adapter.factors.items():
+                scaling = self.causal.get_submodule(module).scaling[name]
+                if not math.isclose(scaling, adapter.scale(module)):
+                    raise CombineError(f"PEFT gives {module} the scaling {scaling}, expected {adapter.scale(module)}")
                 for factor, values in (("A", a), ("B", b)):
                     parameter = parameters[f"{module}.lora_{factor}"]
                     if tuple(parameter.shape) != values.shape:
@@ -131,6 +135,8 @@ class LanguageModel:
             r=adapter.r,
             lora_alpha=adapter.alpha,  # PEFT divides by r, fractions are fine
             use_rslora=adapter.use_rslora,
+            rank_pattern=adapter.rank_pattern,
+            alpha_pattern=adapter.alpha_pattern,
             target_modules=list(adapter.targets),
             task_type="CAUSAL_LM",
         )

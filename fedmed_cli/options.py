@@ -11,6 +11,8 @@ import typer
 
 from fedmed_cli.errors import UsageError
 
+Number = typing.TypeVar("Number", int, float)
+
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.coordinator import Rules
     from fedmed_cli.training_options import Choices
@@ -56,6 +58,18 @@ LoraAlphaOption = Annotated[float | None, _option("--lora-alpha", text="LoRA alp
 LoraTargetsOption = Annotated[
     str | None,
     _option("--lora-target-modules", text="Modules to adapt, by comma [q_proj,v_proj].", panel=PLAN_PANEL),
+]
+RsloraOption = Annotated[
+    bool | None,
+    _option("--use-rslora", text="Scale by alpha / sqrt(r) (rsLoRA), not alpha / r.", panel=PLAN_PANEL),
+]
+RankPatternOption = Annotated[
+    str | None,
+    _option("--rank-pattern", text="Other ranks of some modules: down_proj=16,v_proj=4.", panel=PLAN_PANEL),
+]
+AlphaPatternOption = Annotated[
+    str | None,
+    _option("--alpha-pattern", text="Other alphas of some modules: down_proj=32.", panel=PLAN_PANEL),
 ]
 MaxLengthOption = Annotated[
     int | None, _option("--max-length", text="Most tokens of an example [1024].", panel=PLAN_PANEL)
@@ -214,7 +228,12 @@ ClipOption = Annotated[
     ),
 ]
 ServerLrOption = Annotated[
-    str, _option("--server-lr", text="Length of the server's step, or auto.", panel=AGGREGATION_PANEL)
+    str | None,
+    _option(
+        "--server-lr",
+        text="Length of the server's step, or auto [auto with agentic weights, else 1].",
+        panel=AGGREGATION_PANEL,
+    ),
 ]
 ServerMomentumOption = Annotated[
     float,
@@ -234,11 +253,15 @@ def rules(
     robust: str,
     num_malicious: int | None,
     clip: float,
-    server_lr: str,
+    server_lr: str | None,
     server_momentum: float,
     methods: tuple[str, ...] = ("svd", "stack", "factor-mean"),
 ) -> Rules:
-    """How to combine, from the options above; UsageError names the one that does not fit."""
+    """How to combine, from the options above; UsageError names the one that does not fit.
+
+    The server's step is searched for where the coordinator measures anyway: on MedQuAD that won, and cost no
+    site anything (docs/benchmarks.md).
+    """
     from fedmed_cli.aggregation.coordinator import Rules
     from fedmed_cli.records.aggregate import Robust, Weights
 
@@ -246,6 +269,8 @@ def rules(
     choice("--weights", weights, typing.get_args(Weights))
     choice("--robust", robust, typing.get_args(Robust))
     step = None
+    if server_lr is None:
+        server_lr = "auto" if weights == "agentic" and method == "svd" else "1"
     if server_lr != "auto":
         try:
             step = float(server_lr)
@@ -371,6 +396,23 @@ def mapping(flag: str, text: str) -> dict[str, str]:
         if not equals or not key.strip() or not value.strip():
             raise UsageError(f"{flag}: expected NAME=COLUMN by comma, found {part!r}")
         result[key.strip()] = value.strip()
+    return result
+
+
+def pattern(flag: str, text: str | None, kind: type[Number]) -> dict[str, Number] | None:
+    """ "down_proj=16,v_proj=4" as a dictionary; None where not given."""
+    if text is None:
+        return None
+    result = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            number = kind(value)
+        except ValueError:
+            raise UsageError(f"{flag}: expected MODULE=NUMBER by comma, found {part!r}") from None
+        if name.strip() in result:
+            raise UsageError(f"{flag}: {name.strip()!r} appears twice")
+        result[name.strip()] = number
     return result
 
 

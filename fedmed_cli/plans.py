@@ -8,7 +8,8 @@ from typing import Any
 
 from fedmed_cli import bases, embedded
 from fedmed_cli.errors import UsageError
-from fedmed_cli.records.plan import Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.lora import Lora
+from fedmed_cli.records.plan import Plan, Prompt, Sites, Training
 
 Say = Callable[[str], None]
 
@@ -29,13 +30,23 @@ class PlanOptions:
     lora_r: int | None = None
     lora_alpha: float | None = None
     lora_target_modules: tuple[str, ...] | None = None
+    use_rslora: bool | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
     system_prompt: str | None = None
     seed: int | None = None
 
 
 def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | None, say: Say) -> Plan:
     """A new plan from the given options and the defaults. UsageError names the option that does not fit."""
-    lora = {"r": options.lora_r, "alpha": options.lora_alpha, "targets": options.lora_target_modules}
+    lora = {
+        "r": options.lora_r,
+        "alpha": options.lora_alpha,
+        "targets": options.lora_target_modules,
+        "use_rslora": options.use_rslora,
+        "rank_pattern": options.rank_pattern,
+        "alpha_pattern": options.alpha_pattern,
+    }
     training_names = {field.name for field in dataclasses.fields(Training)}
     training = {name: value for name, value in dataclasses.asdict(options).items() if name in training_names}
     try:
@@ -63,6 +74,9 @@ def check_options(options: PlanOptions, plan: Plan) -> None:
         "lora_r": plan.lora.r,
         "lora_alpha": plan.lora.alpha,
         "lora_target_modules": plan.lora.targets,
+        "use_rslora": plan.lora.use_rslora,
+        "rank_pattern": plan.lora.rank_pattern,
+        "alpha_pattern": plan.lora.alpha_pattern,
         "system_prompt": plan.prompt.system,
         "seed": plan.training.seed,
     }
@@ -81,4 +95,6 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={number:g}" for key, number in sorted(value.items())) or "none"
     return ",".join(value) if isinstance(value, tuple) else str(value)

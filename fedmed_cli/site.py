@@ -204,8 +204,8 @@ def train_local(
     """
     began = time.perf_counter()
     start = cut_to_rank(parent, plan.rank_of(site))
-    if start.r < parent.r:
-        events.say(f"site {site}: trains rank {start.r} of the plan's {parent.r}")
+    if start.max_rank < parent.max_rank:
+        events.say(f"site {site}: trains rank {start.max_rank} of the plan's {parent.max_rank}")
     encoded, skipped = _encode(lm, plan, data.train)
     options, max_steps = choices.options, choices.steps(plan, len(encoded))
     truncated = sum(tokens.truncated for tokens in encoded)

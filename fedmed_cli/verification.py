@@ -97,7 +97,7 @@ def relative_difference(one: Adapter, two: Adapter) -> float:
     cut = total = 0.0
     for module, (a1, b1) in one.factors.items():
         a2, b2 = two.factors[module]
-        left1, left2 = b1.astype(np.float64) * one.scaling, b2.astype(np.float64) * two.scaling
+        left1, left2 = b1.astype(np.float64) * one.scale(module), b2.astype(np.float64) * two.scale(module)
         right1, right2 = a1.astype(np.float64), a2.astype(np.float64)
         cut += product_norm((np.hstack([left1, -left2]), np.vstack([right1, right2])))
         total += product_norm((left1, right1))

@@ -260,8 +260,45 @@ quick("biases", 4, "bias must be 'none', found 'all'", lambda p: p.config(bias="
 quick("DoRA", 4, "use_dora must be False, found True", lambda p: p.config(use_dora=True))
 quick("rsLoRA", 4, "the plan expects use_rslora False, found True", lambda p: p.config(use_rslora=True))
 quick("whole modules", 4, "modules_to_save is set", lambda p: p.config(modules_to_save=["embed_tokens"]))
-quick("a rank pattern", 4, "rank_pattern is set", lambda p: p.config(rank_pattern={"q_proj": 64}))
-quick("an alpha pattern", 4, "alpha_pattern is set", lambda p: p.config(alpha_pattern={"q_proj": 1e6}))
+quick(
+    "a rank pattern",
+    4,
+    "the plan expects rank 4 for model.layers.0.self_attn.q_proj, found 64",
+    lambda p: p.config(rank_pattern={"q_proj": 64}),
+)
+quick(
+    "an alpha pattern",
+    4,
+    "the plan expects alpha 8 for model.layers.0.self_attn.q_proj, found 9",
+    lambda p: p.config(alpha_pattern={"q_proj": 9}),
+)
+quick(
+    "an alpha pattern of a million",
+    4,
+    "alpha_pattern of q_proj must be above 0 and at most 65536, found 1000000.0",
+    lambda p: p.config(alpha_pattern={"q_proj": 1e6}),
+)
+quick(
+    "a rank pattern that is a regular expression",
+    4,
+    "rank_pattern must map plain module names to numbers",
+    lambda p: p.config(rank_pattern={"(a+)+$": 4}),
+)
+quick(
+    "a rank pattern that is a list", 4, "rank_pattern must map plain module names", lambda p: p.config(rank_pattern=[4])
+)
+quick(
+    "a pattern of no module",
+    4,
+    "rank_pattern: 'nothing' means no target module",
+    lambda p: p.config(rank_pattern={"nothing": 4}),
+)
+quick(
+    "two patterns of one module",
+    4,
+    "'model.layers.0.self_attn.q_proj' and 'q_proj' both mean",
+    lambda p: p.config(alpha_pattern={"q_proj": 8, "model.layers.0.self_attn.q_proj": 8}),
+)
 quick("some layers only", 4, "layers_to_transform is set", lambda p: p.config(layers_to_transform=[0]))
 quick("layers twice", 4, "layer_replication is set", lambda p: p.config(layer_replication=[[0, 2]]))
 quick("trainable tokens", 4, "trainable_token_indices is set", lambda p: p.config(trainable_token_indices=[1]))

@@ -9,7 +9,8 @@ from fedmed_cli import adapters, cards, rounds
 from fedmed_cli.aggregation.coordinator import Rules
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.records.contribution import Contribution
-from fedmed_cli.records.plan import Base, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.lora import Lora
+from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 from fedmed_cli.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
 from fedmed_cli.workspace import Workspace, write_folder
 

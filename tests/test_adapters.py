@@ -5,7 +5,8 @@ import pytest
 
 from fedmed_cli import cards
 from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter
-from fedmed_cli.records.plan import Base, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.lora import Lora
+from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 
 
 def test_an_adapter_folder_loads_with_plain_peft_without_missing_or_unexpected_keys(tmp_path):

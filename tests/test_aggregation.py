@@ -1,6 +1,5 @@
 """Aggregation in factor space against an independent dense reference."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -12,38 +11,41 @@ from fedmed_cli.aggregation.factors import cut_to_rank, decompose, gram_of_innov
 from fedmed_cli.aggregation.robust import ROBUST, distances_to
 from fedmed_cli.aggregation.rules import factor_mean, stack, svd
 from fedmed_cli.errors import CombineError
-from fedmed_cli.records.plan import Base, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.lora import Lora
+from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
+
+PATTERNS = {"rank_pattern": {"q_proj": 6, "layers.1.v_proj": 2}, "alpha_pattern": {"v_proj": 3.0}}
+KINDS = {"plain": {}, "rslora": {"use_rslora": True}, "patterns": PATTERNS, "both": {"use_rslora": True} | PATTERNS}
 
 
-def make_plan(r=4, sites=("A", "B", "C"), linear=None, ranks=None):
-    linear = linear or {"layers.*.q_proj": (12, 16, 2), "layers.*.v_proj": (8, 16, 2)}
+def make_plan(r=4, sites=("A", "B", "C"), **lora):
+    linear = {"layers.*.q_proj": (12, 16, 2), "layers.*.v_proj": (8, 16, 2)}
     base = Base("tiny", "", "0" * 64, 1000, linear)
-    return Plan(base, Lora(r=r, alpha=2.0 * r), Prompt(), Training(), Sites(sites, 2, ranks or {}))
+    return Plan(base, Lora(r=r, alpha=2.0 * r, **lora), Prompt(), Training(), Sites(sites, 2))
 
 
-@pytest.fixture
-def plan():
-    return make_plan()
+@pytest.fixture(params=KINDS)
+def plan(request):
+    return make_plan(**KINDS[request.param])
 
 
-def random_adapter(plan, seed, r=None, rslora=False):
-    r = r or plan.lora.r
+def random_adapter(plan, seed, r=None):
+    """Normal factors of the plan's ranks, none above `r`."""
     rng = np.random.default_rng(seed)
-    factors = {
-        module: (
-            rng.normal(0, 0.3, (r, size_in)).astype(np.float32),
-            rng.normal(0, 0.1, (size_out, r)).astype(np.float32),
-        )
-        for module, (size_out, size_in) in plan.modules.items()
-    }
-    adapter = plan_adapter(plan, factors, r)
-    return dataclasses.replace(adapter, use_rslora=True) if rslora else adapter
+    factors = {}
+    for module, (size_out, size_in) in plan.modules.items():
+        rank = min(r or plan.max_rank, plan.rank(module))
+        a, b = rng.normal(0, 0.3, (rank, size_in)), rng.normal(0, 0.1, (size_out, rank))
+        factors[module] = a.astype(np.float32), b.astype(np.float32)
+    return plan_adapter(plan, factors, min(r or plan.lora.r, plan.lora.r))
 
 
 def dense(adapter: Adapter, module, first=None):
-    """s·B·A in float64; with `first` only the first components. The scaling is computed here, not by fedmed."""
+    """s·B·A in float64; with `first` only the first components. The scaling is worked out here, from the config."""
     a, b = (part.astype(np.float64) for part in adapter.factors[module])
-    scaling = adapter.alpha / (math.sqrt(len(a)) if adapter.use_rslora else len(a))
+    named = [key for key in adapter.config.get("alpha_pattern", {}) if f".{module}".endswith(f".{key}")]
+    alpha = adapter.config["alpha_pattern"][named[0]] if named else adapter.config["lora_alpha"]
+    scaling = alpha / (math.sqrt(len(a)) if adapter.config["use_rslora"] else len(a))
     return scaling * b[:, :first] @ a[:first]
 
 
@@ -51,7 +53,7 @@ def dense_mean(parent, sites, coefficients, module):
     """G + Σ c_i·(s_i·B_i·A_i − G cut to r_i), the definition itself."""
     total = dense(parent, module)
     for c, site in zip(coefficients, sites, strict=True):
-        total = total + c * (dense(site, module) - dense(parent, module, site.r))
+        total = total + c * (dense(site, module) - dense(parent, module, len(site.factors[module][0])))
     return total
 
 
@@ -69,7 +71,7 @@ def test_svd_is_the_dense_optimum_and_predicts_its_error(plan, ranks, coefficien
     cut = total = 0.0
     for module in plan.modules:
         mean = dense_mean(parent, sites, coefficients, module)
-        best, found = best_of_rank(mean, 4), dense(result, module)
+        best, found = best_of_rank(mean, plan.rank(module)), dense(result, module)
         assert np.linalg.norm(found - best) <= 1e-5 * np.linalg.norm(best)
         measured = np.linalg.norm(found - mean) / np.linalg.norm(mean)
         assert truncation.modules[module] == pytest.approx(measured, abs=1e-5)
@@ -78,14 +80,21 @@ def test_svd_is_the_dense_optimum_and_predicts_its_error(plan, ranks, coefficien
     assert truncation.overall == pytest.approx(math.sqrt(cut / total), abs=1e-5)
 
 
-def test_rslora_is_scaled_by_the_root_of_the_rank(plan):
-    parent = random_adapter(plan, 0)
-    site = random_adapter(plan, 1, rslora=True)
-    assert site.scaling == pytest.approx(8.0 / 2)
-    for rule in (svd, stack):
-        result, _ = rule(plan, parent, [site], [1.0])
-        for module in plan.modules:
-            assert np.allclose(dense(result, module), dense(site, module), atol=1e-6)
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_module_has_the_scaling_that_the_plan_gives_it_at_any_rank(kind):
+    plan = make_plan(**KINDS[kind])
+    root = kind in ("rslora", "both")
+    wanted = {"layers.0.q_proj": (4, 8.0), "layers.1.v_proj": (4, 8.0)}
+    if kind in ("patterns", "both"):
+        wanted = {"layers.0.q_proj": (6, 8.0), "layers.1.v_proj": (2, 3.0)}
+    for limit in (None, 5, 3, 1):
+        adapter = random_adapter(plan, 1, limit)
+        for module, (rank, alpha) in wanted.items():
+            assert adapter.rank(module) == min(rank, limit or 6)
+            assert adapter.scale(module) == pytest.approx(alpha / (math.sqrt(rank) if root else rank))
+        if limit:
+            cut = cut_to_rank(random_adapter(plan, 1), limit)
+            assert {key: cut.config[key] for key in cut.config} == adapter.config
 
 
 def test_one_site_and_identical_sites_give_that_site(plan):
@@ -108,8 +117,11 @@ def test_stack_is_exact(plan):
 def test_gauge_leaves_svd_unchanged_and_changes_factor_mean(plan):
     parent = random_adapter(plan, 0)
     sites = [random_adapter(plan, 1), random_adapter(plan, 2)]
-    turn = np.linalg.qr(np.random.default_rng(9).normal(size=(4, 4)))[0].astype(np.float32)
-    turned = plan_adapter(plan, {m: (turn @ a, b @ turn.T) for m, (a, b) in sites[0].factors.items()})
+    rng, factors = np.random.default_rng(9), {}
+    for name, (a, b) in sites[0].factors.items():
+        turn = np.linalg.qr(rng.normal(size=(len(a), len(a))))[0].astype(np.float32)
+        factors[name] = turn @ a, b @ turn.T
+    turned = plan_adapter(plan, factors)
     module = next(iter(plan.modules))
     one, two = (svd(plan, parent, [x, sites[1]], [0.5, 0.5])[0] for x in (sites[0], turned))
     assert np.allclose(dense(one, module), dense(two, module), atol=1e-5)
@@ -153,7 +165,7 @@ def test_a_component_that_fell_to_zero_can_learn_again(plan):
     factors = dict(parent.factors)
     rng = np.random.default_rng(3)
     factors = {
-        m: (a, np.pad(rng.normal(size=(len(b), 1)), ((0, 0), (0, 3))).astype(np.float32))
+        m: (a, np.pad(rng.normal(size=(len(b), 1)), ((0, 0), (0, len(a) - 1))).astype(np.float32))
         for m, (a, b) in factors.items()
     }
     result, _ = svd(plan, parent, [plan_adapter(plan, factors)], [1.0])
@@ -169,7 +181,8 @@ def test_gram_equals_dense_with_mixed_ranks(plan):
     parent = random_adapter(plan, 0)
     sites = [random_adapter(plan, 1), random_adapter(plan, 2, 2), random_adapter(plan, 3, 1)]
     moves = [
-        np.concatenate([(dense(site, m) - dense(parent, m, site.r)).ravel() for m in plan.modules]) for site in sites
+        np.concatenate([(dense(site, m) - dense(parent, m, len(site.factors[m][0]))).ravel() for m in plan.modules])
+        for site in sites
     ]
     expected = np.array([[x @ y for y in moves] for x in moves])
     assert np.allclose(gram_of_innovations(parent, sites), expected, rtol=1e-6, atol=1e-9)
@@ -181,18 +194,17 @@ def test_more_sites_than_the_matrix_has_rows_stay_exact(plan):
     coefficients = [1 / 11] * 11
     result, _ = svd(plan, parent, sites, coefficients)
     for module in plan.modules:
-        best = best_of_rank(dense_mean(parent, sites, coefficients, module), 4)
+        best = best_of_rank(dense_mean(parent, sites, coefficients, module), plan.rank(module))
         assert np.linalg.norm(dense(result, module) - best) <= 1e-5 * np.linalg.norm(best)
 
 
 def test_momentum_adds_a_share_of_the_last_step(plan):
     before, parent, site = (random_adapter(plan, seed, 1) for seed in (0, 1, 2))
-    plan8 = make_plan(r=4)
-    result, _ = svd(plan8, parent, [site], [0.5], (0.9, before))
+    result, _ = svd(plan, parent, [site], [0.5], (0.9, before))
     for module in plan.modules:
         wanted = dense(parent, module) + 0.5 * (dense(site, module) - dense(parent, module))
         wanted = wanted + 0.9 * (dense(parent, module) - dense(before, module))
-        assert np.allclose(dense(result, module), wanted, atol=1e-5)
+        assert np.allclose(dense(result, module), best_of_rank(wanted, plan.rank(module)), atol=1e-5)
 
 
 def test_thin_qr_and_decompose_reconstruct_hard_matrices():

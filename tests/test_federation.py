@@ -299,7 +299,10 @@ def test_stack_is_the_exact_mean_of_the_logits_deltas(trained_workspace, tiny_ba
     dense = AutoModelForCausalLM.from_pretrained(tiny_base)
     for module in plan.modules:
         delta = sum(
-            record.sites[site].weight * one.scaling * one.factors[module][1].astype(np.float64) @ one.factors[module][0]
+            record.sites[site].weight
+            * one.scale(module)
+            * one.factors[module][1].astype(np.float64)
+            @ one.factors[module][0]
             for site in "ABC"
             for one in [adapters.read_folder(root / "adapters" / site).adapter]
         )

@@ -27,6 +27,7 @@ from fedmed_cli import (
 from fedmed_cli import fused as fused_parts
 from fedmed_cli.app import main
 from fedmed_cli.intervals import summarize
+from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
 from fedmed_cli.training import forward_passes, learning_rate
 from fedmed_cli.training_options import Choices, Options
@@ -48,14 +49,21 @@ def moved(adapter, seed=3):
     """The same adapter with B away from 0, so that A has a gradient too."""
     rng = np.random.default_rng(seed)
     factors = {name: (a, rng.normal(0, 0.05, b.shape).astype(np.float32)) for name, (a, b) in adapter.factors.items()}
-    return adapters.Adapter(adapter.r, adapter.alpha, adapter.targets, adapter.base_name, factors)
+    return dataclasses.replace(adapter, factors=factors)
 
 
 def plain_gradients(tiny_base, plan, start, batch):
     """Gradients of the mean loss over a batch's answer tokens, by PEFT with a padding mask, one forward pass."""
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    lora = plan.lora
     config = peft.LoraConfig(
-        r=plan.lora.r, lora_alpha=plan.lora.alpha, target_modules=list(plan.lora.targets), task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets),
+        use_rslora=lora.use_rslora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        task_type="CAUSAL_LM",
     )
     model = peft.get_peft_model(model, config)
     parameters = {}
@@ -109,6 +117,21 @@ VARIANTS = {
     "chunks of 7 labels": ({"per_device_train_batch_size": 6}, {"CHUNK": 7}),
     "logits of the model": ({"per_device_train_batch_size": 6}, {"plain_head": False}),
 }
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_gradients_with_rank_and_alpha_patterns_are_those_of_peft(use_rslora, ready, tiny_base, monkeypatch):
+    place, plan, lm, encoded = ready
+    targets = ("q_proj", "v_proj", "gate_proj", "down_proj")
+    lora = Lora(4, 8.0, targets, use_rslora, {"v_proj": 2, "down_proj": 6}, {"down_proj": 3.0, "q_proj": 5.0})
+    plan = dataclasses.replace(plan, lora=lora)
+    start = moved(adapters.plan_adapter(plan, adapters.initial_factors(plan)))
+    batch = next(training.batches(encoded, 6, SEED))
+    expected = plain_gradients(tiny_base, plan, start, batch)
+    found = first_gradients(monkeypatch, lm, plan, start, encoded, Options(per_device_train_batch_size=6))
+    assert len(found) == len(expected) == 2 * len(plan.modules)
+    for one, two in zip(found, expected, strict=True):
+        assert (one - two).norm() <= 1e-5 * two.norm()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

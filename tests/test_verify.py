@@ -80,15 +80,19 @@ def test_a_recomputed_round_is_what_dense_matrices_give(workspace):
     plan = workspace.read_plan()
     one, two = (adapters.read_global(workspace.global_adapter(number), plan) for number in (1, 2))
     for module in plan.modules:
-        start = one.adapter.scaling * one.adapter.factors[module][1].astype(float) @ one.adapter.factors[module][0]
+        start = (
+            one.adapter.scale(module) * one.adapter.factors[module][1].astype(float) @ one.adapter.factors[module][0]
+        )
         mean = start.copy()
         for site, decision in two.aggregate.sites.items():
             adapter = adapters.read_folder(workspace.round(2) / site).adapter
-            product = adapter.scaling * adapter.factors[module][1].astype(float) @ adapter.factors[module][0]
+            product = adapter.scale(module) * adapter.factors[module][1].astype(float) @ adapter.factors[module][0]
             mean += decision.weight * decision.clip_factor * (product - start)
         u, s, vt = np.linalg.svd(mean)
         best = u[:, : plan.lora.r] * s[: plan.lora.r] @ vt[: plan.lora.r]
-        found = two.adapter.scaling * two.adapter.factors[module][1].astype(float) @ two.adapter.factors[module][0]
+        found = (
+            two.adapter.scale(module) * two.adapter.factors[module][1].astype(float) @ two.adapter.factors[module][0]
+        )
         assert np.linalg.norm(found - best) < 1e-5 * np.linalg.norm(best)
 
 
@@ -323,7 +327,8 @@ def test_relative_difference_is_that_of_the_products():
     start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
     one, two = lab.trained(plan, start, 1), lab.trained(plan, start, 2)
     dense = [
-        np.concatenate([(x.scaling * b.astype(float) @ a).ravel() for a, b in x.factors.values()]) for x in (one, two)
+        np.concatenate([(x.scale(m) * b.astype(float) @ a).ravel() for m, (a, b) in x.factors.items()])
+        for x in (one, two)
     ]
     expected = np.linalg.norm(dense[0] - dense[1]) / np.linalg.norm(dense[0])
     assert verification.relative_difference(one, two) == pytest.approx(expected, rel=1e-9)

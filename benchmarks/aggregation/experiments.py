@@ -16,6 +16,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -49,17 +50,23 @@ METHODS = {
 ETAS = (1.0, 1.5, 2.0, 3.0)
 
 
+known = models.has_bfloat16
+
+
 class Bench:
     """The base model, loaded once, and the workspaces of all federations."""
 
-    def __init__(self, root: Path, medquad: Path | None) -> None:
+    def __init__(self, root: Path, medquad: Path | None, float32: bool = False) -> None:
         self.root = root
         self.medquad = medquad
+        self.float32 = float32
         self.lm: models.LanguageModel | None = None
 
     def model(self, plan: Plan) -> models.LanguageModel:
         if self.lm is None:
-            self.lm = models.load(bases.find_for_plan(plan.base, None, None, print), "auto", print)
+            local = bases.find_for_plan(plan.base, None, None, print)
+            with mock.patch.object(models, "has_bfloat16", lambda device: not self.float32 and known(device)):
+                self.lm = models.load(local, "auto", print)
         return self.lm
 
     def federation(self, num_sites: int, seed: int, extra: Sequence[str] = (), name: str = "") -> Federation:
@@ -68,6 +75,7 @@ class Bench:
             short = self.root / "short.jsonl"
             if not short.exists():
                 assert self.medquad is not None, "--medquad FILE is needed"
+                self.root.mkdir(parents=True, exist_ok=True)
                 rows = [json.loads(line) for line in gzip.open(self.medquad, "rt", encoding="utf-8")]
                 kept = [row for row in rows if len(row["question"]) + len(row["answer"]) < MAX_CHARACTERS]
                 short.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -271,8 +279,8 @@ def padded_factor_mean(plan: Plan, submissions: Mapping[str, Submission], weight
     """The usual way with mixed ranks: factors padded with zeros to the largest rank, then averaged."""
     factors = {}
     for module in plan.modules:
-        a = np.zeros((plan.lora.r, plan.modules[module][1]))
-        b = np.zeros((plan.modules[module][0], plan.lora.r))
+        a = np.zeros((plan.rank(module), plan.modules[module][1]))
+        b = np.zeros((plan.modules[module][0], plan.rank(module)))
         for name, one in submissions.items():
             own_a, own_b = one.adapter.factors[module]
             a[: len(own_a)] += weights[name] * own_a
@@ -327,6 +335,8 @@ def server_step(bench: Bench) -> None:
                         rules = Rules(server_lr=eta)
                         losses[f"{eta:g}"] = nll(fed.test(combine(fed.plan, parent, submissions, rules).adapter))
                     fedexp = combine(fed.plan, parent, submissions, Rules(server_lr=None)).server_lr
+                    # The search on the coordinator's examples; like η it is measured on the test examples.
+                    auto = combine(fed.plan, parent, submissions, Rules(server_lr=None), examiner=fed.examiner())
                     items = fed.test_set()
                     homes = [examples.home_site(example) for example in items.examples]
                     rows.add(
@@ -334,6 +344,7 @@ def server_step(bench: Bench) -> None:
                         sites=num_sites,
                         what=what,
                         fedexp=fedexp,
+                        auto=auto.server_lr,
                         groups=items.groups,
                         homes=homes,
                         losses=losses,
@@ -345,6 +356,8 @@ def carry(bench: Bench) -> None:
     import torch
 
     rows = Rows(bench.root / "carry.jsonl")
+    # The rest is added to the base weights, and in bfloat16 most of it would be rounded away.
+    bench = Bench(bench.root / "float32", bench.medquad, float32=True)
     for seed in SEEDS:
         if not rows.missing(seed=seed):
             continue
@@ -365,7 +378,7 @@ def carry(bench: Bench) -> None:
         second = round_of(fed, plain.adapter, 2, "svd-2")
         losses["round 2, rank 8"] = nll(fed.test(combine(plan, plain.adapter, second, Rules()).adapter))
         # The frozen rest is added to the weights while sites train and while the result is measured.
-        rest = {m: plan.lora.scaling * b[:, 8:] @ a[8:] for m, (a, b) in kept.factors.items()}
+        rest = {m: plan.scale(m) * b[:, 8:] @ a[8:] for m, (a, b) in kept.factors.items()}
         base = fed.lm.model.get_base_model() if hasattr(fed.lm.model, "get_base_model") else fed.lm.model
         saved = {}
         with torch.no_grad():
@@ -431,15 +444,21 @@ def table(bench: Bench) -> None:
         print(f"\n{what}: svd {pooled(own, 'svd').mean:.4f}, factor-mean {pooled(own, 'factor-mean').mean:.4f}, "
               f"svd − factor-mean {difference(own, 'svd', 'factor-mean')} ({len(own)} seeds)")  # fmt: skip
     rows = Rows(bench.root / "server-step.jsonl").rows
+    for row in rows:
+        row["losses"]["auto"] = row["losses"][f"{row['auto']:g}"]
+    if rows:
+        print(f"\nauto − 1 over all rows: {difference(rows, 'auto', '1')}")
     for num_sites, what in dict.fromkeys((row["sites"], row["what"]) for row in rows):
         own = [row for row in rows if (row["sites"], row["what"]) == (num_sites, what)]
         cells = [f"{eta:g}: {pooled(own, f'{eta:g}').mean:.4f}" for eta in ETAS]
         against = [f"{eta:g} − 1: {difference(own, f'{eta:g}', '1')}" for eta in ETAS[1:]]
-        fedexp = ", ".join(f"{row['fedexp']:.2f}" for row in own)
-        print(f"\n{num_sites} sites, {what}: {', '.join(cells)}; {'; '.join(against)}; FedExP {fedexp}")
+        against.append(f"auto − 1: {difference(own, 'auto', '1')}")
+        fedexp, auto = (", ".join(f"{row[name]:.2f}" for row in own) for name in ("fedexp", "auto"))
+        print(f"\n{num_sites} sites, {what}: {', '.join(cells)}; {'; '.join(against)}; FedExP {fedexp}; auto {auto}")
         for home in sorted({home for row in own for home in row["homes"]}):
             part = [narrow(row, home) for row in own]
-            print(f"  {home}: " + "; ".join(f"{eta:g} − 1: {difference(part, f'{eta:g}', '1')}" for eta in ETAS[1:]))
+            names = [*(f"{eta:g}" for eta in ETAS[1:]), "auto"]
+            print(f"  {home}: " + "; ".join(f"{name} − 1: {difference(part, name, '1')}" for name in names))
     rows = Rows(bench.root / "carry.jsonl").rows
     if rows:
         print()

@@ -24,7 +24,8 @@ import numpy as np
 
 from fedmed_cli import adapters, embedded
 from fedmed_cli.aggregation.rules import svd
-from fedmed_cli.records.plan import Base, Lora, Plan, Prompt, Sites, Training
+from fedmed_cli.records.lora import Lora
+from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from contributions import random_adapter, write_contribution  # beside this folder
@@ -118,13 +119,13 @@ def peft(folder: Path) -> None:
     cut, total = np.zeros(2), 0.0
     for module in plan.modules:
         mean = sum(
-            w * m.scaling * m.factors[module][1].astype(float) @ m.factors[module][0]
+            w * m.scale(module) * m.factors[module][1].astype(float) @ m.factors[module][0]
             for w, m in zip(weights, members, strict=True)
         )
         a, b = result.factors[module]
         layer = loaded.base_model.model.get_submodule(module)
         other = layer.get_delta_weight("mean0").detach().numpy().astype(float)
-        cut += [np.sum((result.scaling * b.astype(float) @ a - mean) ** 2), np.sum((other - mean) ** 2)]
+        cut += [np.sum((result.scale(module) * b.astype(float) @ a - mean) ** 2), np.sum((other - mean) ** 2)]
         total += np.sum(mean**2)
     errors = np.sqrt(cut / total)
     print(json.dumps({

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmed_cli.adapters import Adapter, Factors
+from fedmed_cli.records.lora import rescaled
 
 Product = tuple[np.ndarray, np.ndarray]
 
@@ -213,12 +214,19 @@ def gram_of_innovations(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndar
 
 
 def cut_to_rank(adapter: Adapter, r: int) -> Adapter:
-    """The first `r` components of an adapter at the same scaling: where a site of a lower rank starts."""
-    if r >= adapter.r:
+    """At most `r` components of each module, at the same scaling: where a site of a lower rank starts."""
+    if r >= adapter.max_rank:
         return adapter
     factors = {module: (a[:r], b[:, :r]) for module, (a, b) in adapter.factors.items()}
-    alpha = adapter.scaling * (math.sqrt(r) if adapter.use_rslora else r)
-    return dataclasses.replace(adapter, r=r, alpha=alpha, factors=factors)
+    new_r = min(r, adapter.r)
+    alpha = rescaled(adapter.alpha, adapter.r, new_r, adapter.use_rslora)
+    alphas = {}
+    for module in factors:
+        rank = adapter.rank(module)
+        own = rescaled(adapter.alphas.get(module, adapter.alpha), rank, min(r, rank), adapter.use_rslora)
+        if own != alpha:
+            alphas[module] = own
+    return dataclasses.replace(adapter, r=new_r, alpha=alpha, factors=factors, alphas=alphas)
 
 
 def update_norm(parent: Adapter, adapter: Adapter) -> float:

@@ -30,7 +30,7 @@ def svd(
     errors: dict[str, tuple[float, float]] = {}
     for module in plan.modules:
         product = weighted_product(module, parent, adapters, coefficients, momentum)
-        factors[module], cut, total = truncate(product, plan.lora.r, plan.lora.scaling, initial[module][0])
+        factors[module], cut, total = truncate(product, plan.rank(module), plan.scale(module), initial[module][0])
         errors[module] = (cut, total)
     return plan_adapter(plan, factors), _truncation(errors)
 
@@ -50,7 +50,7 @@ def stack(
         spare = rank - left.shape[1]
         factors[module] = (
             np.pad(right, ((0, spare), (0, 0))).astype(np.float32),
-            np.pad(left / plan.lora.scaling, ((0, 0), (0, spare))).astype(np.float32),
+            np.pad(left / plan.scale(module), ((0, 0), (0, spare))).astype(np.float32),
         )
     return plan_adapter(plan, factors, rank), _truncation(dict.fromkeys(products, (0.0, 1.0)))
 
@@ -63,9 +63,10 @@ def factor_mean(
     momentum: Momentum = None,
 ) -> tuple[Adapter, Truncation]:
     """The weighted means of A and of B (FedIT, arXiv 2305.05644): biased, for comparison. Ranks must be equal."""
-    ranks = sorted({parent.r, *(adapter.r for adapter in adapters)})
-    if len(ranks) > 1:
-        raise CombineError(f"factor-mean needs adapters of one rank, found ranks {', '.join(map(str, ranks))}")
+    for module in plan.modules:
+        ranks = sorted({parent.rank(module), *(adapter.rank(module) for adapter in adapters)})
+        if len(ranks) > 1:
+            raise CombineError(f"factor-mean needs adapters of one rank, found ranks {', '.join(map(str, ranks))}")
     if momentum is not None:
         raise CombineError("factor-mean has no server momentum: it depends on the choice of factors")
     kept = 1 - math.fsum(coefficients)
@@ -79,7 +80,7 @@ def factor_mean(
         )
         factors[module] = (a.astype(np.float32), b.astype(np.float32))
         left, right = weighted_product(module, parent, adapters, coefficients, momentum)
-        difference = (np.hstack([left, -plan.lora.scaling * b]), np.vstack([right, a]))
+        difference = (np.hstack([left, -plan.scale(module) * b]), np.vstack([right, a]))
         errors[module] = (product_norm(difference), product_norm((left, right)))
     return plan_adapter(plan, factors), _truncation(errors)
 

@@ -20,7 +20,7 @@ def aggregate(
     robust: o.RobustOption = "none",
     num_malicious: o.NumMaliciousOption = None,
     clip: o.ClipOption = 1.5,
-    server_lr: o.ServerLrOption = "1",
+    server_lr: o.ServerLrOption = None,
     server_momentum: o.ServerMomentumOption = 0.0,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Leave this site out (repeatable).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decisions and write nothing.")] = False,

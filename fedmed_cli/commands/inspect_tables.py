@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedmed_cli.inspection import AdapterFacts
+from fedmed_cli.records.lora import described
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.screen import Table, number_of_bytes
 
@@ -15,7 +16,7 @@ def facts_table(facts: AdapterFacts, plan: Plan | None) -> Table:
     rows = [
         ["digest", adapter.digest],
         ["base model", adapter.base_name or "not named"],
-        ["LoRA", f"r {adapter.r}, alpha {adapter.alpha:g}{', rsLoRA' if adapter.use_rslora else ''}"],
+        ["LoRA", described(adapter)],
         ["targets", f"{', '.join(adapter.targets)} ({len(facts.modules)} modules)"],
         ["parameters", f"{adapter.num_parameters:,}"],
         ["bytes", size],

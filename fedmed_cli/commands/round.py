@@ -41,7 +41,7 @@ def run_round(
     robust: o.RobustOption = "none",
     num_malicious: o.NumMaliciousOption = None,
     clip: o.ClipOption = 1.5,
-    server_lr: o.ServerLrOption = "1",
+    server_lr: o.ServerLrOption = None,
     server_momentum: o.ServerMomentumOption = 0.0,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,

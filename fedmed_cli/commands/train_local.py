@@ -58,6 +58,9 @@ def train_local(
     lora_r: o.LoraROption = None,
     lora_alpha: o.LoraAlphaOption = None,
     lora_target_modules: o.LoraTargetsOption = None,
+    use_rslora: o.RsloraOption = None,
+    rank_pattern: o.RankPatternOption = None,
+    alpha_pattern: o.AlphaPatternOption = None,
     seed: o.SeedOption = None,
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
@@ -94,6 +97,9 @@ def train_local(
         lora_r=lora_r,
         lora_alpha=lora_alpha,
         lora_target_modules=targets,
+        use_rslora=use_rslora,
+        rank_pattern=o.pattern("--rank-pattern", rank_pattern, int),
+        alpha_pattern=o.pattern("--alpha-pattern", alpha_pattern, float),
         seed=seed,
     )
     check_options(given, plan)

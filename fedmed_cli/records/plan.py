@@ -16,6 +16,7 @@ from fedmed_cli.codec import check_header, control_character, decode_fields, enc
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_names
+from fedmed_cli.records.lora import Lora, check_pattern, names_for, scaling
 from fedmed_cli.records.measures import COORDINATOR
 
 MAX_MODULES = 20_000
@@ -26,7 +27,6 @@ _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.([A-Za-z0-9_]+|\*))*")
 # An Ed25519 key takes 51 bytes in OpenSSH's form, which are 68 characters of base64; all begin alike.
 _PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
-_TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,6 @@ class Base:
             for layer in range(shape[2]) if "*" in name else [0]:
                 result[name.replace("*", str(layer))] = (shape[0], shape[1])
         return dict(sorted(result.items()))
-
-
-@dataclass(frozen=True)
-class Lora:
-    """The LoRA configuration: every adapter of the federation has this rank, alpha and these targets."""
-
-    r: int = 8
-    alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.r <= 1024:
-            raise ValueError(f"lora.r must be from 1 to 1024, found {self.r}")
-        if not 0 < self.alpha <= 65536:
-            raise ValueError(f"lora.alpha must be above 0 and at most 65536, found {self.alpha}")
-        if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError("lora.targets must name at least one module, each once")
-        for target in self.targets:
-            if not _TARGET.fullmatch(target):
-                raise ValueError(f"lora.targets: {target[:80]!r} is not a module name")
-
-    @property
-    def scaling(self) -> float:
-        """s = alpha / r: the adapter adds s·B·A to the weight."""
-        return self.alpha / self.r
 
 
 @dataclass(frozen=True)
@@ -208,7 +183,8 @@ class Sites:
 _PLAN_COMMENTS = {
     "base": "The base model. Its fingerprint (weights, config, tokenizer, template) must match at every site;\n"
     "# `linear` gives the shape of each linear module: (out, in), and the number of layers where the name has a *.",
-    "lora": "What every site trains: LoRA of rank r with scaling alpha / r on the target modules.",
+    "lora": "What every site trains: LoRA of rank r on the target modules, with scaling alpha / r, or alpha / sqrt(r)\n"
+    "# with use_rslora. rank_pattern and alpha_pattern hold what some modules have instead.",
     "prompt": "Plain texts; the base model's own chat template wraps them.",
     "training": "Agreed by all sites. Device and batch size are free; max_steps is the default of a round.",
     "sites": "Who takes part, and the fewest contributions a round may be made of. Not part of the plan digest.\n"
@@ -230,32 +206,68 @@ class Plan:
     VERSION: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        targets = set(self.lora.targets)
+        used = {name for module in self.base.modules for name in names_for(module, targets)}
         for target in self.lora.targets:
-            if not any(_is_target(name, target) for name in self.base.modules):
+            if target not in used:
                 leaves = sorted({name.rsplit(".", 1)[-1][:40] for name in self.base.modules})
                 known = ", ".join(leaves[:20]) + (", …" if len(leaves) > 20 else "")
                 raise ValueError(f"lora.targets: the base has no linear module {target[:80]!r} (it has {known})")
-        smallest = min(min(shape) for shape in self.modules.values())
-        if self.lora.r > smallest:
-            raise ValueError(f"lora.r is {self.lora.r}, but a target module has a side of {smallest}")
+        for what in ("rank_pattern", "alpha_pattern"):
+            try:
+                check_pattern(getattr(self.lora, what), self.modules)
+            except ValueError as error:
+                raise ValueError(f"lora.{what}: {error}") from None
+        for module, shape in self.modules.items():
+            if self.rank(module) > min(shape):
+                what = "lora.r" if self.rank(module) == self.lora.r else "lora.rank_pattern"
+                raise ValueError(
+                    f"{what} is {self.rank(module)}, but target module {module} has a side of {min(shape)}"
+                )
         for name, rank in self.sites.ranks.items():
-            if rank > self.lora.r:
-                raise ValueError(f"sites.ranks.{name} is {rank}, above the plan's rank {self.lora.r}")
-        if (parameters := self.lora.r * sum(map(sum, self.modules.values()))) > MAX_PARAMETERS:
-            raise ValueError(f"an adapter would have {parameters:,} parameters, expected at most {MAX_PARAMETERS:,}")
+            if rank > self.max_rank:
+                raise ValueError(f"sites.ranks.{name} is {rank}, above the plan's rank {self.max_rank}")
+        if self.num_parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"an adapter would have {self.num_parameters:,} parameters, expected at most {MAX_PARAMETERS:,}"
+            )
 
     @cached_property
     def modules(self) -> dict[str, tuple[int, int]]:
         """The target modules, sorted by name: (out, in)."""
-        return {
-            name: shape
-            for name, shape in self.base.modules.items()
-            if any(_is_target(name, target) for target in self.lora.targets)
-        }
+        targets = set(self.lora.targets)
+        return {name: shape for name, shape in self.base.modules.items() if names_for(name, targets)}
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {module: self.lora.rank(module) for module in self.modules}
+
+    @cached_property
+    def _scales(self) -> dict[str, float]:
+        lora = self.lora
+        return {module: scaling(lora.alpha_of(module), rank, lora.use_rslora) for module, rank in self._ranks.items()}
+
+    @cached_property
+    def max_rank(self) -> int:
+        """The highest rank of any module."""
+        return max(self._ranks.values())
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """How many numbers an adapter holds."""
+        return sum(self._ranks[module] * sum(shape) for module, shape in self.modules.items())
+
+    def rank(self, module: str) -> int:
+        """The rank of a target module's factors."""
+        return self._ranks[module]
+
+    def scale(self, module: str) -> float:
+        """The scaling s of a target module: an adapter adds s·B·A to its weight."""
+        return self._scales[module]
 
     def rank_of(self, site: str) -> int:
-        """The rank that a site trains."""
-        return self.sites.ranks.get(site, self.lora.r)
+        """The rank above which a site trains nothing: the plan's highest, or what the plan gives that site."""
+        return self.sites.ranks.get(site, self.max_rank)
 
     @cached_property
     def digest(self) -> str:
@@ -305,11 +317,6 @@ class Plan:
             return typing.cast(Plan, decode_fields(cls, rest, ""))
         except ValueError as error:
             raise InputError(f"{name}: {reason_of(error)}") from None
-
-
-def _is_target(module: str, target: str) -> bool:
-    """PEFT's rule for a list of target modules: the whole name, or its end after a dot."""
-    return module == target or module.endswith("." + target)
 
 
 def _toml(value: Any) -> str:

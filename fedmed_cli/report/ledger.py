@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fedmed_cli.codec import encode
 from fedmed_cli.digests import short
+from fedmed_cli.records.lora import described
 from fedmed_cli.report import words
 from fedmed_cli.report.facts import Checks, Facts, RoundFacts
 from fedmed_cli.report.page import Cell, Grid, Pairs, Part, Section, Text
@@ -85,14 +86,13 @@ def plan_section(facts: Facts) -> Section:
     """What all sites agreed on."""
     plan = facts.plan
     training, lora = plan.training, plan.lora
-    parameters = lora.r * sum(map(sum, plan.modules.values()))
     ranks = ", ".join(f"{site} {rank}" for site, rank in plan.sites.ranks.items())
     rows = [
         ("Base model", plan.base.name + (f" at {plan.base.revision}" if plan.base.revision else "")),
         ("Bytes of its weights", number_of_bytes(plan.base.num_bytes)),
         ("Base fingerprint", plan.base.fingerprint),
-        ("Adapter", f"LoRA, r = {lora.r}, alpha = {lora.alpha:g}, on {', '.join(lora.targets)}"),
-        ("Trained parameters", f"{parameters:,} in {len(plan.modules):,} modules"),
+        ("Adapter", f"LoRA, {described(lora)}; on {', '.join(lora.targets)}"),
+        ("Trained parameters", f"{plan.num_parameters:,} in {len(plan.modules):,} modules"),
         ("Training", f"{training.max_steps:,} steps a round, learning rate {training.learning_rate:g}"),
         (
             "Schedule",

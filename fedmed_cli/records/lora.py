@@ -1,0 +1,137 @@
+"""The LoRA configuration: ranks, alphas and target modules, of all modules or of some, named as PEFT names them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from fedmed_cli.codec import LATER
+
+MAX_RANK = 1024
+MAX_ALPHA = 65536
+MAX_DESCRIBED = 8
+_TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+
+T = TypeVar("T", int, float)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What every adapter of the federation has: rank, alpha and target modules.
+
+    `rank_pattern` and `alpha_pattern` give some modules another rank or alpha. They name a module as `targets`
+    do: by its whole name, or by its end after a dot.
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    use_rslora: bool = field(default=False, metadata=LATER)
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata=LATER)
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        for where, rank in {"r": self.r, **_named("rank_pattern", self.rank_pattern)}.items():
+            if not 1 <= rank <= MAX_RANK:
+                raise ValueError(f"lora.{where} must be from 1 to {MAX_RANK}, found {rank}")
+        for where, alpha in {"alpha": self.alpha, **_named("alpha_pattern", self.alpha_pattern)}.items():
+            if not 0 < alpha <= MAX_ALPHA:
+                raise ValueError(f"lora.{where} must be above 0 and at most {MAX_ALPHA}, found {alpha}")
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError("lora.targets must name at least one module, each once")
+        for what in ("targets", "rank_pattern", "alpha_pattern"):
+            for name in getattr(self, what):
+                if not _TARGET.fullmatch(name):
+                    raise ValueError(f"lora.{what}: {name[:80]!r} is not a module name")
+
+    def rank(self, module: str) -> int:
+        """The rank of a module's factors."""
+        return value_for(module, self.rank_pattern, self.r)
+
+    def alpha_of(self, module: str) -> float:
+        return value_for(module, self.alpha_pattern, self.alpha)
+
+
+def scaling(alpha: float, r: int, use_rslora: bool) -> float:
+    """s = alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski, arXiv 2312.03732): an adapter adds s·B·A."""
+    return alpha / math.sqrt(r) if use_rslora else alpha / r
+
+
+def rescaled(alpha: float, r: int, new_r: int, use_rslora: bool) -> float:
+    """The alpha that gives rank `new_r` the scaling that `alpha` gives rank `r`."""
+    return alpha * (math.sqrt(new_r / r) if use_rslora else new_r / r)
+
+
+def names_for(module: str, names: Collection[str]) -> list[str]:
+    """Those of `names` that mean the module, by PEFT's rule for lists: its whole name, or its end after a dot."""
+    parts = module.split(".")
+    ends = (".".join(parts[i:]) for i in range(len(parts)))
+    return [end for end in ends if end in names]
+
+
+def value_for(module: str, pattern: Mapping[str, T], default: T) -> T:
+    """A module's value where at most one name of `pattern` means it, as `check_pattern` has seen."""
+    if not pattern:
+        return default
+    found = names_for(module, pattern)
+    return pattern[found[0]] if found else default
+
+
+def check_pattern(pattern: Collection[str], modules: Collection[str]) -> None:
+    """ValueError unless every name means one of the modules, and no two the same: PEFT would take either."""
+    used = set()
+    for module in modules if pattern else ():
+        found = names_for(module, pattern)
+        if len(found) > 1:
+            raise ValueError(f"{found[0][:80]!r} and {found[1][:80]!r} both mean {module[:80]}")
+        used.update(found)
+    for name in pattern:
+        if name not in used:
+            raise ValueError(f"{name[:80]!r} means no target module")
+
+
+def pattern_of(values: Mapping[str, T], default: T) -> dict[str, T]:
+    """The pattern that gives each module its value: by the last part of the name where that is enough."""
+    ends: defaultdict[str, set[T]] = defaultdict(set)
+    for module, value in values.items():
+        ends[module.rpartition(".")[2]].add(value)
+    result = {}
+    for module, value in values.items():
+        end = module.rpartition(".")[2]
+        if value != default:
+            result[end if len(ends[end]) == 1 else module] = value
+    return dict(sorted(result.items()))
+
+
+class Configured(Protocol):
+    """A Lora, or an adapter."""
+
+    @property
+    def r(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def use_rslora(self) -> bool: ...
+    @property
+    def rank_pattern(self) -> dict[str, int]: ...
+    @property
+    def alpha_pattern(self) -> dict[str, float]: ...
+
+
+def described(lora: Configured) -> str:
+    """ "r = 8, alpha = 16, rsLoRA, but r = 4 on down_proj", for people; the targets are left to the caller."""
+    text = f"r = {lora.r}, alpha = {lora.alpha:g}" + (", rsLoRA" if lora.use_rslora else "")
+    others = [f"r = {rank} on {name}" for name, rank in lora.rank_pattern.items()]
+    others += [f"alpha = {own:g} on {name}" for name, own in lora.alpha_pattern.items()]
+    if others:
+        text += f", but {', '.join(others[:MAX_DESCRIBED])}"
+        text += f" and {len(others) - MAX_DESCRIBED} more" if len(others) > MAX_DESCRIBED else ""
+    return text
+
+
+def _named(what: str, pattern: Mapping[str, T]) -> dict[str, T]:
+    return {f"{what}.{name[:80]}": value for name, value in pattern.items()}
