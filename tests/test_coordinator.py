@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_aggregation import dense, make_plan, submission
 
+from fedmed_cli import options
 from fedmed_cli.adapters import initial_factors, plan_adapter
 from fedmed_cli.aggregation.coordinator import Examiner, Rules, combine
 from fedmed_cli.errors import CombineError, InputError
@@ -165,6 +166,20 @@ def test_the_line_search_takes_the_longer_step_only_where_it_surely_helps(plan, 
     assert set(result.examination.server_lr_losses) == {"1", "1.5", "2", "3"}
     result = combine(plan, parent, honest(plan, parent), rules, examiner=examiner(plan, parent))
     assert result.server_lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "weights", "given", "wanted"),
+    [
+        ("svd", "agentic", None, None),
+        ("svd", "tokens", None, 1.0),
+        ("stack", "agentic", None, 1.0),
+        ("svd", "agentic", "1", 1.0),
+        ("svd", "tokens", "auto", None),
+    ],
+)
+def test_the_step_is_searched_for_where_the_coordinator_measures(method, weights, given, wanted):
+    assert options.rules(method, weights, "none", None, 1.5, given, 0.0).server_lr == wanted
 
 
 def test_fedexp_is_its_formula(plan, parent):

@@ -121,7 +121,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_gradients_with_rank_and_alpha_patterns_are_those_of_peft(use_rslora, ready, tiny_base, monkeypatch):
-    place, plan, lm, encoded = ready
+    _, plan, lm, encoded = ready
     targets = ("q_proj", "v_proj", "gate_proj", "down_proj")
     lora = Lora(4, 8.0, targets, use_rslora, {"v_proj": 2, "down_proj": 6}, {"down_proj": 3.0, "q_proj": 5.0})
     plan = dataclasses.replace(plan, lora=lora)

@@ -45,7 +45,7 @@ METHODS = {
     "self-reported": Rules(weights="self-reported", clip=None),
     "geometric median": Rules(weights="uniform", robust="geometric-median", clip=None),
     "tokens": Rules(),
-    "agentic": Rules(weights="agentic"),
+    "agentic": Rules(weights="agentic", server_lr=None),
 }
 ETAS = (1.0, 1.5, 2.0, 3.0)
 

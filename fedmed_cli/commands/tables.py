@@ -166,7 +166,10 @@ def _examination_lines(record: Aggregate) -> list[str]:
             lines.append(f"only {seen.num_groups} groups: the decisions are rough ({FEW_GROUPS} or more are wanted)")
         if seen.server_lr_losses:
             tried = ", ".join(f"{step}: {loss:.4f}" for step, loss in seen.server_lr_losses.items())
-            lines.append(f"server steps tried (loss): {tried}; taken: {record.server_lr:g}")
+            lines.append(
+                f"server's step: {record.server_lr:g} times the mean of the updates (loss at {tried}); a longer step "
+                "is taken where it helps beyond chance and hurts no site"
+            )
     return lines
 
 
