@@ -26,7 +26,7 @@ from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
-from fedmed_cli.records.lora import MAX_ALPHA, MAX_RANK, check_pattern, pattern_of, rescaled, scaling, value_for
+from fedmed_cli.records.lora import MAX_ALPHA, MAX_RANK, check_pattern, pattern_of, rescaled, scaling, unlike, value_for
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
@@ -81,8 +81,7 @@ Factors = tuple[np.ndarray, np.ndarray]
 class Adapter:
     """A LoRA adapter in memory. `factors[module]` is (A: (r, in), B: (out, r)), float32; it adds s·B·A.
 
-    `r` and `alpha` are those of modules in general. A module's own rank is that of its factors; where its alpha
-    is another too, it is in `alphas`.
+    `r` and `alpha` are those of modules in general; `ranks` and `alphas` hold those of modules that have others.
     """
 
     r: int
@@ -91,15 +90,19 @@ class Adapter:
     base_name: str
     factors: Mapping[str, Factors]
     use_rslora: bool = False
+    ranks: Mapping[str, int] = field(default_factory=dict)
     alphas: Mapping[str, float] = field(default_factory=dict)
 
     def rank(self, module: str) -> int:
         """The rank of one module's factors."""
-        return len(self.factors[module][0])
+        return self.ranks.get(module, self.r)
+
+    def alpha_of(self, module: str) -> float:
+        return self.alphas.get(module, self.alpha)
 
     def scale(self, module: str) -> float:
         """The scaling s of one module's product."""
-        return scaling(self.alphas.get(module, self.alpha), self.rank(module), self.use_rslora)
+        return scaling(self.alpha_of(module), self.rank(module), self.use_rslora)
 
     @property
     def max_rank(self) -> int:
@@ -114,7 +117,7 @@ class Adapter:
     @property
     def alpha_pattern(self) -> dict[str, float]:
         """PEFT's alpha_pattern: the alphas that are not `alpha`."""
-        return pattern_of({module: self.alphas.get(module, self.alpha) for module in self.factors}, self.alpha)
+        return pattern_of({module: self.alpha_of(module) for module in self.factors}, self.alpha)
 
     @property
     def num_parameters(self) -> int:
@@ -379,8 +382,9 @@ def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: P
         except ValueError as error:
             raise CombineError(f"{path / CONFIG_NAME}: {what}: {error}") from None
     pairs = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
-    alphas = {module: alpha for module in pairs if (alpha := config.alpha_of(module)) != config.alpha}
-    adapter = Adapter(config.r, config.alpha, targets, config.base_name, pairs, config.use_rslora, alphas)
+    ranks = unlike({module: config.rank(module) for module in pairs}, config.r)
+    alphas = unlike({module: config.alpha_of(module) for module in pairs}, config.alpha)
+    adapter = Adapter(config.r, config.alpha, targets, config.base_name, pairs, config.use_rslora, ranks, alphas)
     if weights[:start] == header_bytes(tensors):
         # The file is as fedmed would write it: what follows from it need not be computed again.
         adapter.__dict__.update(weights_bytes=weights, weights_digest=weights_digest)
@@ -645,13 +649,20 @@ def plan_adapter(plan: Plan, factors: Mapping[str, Factors], r: int | None = Non
     lora = plan.lora
     r = r or lora.r
     alpha = rescaled(lora.alpha, lora.r, r, lora.use_rslora)
-    alphas = {}
-    for module, (a, _) in factors.items():
-        own = rescaled(lora.alpha_of(module), plan.rank(module), len(a), lora.use_rslora)
-        if own != alpha:
-            alphas[module] = own
+    ranks = {module: len(a) for module, (a, _) in factors.items()}
+    alphas = {
+        module: rescaled(lora.alpha_of(module), plan.rank(module), rank, lora.use_rslora)
+        for module, rank in ranks.items()
+    }
     return Adapter(
-        r, alpha, tuple(sorted(lora.targets)), plan.base.name, dict(sorted(factors.items())), lora.use_rslora, alphas
+        r,
+        alpha,
+        tuple(sorted(lora.targets)),
+        plan.base.name,
+        dict(sorted(factors.items())),
+        lora.use_rslora,
+        unlike(ranks, r),
+        unlike(alphas, alpha),
     )
 
 

@@ -7,11 +7,13 @@ unprintable names), so every foreign header is parsed here.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,7 @@ class TensorInfo:
 
 def parse_header(
     head: bytes | memoryview, file_bytes: int, name: str, max_header: int = MAX_HEADER_BYTES
-) -> tuple[dict[str, TensorInfo], int]:
+) -> tuple[Mapping[str, TensorInfo], int]:
     """Check a file's header and return its tensors by name and the offset of the data section.
 
     `head` holds at least the header, `file_bytes` is the size of the whole file, `name` is how errors call
@@ -56,48 +58,57 @@ def parse_header(
     data_bytes = file_bytes - 8 - length
     if data_bytes < 0:
         raise InputError(f"{name}: is truncated: its header needs {8 + length:,} bytes, the file has {file_bytes:,}")
-    text = bytes(head[8 : 8 + length])
+    try:
+        tensors = _tensors(bytes(head[8 : 8 + length]), data_bytes, max_header)
+    except InputError as error:
+        raise InputError(f"{name}: {error.message}", hint=error.hint) from None
+    return tensors, 8 + length
+
+
+@functools.lru_cache(maxsize=4)
+def _tensors(text: bytes, data_bytes: int, max_header: int) -> Mapping[str, TensorInfo]:
+    """A header's tensors by name. Remembered, for the adapters of one federation have the same headers."""
     if not text.startswith(b"{"):
-        raise InputError(f"{name}: header: expected an object, found another first byte")
-    entries = parse_json(text, f"{name}: header", max_header)
+        raise InputError("header: expected an object, found another first byte")
+    entries = parse_json(text, "header", max_header)
     if not isinstance(entries, dict):
-        raise InputError(f"{name}: header: expected an object, found {type(entries).__name__}")
+        raise InputError(f"header: expected an object, found {type(entries).__name__}")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise InputError(f"{name}: header: __metadata__ must map names to texts")
+        raise InputError("header: __metadata__ must map names to texts")
     if sum(len(key) + len(value) for key, value in metadata.items()) > MAX_METADATA_BYTES:
-        raise InputError(f"{name}: header: __metadata__ holds more than {MAX_METADATA_BYTES:,} characters")
+        raise InputError(f"header: __metadata__ holds more than {MAX_METADATA_BYTES:,} characters")
     if len(entries) > max_header // LEAST_ENTRY_BYTES:
         raise InputError(
-            f"{name}: header: expected at most {max_header // LEAST_ENTRY_BYTES:,} tensors, found {len(entries):,}"
+            f"header: expected at most {max_header // LEAST_ENTRY_BYTES:,} tensors, found {len(entries):,}"
         )
-    tensors = {key: _entry(key, value, name) for key, value in entries.items()}
+    tensors = {key: _entry(key, value) for key, value in entries.items()}
     position = 0
     for key, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != position:
             kind = "a gap" if info.start > position else "an overlap"
-            raise InputError(f"{name}: header: {kind} before tensor {key!r} at byte {info.start}")
+            raise InputError(f"header: {kind} before tensor {key!r} at byte {info.start}")
         position = info.end
     if position > data_bytes:
-        raise InputError(f"{name}: is truncated: its tensors need {position:,} bytes, the file has {data_bytes:,}")
+        raise InputError(f"is truncated: its tensors need {position:,} bytes, the file has {data_bytes:,}")
     if position < data_bytes:
-        raise InputError(f"{name}: has {data_bytes - position:,} bytes after its last tensor")
-    return tensors, 8 + length
+        raise InputError(f"has {data_bytes - position:,} bytes after its last tensor")
+    return MappingProxyType(tensors)
 
 
-def _entry(key: str, value: Any, name: str) -> TensorInfo:
+def _entry(key: str, value: Any) -> TensorInfo:
     if not key.isascii() or not key.isprintable() or not 0 < len(key) <= 256:
-        raise InputError(f"{name}: header: tensor name {key[:80]!a} is not 1 to 256 printable ASCII characters")
+        raise InputError(f"header: tensor name {key[:80]!a} is not 1 to 256 printable ASCII characters")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise InputError(f"{name}: header: tensor {key!r} must have dtype, shape and data_offsets alone")
+        raise InputError(f"header: tensor {key!r} must have dtype, shape and data_offsets alone")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise InputError(f"{name}: header: tensor {key!r} has an unknown dtype {shown(dtype)}")
+        raise InputError(f"header: tensor {key!r} has an unknown dtype {shown(dtype)}")
     for part, what in ((shape, "shape"), (offsets, "data_offsets")):
         if not isinstance(part, list) or len(part) > 8 or any(type(x) is not int or not 0 <= x < 2**48 for x in part):
-            raise InputError(f"{name}: header: tensor {key!r} has an unusable {what}")
+            raise InputError(f"header: tensor {key!r} has an unusable {what}")
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise InputError(f"{name}: header: tensor {key!r} has offsets that do not fit its shape {shape} of {dtype}")
+        raise InputError(f"header: tensor {key!r} has offsets that do not fit its shape {shape} of {dtype}")
     return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli.adapters import CONTRIBUTION_NAME, WEIGHTS_NAME, AdapterFolder, Factors, tensor_name
+from fedmed_cli.adapters import CONTRIBUTION_NAME, PREFIX, WEIGHTS_NAME, AdapterFolder, Factors, tensor_name
 from fedmed_cli.aggregation.coordinator import Submission
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.errors import InputError
@@ -27,7 +27,6 @@ class StagedFactors(Mapping[str, Factors]):
     def __init__(self, path: Path, data: bytes) -> None:
         self.path = path
         self.tensors, self.start = parse_header(data, len(data), str(path))
-        self.modules = sorted({name.rpartition(".lora_")[0] for name in self.tensors})
 
     def __getitem__(self, module: str) -> Factors:
         a, b = (self.tensors[tensor_name(module, factor)] for factor in "AB")
@@ -42,11 +41,10 @@ class StagedFactors(Mapping[str, Factors]):
         return to_float32(memoryview(data), info)
 
     def __iter__(self) -> Iterator[str]:
-        prefix = tensor_name("", "A").partition(".lora_")[0]
-        return iter(module.removeprefix(prefix) for module in self.modules)
+        return iter(sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in self.tensors}))
 
     def __len__(self) -> int:
-        return len(self.modules)
+        return len(self.tensors) // 2
 
 
 def stage(folder: AdapterFolder, target: Path) -> Submission:

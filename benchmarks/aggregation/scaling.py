@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmed_cli import adapters, embedded
+from fedmed_cli.aggregation.coordinator import PAIRWISE_UP_TO
 from fedmed_cli.aggregation.rules import svd
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
@@ -34,41 +35,63 @@ SMALL = {"model.layers.*.self_attn.q_proj": (256, 256, 8), "model.layers.*.self_
 ALL_LINEAR = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
 
 
+COUNTS = (30, 100, 300, 1000)
+REPEATS = 7
+
+# A round of three sites comes first, so that start-up (imports, threads) is not counted to the sites.
 MEASURED = """
 import resource, sys, time
+from fedmed_cli.aggregation import coordinator
 from fedmed_cli.app import main
-main(["--version"])
-import numpy, fedmed_cli.rounds
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-started = time.perf_counter()
-code = main(["aggregate", "--weights", "tokens", "-q", "-C", sys.argv[1]])
-print(code, time.perf_counter() - started, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+coordinator.PAIRWISE_UP_TO = int(sys.argv[1])
+def aggregate(root):
+    started = time.perf_counter()
+    assert main(["aggregate", "--weights", "tokens", "-q", "-C", root]) == 0
+    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+_, before = aggregate(sys.argv[2])
+seconds, after = aggregate(sys.argv[3])
+print(seconds, before, after)
 """
 
 
 def sites(folder: Path) -> None:
-    for count in (30, 100, 300, 1000):
-        root = folder / str(count)
-        names = tuple(f"H{i:04d}" for i in range(count))
-        base = Base("small", "", "0" * 64, 10_000_000, SMALL)
-        plan = Plan(base, Lora(), Prompt(), Training(), Sites(names, count))
-        root.mkdir()
-        (root / "federation.toml").write_bytes(plan.to_bytes())
-        for number, name in enumerate(names):
-            write_contribution(plan, name, number, root / "adapters" / name)
-        found = []
-        for _ in range(3):
-            shutil.rmtree(root / "rounds", ignore_errors=True)
-            done = subprocess.run(
-                [sys.executable, "-c", MEASURED, str(root)], capture_output=True, text=True, check=True
-            )
-            code, seconds, before, after = done.stdout.split()[-4:]
-            assert code == "0", done.stderr
-            found.append((float(seconds), (int(after) - int(before)) / 1024))
-        seconds, memory = min(found)
-        print(json.dumps({"sites": count, "seconds": round(seconds, 3), "ms_per_site": round(1000 * seconds / count, 2),
-                          "megabytes_above_start": round(memory, 1)}), flush=True)  # fmt: skip
-        shutil.rmtree(root)
+    """Time and memory by number of sites: as it is, and with the comparison of all pairs left out.
+
+    A round takes a fixed time (the command, one SVD a module) and a time for each site: the latter is the
+    difference to the row before, by the sites that were added.
+    """
+    for count in (3, *COUNTS):
+        _federation(folder, count)
+    cases = [(count, pairwise) for count in COUNTS for pairwise in (PAIRWISE_UP_TO, 0)]
+    found: dict[tuple[int, int], list[tuple[float, float]]] = {case: [] for case in cases}
+    for count, pairwise in REPEATS * cases:  # in turns, so that a slow minute is everybody's
+        for used in (3, count):
+            shutil.rmtree(folder / str(used) / "rounds", ignore_errors=True)
+        command = [sys.executable, "-c", MEASURED, str(pairwise), str(folder / "3"), str(folder / str(count))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, before, after = map(float, done.stdout.split()[-3:])
+        found[count, pairwise].append((seconds, (after - before) / 1024))
+    last = (0, 0.0)
+    for count in COUNTS:
+        (seconds, memory), (linear, _) = min(found[count, PAIRWISE_UP_TO]), min(found[count, 0])
+        row = {"sites": count, "seconds": round(seconds, 3), "megabytes_above_three_sites": round(memory, 1),
+               "seconds_without_pairs": round(linear, 3)}  # fmt: skip
+        if last[0]:
+            row["ms_per_further_site_without_pairs"] = round(1000 * (linear - last[1]) / (count - last[0]), 2)
+        print(json.dumps(row), flush=True)
+        last = (count, linear)
+
+
+def _federation(folder: Path, count: int) -> None:
+    """A workspace with the contributions of so many sites, of a small shape."""
+    root = folder / str(count)
+    names = tuple(f"H{i:04d}" for i in range(count))
+    base = Base("small", "", "0" * 64, 10_000_000, SMALL)
+    plan = Plan(base, Lora(), Prompt(), Training(), Sites(names, count))
+    root.mkdir()
+    (root / "federation.toml").write_bytes(plan.to_bytes())
+    for number, name in enumerate(names):
+        write_contribution(plan, name, number, root / "adapters" / name)
 
 
 def ten(folder: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmed_cli.adapters import Adapter, Factors
-from fedmed_cli.records.lora import rescaled
+from fedmed_cli.records.lora import rescaled, unlike
 
 Product = tuple[np.ndarray, np.ndarray]
 
@@ -124,7 +124,10 @@ def _stacked(parts: Sequence[tuple[np.ndarray, np.ndarray, float | np.ndarray]])
 
 
 class _Sum:
-    """A sum of low-rank products: stacked while its rank is below min(out, in), dense from then on."""
+    """A sum of low-rank products: stacked while its rank is at most min(out, in), dense from then on.
+
+    To the dense matrix they are added in blocks of about that rank, so that it is not gone through for each.
+    """
 
     def __init__(self, size_out: int, size_in: int) -> None:
         self.largest = min(size_out, size_in)
@@ -136,15 +139,22 @@ class _Sum:
         """Add scale·left·right; left: (out, r), right: (r, in), scale: a number or (r,)."""
         self.parts.append((left, right, scale))
         self.rank += len(right)
-        if self.dense is not None or self.rank > self.largest:
-            product_left, product_right = _stacked(self.parts)
-            dense = product_left @ product_right
-            self.dense = dense if self.dense is None else self.dense + dense
-            self.parts = []
+        if self.rank > self.largest:
+            self._flush()
+
+    def _flush(self) -> None:
+        left, right = _stacked(self.parts)
+        if self.dense is None:
+            self.dense = left @ right
+        else:
+            self.dense += left @ right
+        self.parts, self.rank = [], 0
 
     def product(self) -> Product:
         if self.dense is None:
             return _stacked(self.parts)
+        if self.parts:
+            self._flush()
         size_out, size_in = self.dense.shape
         return (self.dense, np.eye(size_in)) if size_in <= size_out else (np.eye(size_out), self.dense)
 
@@ -220,13 +230,14 @@ def cut_to_rank(adapter: Adapter, r: int) -> Adapter:
     factors = {module: (a[:r], b[:, :r]) for module, (a, b) in adapter.factors.items()}
     new_r = min(r, adapter.r)
     alpha = rescaled(adapter.alpha, adapter.r, new_r, adapter.use_rslora)
-    alphas = {}
-    for module in factors:
-        rank = adapter.rank(module)
-        own = rescaled(adapter.alphas.get(module, adapter.alpha), rank, min(r, rank), adapter.use_rslora)
-        if own != alpha:
-            alphas[module] = own
-    return dataclasses.replace(adapter, r=new_r, alpha=alpha, factors=factors, alphas=alphas)
+    ranks = {module: min(r, adapter.rank(module)) for module in factors}
+    alphas = {
+        module: rescaled(adapter.alpha_of(module), adapter.rank(module), rank, adapter.use_rslora)
+        for module, rank in ranks.items()
+    }
+    return dataclasses.replace(
+        adapter, r=new_r, alpha=alpha, factors=factors, ranks=unlike(ranks, new_r), alphas=unlike(alphas, alpha)
+    )
 
 
 def update_norm(parent: Adapter, adapter: Adapter) -> float:

@@ -94,16 +94,20 @@ def check_pattern(pattern: Collection[str], modules: Collection[str]) -> None:
             raise ValueError(f"{name[:80]!r} means no target module")
 
 
+def unlike(values: Mapping[str, T], default: T) -> dict[str, T]:
+    """The values that are not the default."""
+    return {module: value for module, value in values.items() if value != default}
+
+
 def pattern_of(values: Mapping[str, T], default: T) -> dict[str, T]:
     """The pattern that gives each module its value: by the last part of the name where that is enough."""
     ends: defaultdict[str, set[T]] = defaultdict(set)
     for module, value in values.items():
         ends[module.rpartition(".")[2]].add(value)
     result = {}
-    for module, value in values.items():
+    for module, value in unlike(values, default).items():
         end = module.rpartition(".")[2]
-        if value != default:
-            result[end if len(ends[end]) == 1 else module] = value
+        result[end if len(ends[end]) == 1 else module] = value
     return dict(sorted(result.items()))
 
 
