@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -358,10 +359,10 @@ def carry(bench: Bench) -> None:
     rows = Rows(bench.root / "carry.jsonl")
     # The rest is added to the base weights, and in bfloat16 most of it would be rounded away.
     bench = Bench(bench.root / "float32", bench.medquad, float32=True)
-    for seed in SEEDS:
-        if not rows.missing(seed=seed):
+    for num_sites, seed in itertools.product((3, 5), SEEDS):
+        if not rows.missing(sites=num_sites, seed=seed):
             continue
-        fed = bench.federation(3, seed)
+        fed = bench.federation(num_sites, seed)
         start, sent = fed.honest()
         plan = fed.plan
         wide = dataclasses.replace(plan, lora=dataclasses.replace(plan.lora, r=16, alpha=32.0))
@@ -398,7 +399,7 @@ def carry(bench: Bench) -> None:
                 for module, weight in saved.items():
                     layer = base.get_submodule(module)
                     getattr(layer, "base_layer", layer).weight.copy_(weight)
-        rows.add(seed=seed, groups=fed.test_set().groups, losses=losses)
+        rows.add(sites=num_sites, seed=seed, groups=fed.test_set().groups, losses=losses)
 
 
 # --- tables -----------------------------------------------------------------------------------------
@@ -460,17 +461,18 @@ def table(bench: Bench) -> None:
             names = [*(f"{eta:g}" for eta in ETAS[1:]), "auto"]
             print(f"  {home}: " + "; ".join(f"{name} − 1: {difference(part, name, '1')}" for name in names))
     rows = Rows(bench.root / "carry.jsonl").rows
-    if rows:
-        print()
-        for name in rows[0]["losses"]:
-            print(f"carry, {name}: {pooled(rows, name).mean:.4f}")
+    for num_sites in sorted({row["sites"] for row in rows}):
+        own = [row for row in rows if row["sites"] == num_sites]
+        print(f"\ncarry, {num_sites} sites ({len(own)} seeds)")
+        for name in own[0]["losses"]:
+            print(f"  {name}: {pooled(own, name).mean:.4f}")
         pairs = [
             ("round 1, rank 8 + 8", "round 1, rank 8"),
             ("round 1, exact", "round 1, rank 8"),
             ("round 2, rank 8 + 8", "round 2, rank 8"),
         ]
         for one, two in pairs:
-            print(f"{one} − {two}: {difference(rows, one, two)}")
+            print(f"  {one} − {two}: {difference(own, one, two)}")
 
 
 def narrow(row: Mapping, home: str) -> dict:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedmed_cli import options as o
-
-if TYPE_CHECKING:
-    from fedmed_cli.screen import Screen
-    from fedmed_cli.workspace import Workspace
 
 
 def compare(
@@ -95,10 +91,14 @@ def compare(
     elif files:
         raise UsageError(f"{files[0]}: files are given with --merge")
     if merge:
-        _merge(screen, place, files or [])
+        from fedmed_cli.commands.compare_merge import write_matrix
+
+        write_matrix(screen, place, files or [])
         return
     if scores:
-        _write_scores(screen, place, site, max_eval_samples, (device, base, base_wheel))
+        from fedmed_cli.commands.compare_scores import write_scores
+
+        write_scores(screen, place, site, max_eval_samples, device, base, base_wheel)
         return
     if site is not None and site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
@@ -113,6 +113,11 @@ def compare(
         chosen |= {name: one for name, (_, one) in local_only.items()}
         picked = read_choices(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
+        everything = None
+        if pooled:
+            from fedmed_cli.pooled import gather
+
+            everything = gather(place, plan, screen.say)
         if not (chosen or pooled):
             screen.say("there is no adapter yet: only the base model is measured")
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
@@ -121,12 +126,12 @@ def compare(
         from fedmed_cli.commands.compare_tables import comparison_lines
 
         lm = models.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
-        if pooled:
+        if everything is not None:
             from fedmed_cli.commands.live import step_events
             from fedmed_cli.pooled import pooled_adapter
 
             with step_events(screen, "pooled") as events:
-                chosen[candidates.POOLED] = pooled_adapter(place, plan, lm, screen.say, events.step)
+                chosen[candidates.POOLED] = pooled_adapter(place, plan, lm, everything, screen.say, events.step)
         with screen.progress("comparing") as update:
 
             def report(name: str, done: int, total: int) -> None:
@@ -159,51 +164,3 @@ def compare(
             write_file(place.reports / "answers.md", text.encode())
             lines.append(f"wrote {place.reports / 'answers.md'}: generated text, not for clinical use")
     screen.result(record.to_dict(), *comparison_lines(record), *lines)
-
-
-def _merge(screen: Screen, place: Workspace, files: list[Path]) -> None:
-    """Merge the hospitals' comparisons and write reports/matrix.json."""
-    from fedmed_cli import matrix
-    from fedmed_cli.commands.compare_tables import matrix_lines
-    from fedmed_cli.errors import UsageError
-    from fedmed_cli.workspace import write_file
-
-    if len(files) < 2:
-        raise UsageError("--merge takes two files or more, for example --merge reports/compare-*.json")
-    with place.lock():
-        record = matrix.merge(place.read_plan(), files, screen.say)
-        path = place.reports / "matrix.json"
-        place.set_aside(path)
-        write_file(path, record.to_bytes())
-    screen.result(record.to_dict(), *matrix_lines(record), f"wrote {path}")
-
-
-def _write_scores(
-    screen: Screen,
-    place: Workspace,
-    site: str | None,
-    max_eval_samples: int,
-    where: tuple[str, str | None, Path | None],
-) -> None:
-    """Score the contributions in adapters/ on a hospital's validation examples and write scores/SITE.json."""
-    from fedmed_cli.bases import find_for_plan
-    from fedmed_cli.errors import UsageError
-    from fedmed_cli.workspace import write_file
-
-    plan = place.read_plan()
-    if site not in plan.sites.names:
-        raise UsageError(f"--scores goes with --site, one of {', '.join(plan.sites.names)}")
-    with place.lock():
-        local = find_for_plan(plan.base, where[1], where[2], screen.say)
-
-        from fedmed_cli import models, scoring
-        from fedmed_cli.commands.live import step_events
-        from fedmed_cli.commands.tables import scores_table
-
-        lm = models.load(local, where[0], screen.say, screen.detail)
-        with step_events(screen, f"scoring at {site}") as events:
-            record = scoring.score(place, plan, lm, site, max_eval_samples, events)
-        path = place.scores / f"{site}.json"
-        place.set_aside(path)
-        write_file(path, record.to_bytes())
-    screen.result(record.to_dict(), scores_table(record), f"wrote {path}: send this file to the coordinator")

@@ -1,0 +1,39 @@
+"""`fedmed compare --scores`: a hospital scores the others' adapters, for `--weights crosseval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedmed_cli.bases import find_for_plan
+from fedmed_cli.errors import UsageError
+from fedmed_cli.screen import Screen
+from fedmed_cli.workspace import Workspace, write_file
+
+
+def write_scores(
+    screen: Screen,
+    place: Workspace,
+    site: str | None,
+    max_eval_samples: int,
+    device: str,
+    base: str | None,
+    base_wheel: Path | None,
+) -> None:
+    """Score the contributions in adapters/ on a hospital's validation examples and write scores/SITE.json."""
+    plan = place.read_plan()
+    if site not in plan.sites.names:
+        raise UsageError(f"--scores goes with --site, one of {', '.join(plan.sites.names)}")
+    with place.lock():
+        local = find_for_plan(plan.base, base, base_wheel, screen.say)
+
+        from fedmed_cli import models, scoring
+        from fedmed_cli.commands.live import step_events
+        from fedmed_cli.commands.tables import scores_table
+
+        lm = models.load(local, device, screen.say, screen.detail)
+        with step_events(screen, f"scoring at {site}") as events:
+            record = scoring.score(place, plan, lm, site, max_eval_samples, events)
+        path = place.scores / f"{site}.json"
+        place.set_aside(path)
+        write_file(path, record.to_bytes())
+    screen.result(record.to_dict(), scores_table(record), f"wrote {path}: send this file to the coordinator")
