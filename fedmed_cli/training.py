@@ -15,6 +15,7 @@ import torch
 
 from fedmed_cli import kernels
 from fedmed_cli.adapters import Adapter, plan_adapter
+from fedmed_cli.attention import can_pack
 from fedmed_cli.batches import nll_per_example
 from fedmed_cli.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.digests import sha256_json
@@ -149,6 +150,8 @@ def train(
     if lm.device.type == "cpu":
         kernels.settle_heap()
     lm.use(start)
+    if lm.device.type == "cpu" and not can_pack(lm):
+        say("this model's attention is computed as transformers does: examples are padded, and a step takes longer")
     parameters = lm.trainable_parameters()
     anchors = [parameter.detach().clone() for parameter in parameters] if training.fedprox_mu else []
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)

@@ -97,10 +97,10 @@ def caught_gradients(monkeypatch):
     return caught
 
 
-def first_gradients(monkeypatch, lm, plan, start, encoded, options):
+def first_gradients(monkeypatch, lm, plan, start, encoded, options, say=lambda message: None):
     """The gradients of fedmed's first step."""
     caught = caught_gradients(monkeypatch)
-    training.train(lm, plan, start, encoded, 1, options, seed=SEED)
+    training.train(lm, plan, start, encoded, 1, options, seed=SEED, say=say)
     return caught[0][0]
 
 
@@ -150,10 +150,12 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     options = Options(**({"per_device_train_batch_size": 6} | given))
     batch = next(training.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
-    found = first_gradients(monkeypatch, lm, plan, start, encoded, options)
+    said = []
+    found = first_gradients(monkeypatch, lm, plan, start, encoded, options, said.append)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
     assert lm.can_pack is ("can_pack" not in changes)  # what was meant is what ran
+    assert any("takes longer" in line for line in said) is ("can_pack" in changes)
 
 
 @pytest.mark.filterwarnings("ignore")  # of inductor, whose own they are
