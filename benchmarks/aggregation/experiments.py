@@ -217,6 +217,8 @@ def integrity(bench: Bench) -> None:
                 if evil is not None:
                     rest = {name: one for name, one in submissions.items() if name != bad}
                     losses["oracle"] = nll(fed.test(combine(fed.plan, parent, rest, Rules()).adapter))
+                    best = combine(fed.plan, parent, rest, METHODS["agentic"], examiner=fed.examiner())
+                    losses["agentic oracle"] = nll(fed.test(best.adapter))
                 losses["base"] = nll(fed.test(parent))
                 decisions = found["agentic"].decisions
                 rows.add(
@@ -419,8 +421,8 @@ def difference(rows: Sequence[Mapping], one: str, two: str) -> str:
 def table(bench: Bench) -> None:
     rows = Rows(bench.root / "integrity.jsonl").rows
     print("| sites | attack | base | uniform mean | self-reported | geometric median | agentic | oracle "
-          "| agentic − oracle (without an attack − tokens), 95 % | rejected |")  # fmt: skip
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+          "| agentic − oracle (without an attack − tokens), 95 % | agentic − agentic oracle, 95 % | rejected |")  # fmt: skip
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for num_sites in (3, 5):
         for attack in dict.fromkeys(row["attack"] for row in rows):
             own = [row for row in rows if row["sites"] == num_sites and row["attack"] == attack]
@@ -432,7 +434,8 @@ def table(bench: Bench) -> None:
                 wrong = sum(part.endswith("rejected") and not part.startswith(row["bad"]) for row in own
                             for part in row["verdicts"].split())  # fmt: skip
                 found = f"{rejected} of {len(own)}" + (f", and {wrong} honest" if wrong else "")
-                cells += [difference(own, "agentic", reference), found]
+                second = "" if attack == "none" else difference(own, "agentic", "agentic oracle")
+                cells += [difference(own, "agentic", reference), second, found]
                 print(f"| {num_sites} | {attack} | {' | '.join(cells)} |")
     rows = Rows(bench.root / "rare.jsonl").rows
     if rows:
