@@ -420,9 +420,10 @@ def difference(rows: Sequence[Mapping], one: str, two: str) -> str:
 
 def table(bench: Bench) -> None:
     rows = Rows(bench.root / "integrity.jsonl").rows
-    print("| sites | attack | base | uniform mean | self-reported | geometric median | agentic | oracle "
-          "| agentic − oracle (without an attack − tokens), 95 % | agentic − agentic oracle, 95 % | rejected |")  # fmt: skip
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    heads = ["sites", "attack", "base", "uniform mean", "self-reported", "geometric median", "agentic", "oracle"]
+    heads += ["agentic − oracle (without an attack − tokens), 95 %", "agentic − agentic oracle, 95 %", "rejected"]
+    print(f"| {' | '.join(heads)} |")
+    print("| --- " * len(heads) + "|")
     for num_sites in (3, 5):
         for attack in dict.fromkeys(row["attack"] for row in rows):
             own = [row for row in rows if row["sites"] == num_sites and row["attack"] == attack]
