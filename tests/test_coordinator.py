@@ -100,6 +100,35 @@ def test_without_an_attack_nobody_is_rejected_and_weights_stay_near_the_claims(p
     assert result.examination.result.mean < result.examination.parent.mean
 
 
+def idle(plan, parent, submissions, seed=0, **curve):
+    """How the coordinator decides on an update D that moves a twentieth of the way, then on one that moves a third."""
+    found = []
+    for size in (0.05, 0.35):
+        sent = submissions | {"D": submission(plan, "D", update(plan, parent, 9, size=size))}
+        result = combine(plan, parent, sent, AGENTIC, examiner=examiner(plan, parent, seed, **curve))
+        found.append(result.decisions)
+    return found
+
+
+def test_an_update_that_brings_next_to_nothing_is_rejected_and_a_small_one_kept(plan, parent):
+    for seed in range(5):
+        little, third = idle(plan, parent, honest(plan, parent), seed)
+        assert {site: one.verdict for site, one in little.items()} == {
+            "A": "accepted", "B": "accepted", "C": "accepted", "D": "rejected",
+        }  # fmt: skip
+        assert "less than a fifth" in little["D"].reasons[-1]
+        assert little["D"].evidence.gain.mean > 0
+        assert third["D"].verdict == "accepted"
+
+
+def test_where_all_gains_are_small_nobody_is_rejected_for_bringing_little(plan, parent):
+    little, _ = idle(plan, parent, honest(plan, parent), curve=0.15)
+    median = sorted(one.evidence.gain.mean for one in little.values())[1]
+    assert 0 < median < 0.05
+    assert little["D"].evidence.gain.mean < 0.2 * median
+    assert little["D"].verdict == "accepted"
+
+
 def test_an_update_eight_times_too_long_is_shortened_and_kept(plan, parent):
     submissions = honest(plan, parent)
     submissions["C"] = change(submissions["C"], plan, lambda m, a, b: (a, 8 * b))

@@ -34,6 +34,9 @@ LINE_SEARCH = (1.0, 1.5, 2.0, 3.0)
 # Of three honest sites on real data one showed up to 0.0042 nats where the round improved by 0.13.
 REJECT_ABOVE = 0.03
 REJECT_ABOVE_SHARE = 0.3
+# Or where it brings next to nothing, beyond chance: less than this share of the median gain, and less than that by
+# REJECT_ABOVE nats, so that no honest site goes in a late round, where gains are small. It must not be missed.
+IDLE_BELOW_SHARE = 0.2
 SUSPECT_BELOW = 0.01  # nats under the median gain, or a tenth of it: nearer than that, leaving out is not tried
 SUSPECT_BELOW_SHARE = 0.1
 ORDINARY_COSINE = 0.5  # between two sites' updates, where there are no others to learn it from
@@ -379,8 +382,10 @@ class _Round:
             return None
         weights = self._prior(accepted)
         with_all = self.losses(self.build(self.coefficients(weights, 1.0), "svd")[0])
-        best: tuple[float, str] | None = None
+        best: tuple[float, str, str] | None = None
         for site in suspects:
+            own = self.cases[site].gain
+            assert own is not None
             rest = {name: weight for name, weight in weights.items() if name != site}
             part = self.coefficients(weighting.normalised(rest), self._dilution(weights, site))
             without = self.losses(self.build(part, "svd")[0])
@@ -392,11 +397,19 @@ class _Round:
                 f"without it the round gains {gain.mean:+.4f} nats [{gain.low:+.4f}, {gain.high:+.4f}], "
                 f"threshold {threshold:.4f}"
             )
-            if gain.low > 0 and gain.mean > threshold and (best is None or gain.mean > best[0]):
-                best = (gain.mean, site)
+            why = None
+            if gain.low > 0 and gain.mean > threshold:
+                why = "rejected: the round is better without it"
+            elif own.high < IDLE_BELOW_SHARE * middle and own.mean < middle - REJECT_ABOVE and gain.mean > 0:
+                why = (
+                    f"rejected: it brings less than a fifth of what the median site brings ({middle:+.4f} nats), and "
+                    "the round is no worse without it"
+                )
+            if why is not None and (best is None or gain.mean > best[0]):
+                best = (gain.mean, site, why)
         if best is None:
             return None
-        self.cases[best[1]].reasons.append("rejected: the round is better without it")
+        self.cases[best[1]].reasons.append(best[2])
         return best[1]
 
     def _dilution(self, weights: Mapping[str, float], site: str) -> float:
