@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
-from fedmed_cli.records.lora import MAX_ALPHA, MAX_RANK, check_pattern, pattern_of, rescaled, scaling, unlike, value_for
+from fedmed_cli.records.lora import MAX_ALPHA, MAX_RANK, pattern_of, rescaled, resolve, scaling, unlike
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
@@ -74,6 +74,7 @@ _CONFIG_KEYS: dict[str, tuple[Any, ...] | None] = {
 _TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z0-9_]{1,100}){0,20}")
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 Factors = tuple[np.ndarray, np.ndarray]
 
 
@@ -344,8 +345,11 @@ def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: P
     buffer = memoryview(weights)
     tensors, start = parse_header(buffer, len(weights), name)
     factors: dict[str, dict[str, np.ndarray]] = {}
+    modules = dict.fromkeys(_module_and_end(key)[0] for key in tensors)
+    ranks = _resolved(config.rank_pattern, modules, path, "rank_pattern")
+    alphas = _resolved(config.alpha_pattern, modules, path, "alpha_pattern")
     for key, info in tensors.items():
-        module, _, end = key.removeprefix(PREFIX).rpartition(".lora_")
+        module, end = _module_and_end(key)
         factor = end.removesuffix(".weight")
         if not key.startswith(PREFIX) or not module or factor not in ("A", "B") or end == factor:
             raise CombineError(f"{name}: tensor {key!r} is no LoRA factor")
@@ -353,7 +357,7 @@ def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: P
             raise CombineError(f"{name}: tensor {key!r} is of a module that target_modules does not name")
         if info.dtype not in ("F32", "F16", "BF16"):
             raise CombineError(f"{name}: tensor {key!r} has dtype {info.dtype}, expected F32, F16 or BF16")
-        rank = config.rank(module)
+        rank = ranks.get(module, config.r)
         if len(info.shape) != 2 or info.shape[0 if factor == "A" else 1] != rank or 0 in info.shape:
             raise CombineError(
                 f"{name}: tensor {key!r} has shape {list(info.shape)}, expected rank {rank} "
@@ -376,15 +380,17 @@ def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: P
         if len(pair) != 2:
             missing = "B" if "A" in pair else "A"
             raise InputError(f"{name}: tensor {tensor_name(module, missing)!r} is missing")
-    for what, pattern in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
-        try:
-            check_pattern(pattern, factors)
-        except ValueError as error:
-            raise CombineError(f"{path / CONFIG_NAME}: {what}: {error}") from None
     pairs = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
-    ranks = unlike({module: config.rank(module) for module in pairs}, config.r)
-    alphas = unlike({module: config.alpha_of(module) for module in pairs}, config.alpha)
-    adapter = Adapter(config.r, config.alpha, targets, config.base_name, pairs, config.use_rslora, ranks, alphas)
+    adapter = Adapter(
+        config.r,
+        config.alpha,
+        targets,
+        config.base_name,
+        pairs,
+        config.use_rslora,
+        unlike(ranks, config.r),
+        unlike(alphas, config.alpha),
+    )
     if weights[:start] == header_bytes(tensors):
         # The file is as fedmed would write it: what follows from it need not be computed again.
         adapter.__dict__.update(weights_bytes=weights, weights_digest=weights_digest)
@@ -403,11 +409,18 @@ class _Config:
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
 
-    def rank(self, module: str) -> int:
-        return value_for(module, self.rank_pattern, self.r)
 
-    def alpha_of(self, module: str) -> float:
-        return value_for(module, self.alpha_pattern, self.alpha)
+def _module_and_end(key: str) -> tuple[str, str]:
+    """The module that a tensor's name is of, and what stands behind ".lora_"."""
+    module, _, end = key.removeprefix(PREFIX).rpartition(".lora_")
+    return module, end
+
+
+def _resolved(pattern: Mapping[str, N], modules: Collection[str], path: Path, what: str) -> dict[str, N]:
+    try:
+        return resolve(pattern, modules)
+    except ValueError as error:
+        raise CombineError(f"{path / CONFIG_NAME}: {what}: {error}") from None
 
 
 def _check_config(config: Any, name: str) -> _Config:
@@ -421,7 +434,8 @@ def _check_config(config: Any, name: str) -> _Config:
         elif (allowed := _CONFIG_KEYS[key]) is not None and not any(
             type(value) is type(x) and value == x for x in allowed
         ):
-            raise CombineError(f"{name}: {what} must be {allowed[0]!r}, found {shown(value)}")
+            wanted = " or ".join(repr(x) for x in allowed if x is not None) or "null"
+            raise CombineError(f"{name}: {what} must be {wanted}, found {shown(value)}")
     for key in ("peft_type", "r", "lora_alpha", "target_modules"):
         if key not in config:
             raise InputError(f"{name}: {key} is missing")
@@ -524,10 +538,10 @@ def _refuse_two_records(path: Path) -> None:
 def _check_config_against_plan(path: Path, config: _Config, plan: Plan, rank: int) -> None:
     """CombineError unless config is what the plan implies where no rank is above `rank`."""
     lora = plan.lora
-    r = min(rank, lora.r)
+    r, alpha = plan.common(rank)
     expected: list[tuple[str, object, object]] = [
         ("rank r", r, config.r),
-        ("lora_alpha", rescaled(lora.alpha, lora.r, r, lora.use_rslora), config.alpha),
+        ("lora_alpha", alpha, config.alpha),
         ("target_modules", sorted(plan.lora.targets), list(config.targets)),
         ("base_model_name_or_path", plan.base.name, config.base_name),
         ("use_rslora", lora.use_rslora, config.use_rslora),
@@ -536,15 +550,15 @@ def _check_config_against_plan(path: Path, config: _Config, plan: Plan, rank: in
         if wanted != found:
             raise CombineError(f"{path}: the plan expects {what} {wanted}, found {ascii(found)[:200]}")
     if lora.rank_pattern or lora.alpha_pattern or config.rank_pattern or config.alpha_pattern:
+        ranks = _resolved(config.rank_pattern, plan.modules, path, "rank_pattern")
+        alphas = _resolved(config.alpha_pattern, plan.modules, path, "alpha_pattern")
         for module in plan.modules:
             wanted = min(rank, plan.rank(module))
-            if (found := config.rank(module)) != wanted:
+            if (found := ranks.get(module, config.r)) != wanted:
                 raise CombineError(f"{path}: the plan expects rank {wanted} for {module}, found {found}")
-            alpha = rescaled(lora.alpha_of(module), plan.rank(module), wanted, lora.use_rslora)
-            if config.alpha_of(module) != alpha:
-                raise CombineError(
-                    f"{path}: the plan expects alpha {alpha:g} for {module}, found {config.alpha_of(module):g}"
-                )
+            alpha = plan.alpha(module, wanted)
+            if (own := alphas.get(module, config.alpha)) != alpha:
+                raise CombineError(f"{path}: the plan expects alpha {alpha} for {module}, found {own}")
 
 
 def check_against_plan(path: Path, adapter: Adapter, plan: Plan) -> None:
@@ -650,10 +664,7 @@ def plan_adapter(plan: Plan, factors: Mapping[str, Factors], r: int | None = Non
     r = r or lora.r
     alpha = rescaled(lora.alpha, lora.r, r, lora.use_rslora)
     ranks = {module: len(a) for module, (a, _) in factors.items()}
-    alphas = {
-        module: rescaled(lora.alpha_of(module), plan.rank(module), rank, lora.use_rslora)
-        for module, rank in ranks.items()
-    }
+    alphas = {module: plan.alpha(module, rank) for module, rank in ranks.items()}
     return Adapter(
         r,
         alpha,

@@ -409,9 +409,9 @@ def pattern(flag: str, text: str | None, kind: type[Number]) -> dict[str, Number
         try:
             number = kind(value)
         except ValueError:
-            raise UsageError(f"{flag}: expected MODULE=NUMBER by comma, found {part!r}") from None
+            raise UsageError(f"{flag}: expected MODULE=NUMBER by comma, found {part[:80]!r}") from None
         if name.strip() in result:
-            raise UsageError(f"{flag}: {name.strip()!r} appears twice")
+            raise UsageError(f"{flag}: {name.strip()[:80]!r} appears twice")
         result[name.strip()] = number
     return result
 

@@ -96,5 +96,5 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ",".join(f"{key}={number:g}" for key, number in sorted(value.items())) or "none"
+        return ",".join(f"{key}={number}" for key, number in sorted(value.items())) or "none"
     return ",".join(value) if isinstance(value, tuple) else str(value)

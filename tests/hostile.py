@@ -232,8 +232,8 @@ quick("alpha of zero", 4, "lora_alpha must be above 0 and at most 65536, found 0
 quick("alpha as text", 4, "at most 65536, found '8'", lambda p: p.config(lora_alpha="8"))
 quick("alpha as truth", 4, "at most 65536, found True", lambda p: p.config(lora_alpha=True))
 quick("another alpha", 4, "the plan expects lora_alpha 8.0, found 9.0", lambda p: p.config(lora_alpha=9))
-quick("rank zero", 4, "r must be a whole number from 1 to 1024, found 0", lambda p: p.config(r=0))
-quick("rank with a fraction", 4, "r must be a whole number from 1 to 1024, found 4.0", lambda p: p.config(r=4.0))
+quick("rank zero", 4, "r must be a whole number from 1 to 65536, found 0", lambda p: p.config(r=0))
+quick("rank with a fraction", 4, "r must be a whole number from 1 to 65536, found 4.0", lambda p: p.config(r=4.0))
 quick("another rank", 4, "the plan expects rank r 4, found 8", lambda p: p.config(r=8))
 quick("five thousand digits", 3, "a number has too many digits", lambda p: p.raw_config("r", "9" * 5000))
 quick(
@@ -269,7 +269,7 @@ quick(
 quick(
     "an alpha pattern",
     4,
-    "the plan expects alpha 8 for model.layers.0.self_attn.q_proj, found 9",
+    "the plan expects alpha 8.0 for model.layers.0.self_attn.q_proj, found 9.0",
     lambda p: p.config(alpha_pattern={"q_proj": 9}),
 )
 quick(
@@ -296,7 +296,7 @@ quick(
 quick(
     "two patterns of one module",
     4,
-    "'model.layers.0.self_attn.q_proj' and 'q_proj' both mean",
+    "'q_proj' and 'model.layers.0.self_attn.q_proj' both mean",
     lambda p: p.config(alpha_pattern={"q_proj": 8, "model.layers.0.self_attn.q_proj": 8}),
 )
 quick("some layers only", 4, "layers_to_transform is set", lambda p: p.config(layers_to_transform=[0]))
@@ -306,7 +306,7 @@ quick("biases of LoRA", 4, "lora_bias is set", lambda p: p.config(lora_bias=True
 quick(
     "weights that change the base",
     4,
-    "init_lora_weights must be True, found 'pissa'",
+    "init_lora_weights must be True or 'gaussian', found 'pissa'",
     lambda p: p.config(init_lora_weights="pissa"),
 )
 quick("transposed weights", 4, "fan_in_fan_out must be False, found True", lambda p: p.config(fan_in_fan_out=True))
@@ -350,7 +350,7 @@ quick(
 quick(
     "a library to import",
     4,
-    "auto_mapping must be None, found dict",
+    "auto_mapping must be null, found dict",
     lambda p: p.config(auto_mapping={"parent_library": "os", "base_model_class": "system"}),
 )
 quick("a long revision", 4, "revision must be at most 100 printable characters", lambda p: p.config(revision="x" * 101))

@@ -211,6 +211,14 @@ def test_the_step_is_searched_for_where_the_coordinator_measures(method, weights
     assert options.rules(method, weights, "none", None, 1.5, given, 0.0).server_lr == wanted
 
 
+def test_what_chose_the_step_is_recorded_under_any_weights(plan, parent):
+    short = {site: submission(plan, site, update(plan, parent, i, size=0.5)) for i, site in enumerate("ABC", 1)}
+    result = combine(plan, parent, short, Rules(server_lr=None), examiner=examiner(plan, parent))
+    assert result.server_lr == 2.0
+    assert set(result.examination.server_lr_losses) == {"1", "1.5", "2", "3"}
+    assert result.examination.examples_digest == "e" * 64
+
+
 def test_fedexp_is_its_formula(plan, parent):
     submissions = {
         site: submission(plan, site, update(plan, parent, i, direction=i)) for i, site in enumerate("ABC", 1)

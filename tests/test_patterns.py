@@ -14,8 +14,8 @@ from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter, re
 from fedmed_cli.aggregation.factors import cut_to_rank
 from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.app import main
-from fedmed_cli.records.lora import Lora, check_pattern, pattern_of
-from fedmed_cli.records.plan import Plan, Prompt, Sites, Training
+from fedmed_cli.records.lora import Lora, pattern_of, resolve
+from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 from fedmed_cli.workspace import Workspace
 
 PATTERNS = {
@@ -172,6 +172,15 @@ def test_two_rounds_with_rslora_patterns_and_a_site_of_lower_rank(tiny_base, tmp
     )
 
 
+def test_a_round_where_every_module_has_another_rank_than_the_general_one(tiny_base, tmp_path):
+    for name, pattern in (("below", "q_proj=3,v_proj=2"), ("above", "q_proj=12,v_proj=16")):
+        argv = ["split", "-q", "-C", str(tmp_path / name), "--base", str(tiny_base), "--limit", "60", "--by", "iid"]
+        argv += ["--max-steps", "1", "--max-length", "128", "--rank-pattern", pattern]
+        assert main(argv) == 0
+        assert main(["round", "-q", "-C", str(tmp_path / name), "--base", str(tiny_base), "--rounds", "2"]) == 0
+        assert main(["verify", "-q", "-C", str(tmp_path / name)]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -179,13 +188,14 @@ def test_two_rounds_with_rslora_patterns_and_a_site_of_lower_rank(tiny_base, tmp
         (["--rank-pattern", "v_proj=x"], "--rank-pattern: expected MODULE=NUMBER by comma, found 'v_proj=x'"),
         (["--rank-pattern", "v_proj=2,v_proj=3"], "--rank-pattern: 'v_proj' appears twice"),
         (["--rank-pattern", "nothing=2"], "lora.rank_pattern: 'nothing' means no target module"),
-        (["--rank-pattern", "v_proj=2000"], "lora.rank_pattern.v_proj must be from 1 to 1024, found 2000"),
+        (["--rank-pattern", "v_proj=200000"], "lora.rank_pattern.v_proj must be from 1 to 65536, found 200000"),
         (["--rank-pattern", "v_proj=1000"], "lora.rank_pattern is 1000, but target module"),
-        (["--alpha-pattern", "v_proj=nan"], "lora.alpha_pattern.v_proj must be above 0 and at most 65536, found nan"),
+        (["--alpha-pattern", "v_proj=nan"], "lora.alpha_pattern.v_proj must be from 1e-06 to 65536, found nan"),
+        (["--lora-alpha", "1e-300"], "lora.alpha must be from 1e-06 to 65536, found 1e-300"),
         (["--alpha-pattern", ".*=2"], "lora.alpha_pattern: '.*' is not a module name"),
         (
             ["--alpha-pattern", "v_proj=2,self_attn.v_proj=3"],
-            "lora.alpha_pattern: 'self_attn.v_proj' and 'v_proj' both mean model.layers.0.self_attn.v_proj",
+            "lora.alpha_pattern: 'v_proj' and 'self_attn.v_proj' both mean model.layers.0.self_attn.v_proj",
         ),
     ],
 )
@@ -198,4 +208,38 @@ def test_patterns_are_written_by_the_last_part_of_the_name_where_that_is_enough(
     found = pattern_of(values, 1)
     assert found == {"a.v": 2, "b.v": 3, "b.k": 4}
     assert pattern_of(values, 5) == {"q": 1} | found | {"a.k": 1}
-    check_pattern(found, values)
+    assert resolve(found, values) == {"a.v": 2, "b.v": 3, "b.k": 4}
+    assert resolve({"q": 7, "b.k": 8}, values) == {"a.q": 7, "b.q": 7, "b.k": 8}
+
+
+def test_a_plan_in_which_one_module_is_the_end_of_another_takes_no_patterns():
+    linear = {"proj": (8, 8), "block.proj": (8, 8), "other": (8, 8)}
+    base = Base("x", "", "0" * 64, 1000, linear)
+    targets = ("proj", "other")
+    Plan(base, Lora(4, 8.0, targets), Prompt(), Training(), Sites(("A",), 1))
+    with pytest.raises(ValueError, match=r"'proj' and 'block[.]proj' both mean"):
+        Plan(base, Lora(4, 8.0, targets, False, {"other": 3}), Prompt(), Training(), Sites(("A",), 1))
+
+
+def test_module_names_of_many_parts_are_no_names():
+    with pytest.raises(ValueError, match="is not a module name"):
+        Base("x", "", "0" * 64, 1000, {"a." * 21 + "q_proj": (8, 8)})
+    with pytest.raises(ValueError, match="is not a module name"):
+        Lora(rank_pattern={"a." * 21 + "q_proj": 2})
+
+
+@pytest.mark.parametrize("lora", [{"alpha": 40_000.0}, {"alpha": 8.0, "alpha_pattern": {"q_proj": 60_000.0}}])
+def test_a_stack_of_very_many_sites_passes_the_gate(lora, tmp_path):
+    base = Base("x", "", "0" * 64, 1000, {"model.q_proj": (1100, 1100), "model.v_proj": (8, 8)})
+    plan = Plan(base, Lora(8, targets=("q_proj", "v_proj"), **lora), Prompt(), Training(), Sites(("A",), 1))
+    start = plan_adapter(plan, initial_factors(plan))
+    sites = []
+    for seed in range(129):
+        rng = np.random.default_rng(seed)
+        factors = {m: (a, rng.normal(0, 1e-5, b.shape).astype(np.float32)) for m, (a, b) in start.factors.items()}
+        sites.append(plan_adapter(plan, factors))
+    result, _ = RULES["stack"](plan, start, sites, [1 / 129] * 129, None)
+    assert result.r == 1032
+    for name, data in adapter_files(result, "x").items():
+        (tmp_path / name).write_bytes(data)
+    assert read_folder(tmp_path).adapter.digest == result.digest

@@ -460,7 +460,7 @@ class _Round:
         server_lr, tried = self._step(final)
         adapter, truncation = self.build(self.coefficients(final, server_lr))
         examination = None
-        if self.examiner is not None and self.rules.weights == "agentic":
+        if self.examiner is not None and self.rules.measures:
             groups = self.examiner.groups
             start, result = self.losses(self.parent), self.losses(adapter)
             examination = Examination(

@@ -42,7 +42,10 @@ def stack(
     coefficients: Sequence[float],
     momentum: Momentum = None,
 ) -> tuple[Adapter, Truncation]:
-    """The exact weighted mean, by concatenation (FLoRA, arXiv 2409.05976): rank is the sum of the ranks."""
+    """The exact weighted mean, by concatenation (FLoRA, arXiv 2409.05976), at the sum of the ranks.
+
+    Where a module's sum would pass min(out, in), it has that rank. The scaling is 1, and no module's is another.
+    """
     products = {module: weighted_product(module, parent, adapters, coefficients, momentum) for module in plan.modules}
     rank = max(left.shape[1] for left, _ in products.values())
     factors = {}
@@ -50,9 +53,10 @@ def stack(
         spare = rank - left.shape[1]
         factors[module] = (
             np.pad(right, ((0, spare), (0, 0))).astype(np.float32),
-            np.pad(left / plan.scale(module), ((0, 0), (0, spare))).astype(np.float32),
+            np.pad(left, ((0, 0), (0, spare))).astype(np.float32),
         )
-    return plan_adapter(plan, factors, rank), _truncation(dict.fromkeys(products, (0.0, 1.0)))
+    adapter = Adapter(rank, float(rank), tuple(sorted(plan.lora.targets)), plan.base.name, factors)
+    return adapter, _truncation(dict.fromkeys(products, (0.0, 1.0)))
 
 
 def factor_mean(

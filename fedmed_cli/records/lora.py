@@ -11,10 +11,12 @@ from typing import Protocol, TypeVar
 
 from fedmed_cli.codec import LATER
 
-MAX_RANK = 1024
+MAX_RANK = 65536
+MIN_ALPHA = 1e-6  # far above what a scaling could not be divided by
 MAX_ALPHA = 65536
+MAX_DOTS = 20
 MAX_DESCRIBED = 8
-_TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+_TARGET = re.compile(rf"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+){{0,{MAX_DOTS}}}")
 
 T = TypeVar("T", int, float)
 
@@ -39,21 +41,14 @@ class Lora:
             if not 1 <= rank <= MAX_RANK:
                 raise ValueError(f"lora.{where} must be from 1 to {MAX_RANK}, found {rank}")
         for where, alpha in {"alpha": self.alpha, **_named("alpha_pattern", self.alpha_pattern)}.items():
-            if not 0 < alpha <= MAX_ALPHA:
-                raise ValueError(f"lora.{where} must be above 0 and at most {MAX_ALPHA}, found {alpha}")
+            if not MIN_ALPHA <= alpha <= MAX_ALPHA:
+                raise ValueError(f"lora.{where} must be from {MIN_ALPHA:g} to {MAX_ALPHA}, found {alpha}")
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError("lora.targets must name at least one module, each once")
         for what in ("targets", "rank_pattern", "alpha_pattern"):
             for name in getattr(self, what):
                 if not _TARGET.fullmatch(name):
                     raise ValueError(f"lora.{what}: {name[:80]!r} is not a module name")
-
-    def rank(self, module: str) -> int:
-        """The rank of a module's factors."""
-        return value_for(module, self.rank_pattern, self.r)
-
-    def alpha_of(self, module: str) -> float:
-        return value_for(module, self.alpha_pattern, self.alpha)
 
 
 def scaling(alpha: float, r: int, use_rslora: bool) -> float:
@@ -63,35 +58,44 @@ def scaling(alpha: float, r: int, use_rslora: bool) -> float:
 
 def rescaled(alpha: float, r: int, new_r: int, use_rslora: bool) -> float:
     """The alpha that gives rank `new_r` the scaling that `alpha` gives rank `r`."""
-    return alpha * (math.sqrt(new_r / r) if use_rslora else new_r / r)
+    if new_r == r:
+        return alpha
+    return alpha * math.sqrt(new_r / r) if use_rslora else alpha / r * new_r
 
 
-def names_for(module: str, names: Collection[str]) -> list[str]:
-    """Those of `names` that mean the module, by PEFT's rule for lists: its whole name, or its end after a dot."""
-    parts = module.split(".")
-    ends = (".".join(parts[i:]) for i in range(len(parts)))
-    return [end for end in ends if end in names]
+class Names:
+    """Names of modules, each meaning those whose whole name or end after a dot it is: PEFT's rule for lists."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(names)
+        self._lengths = sorted({name.count(".") + 1 for name in names})
+
+    def meaning(self, module: str) -> list[str]:
+        """Those of the names that mean the module, the shortest first."""
+        parts = module.split(".")
+        ends = (".".join(parts[-length:]) for length in self._lengths if length <= len(parts))
+        return [end for end in ends if end in self._names]
 
 
-def value_for(module: str, pattern: Mapping[str, T], default: T) -> T:
-    """A module's value where at most one name of `pattern` means it, as `check_pattern` has seen."""
+def resolve(pattern: Mapping[str, T], modules: Collection[str]) -> dict[str, T]:
+    """The value that a pattern gives to each module that one of its names means.
+
+    ValueError where a name means no module, or two mean the same, of which PEFT would take either.
+    """
     if not pattern:
-        return default
-    found = names_for(module, pattern)
-    return pattern[found[0]] if found else default
-
-
-def check_pattern(pattern: Collection[str], modules: Collection[str]) -> None:
-    """ValueError unless every name means one of the modules, and no two the same: PEFT would take either."""
-    used = set()
-    for module in modules if pattern else ():
-        found = names_for(module, pattern)
+        return {}
+    names, result, used = Names(pattern), {}, set()
+    for module in modules:
+        found = names.meaning(module)
         if len(found) > 1:
             raise ValueError(f"{found[0][:80]!r} and {found[1][:80]!r} both mean {module[:80]}")
-        used.update(found)
+        for name in found:
+            result[module] = pattern[name]
+            used.add(name)
     for name in pattern:
         if name not in used:
             raise ValueError(f"{name[:80]!r} means no target module")
+    return result
 
 
 def unlike(values: Mapping[str, T], default: T) -> dict[str, T]:

@@ -16,7 +16,7 @@ from fedmed_cli.codec import check_header, control_character, decode_fields, enc
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_names
-from fedmed_cli.records.lora import Lora, check_pattern, names_for, scaling
+from fedmed_cli.records.lora import MAX_DOTS, Lora, Names, rescaled, resolve, scaling
 from fedmed_cli.records.measures import COORDINATOR
 
 MAX_MODULES = 20_000
@@ -53,7 +53,7 @@ class Base:
         if not self.linear:
             raise ValueError("base.linear names no module")
         for name, shape in self.linear.items():
-            if not _MODULE.fullmatch(name) or name.count("*") > 1:
+            if not _MODULE.fullmatch(name) or name.count("*") > 1 or name.count(".") > MAX_DOTS:
                 raise ValueError(f"base.linear: {name[:80]!r} is not a module name")
             if len(shape) != (3 if "*" in name else 2) or any(not 1 <= size <= 2**24 for size in shape):
                 raise ValueError(f"base.linear: {name[:80]!r} has an unusable shape {list(shape)[:5]}")
@@ -206,18 +206,15 @@ class Plan:
     VERSION: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        targets = set(self.lora.targets)
-        used = {name for module in self.base.modules for name in names_for(module, targets)}
+        targets = Names(self.lora.targets)
+        used = {name for module in self.base.modules for name in targets.meaning(module)}
         for target in self.lora.targets:
             if target not in used:
                 leaves = sorted({name.rsplit(".", 1)[-1][:40] for name in self.base.modules})
                 known = ", ".join(leaves[:20]) + (", …" if len(leaves) > 20 else "")
                 raise ValueError(f"lora.targets: the base has no linear module {target[:80]!r} (it has {known})")
-        for what in ("rank_pattern", "alpha_pattern"):
-            try:
-                check_pattern(getattr(self.lora, what), self.modules)
-            except ValueError as error:
-                raise ValueError(f"lora.{what}: {error}") from None
+        if self.lora.rank_pattern or self.lora.alpha_pattern:
+            self._check_patterns()
         for module, shape in self.modules.items():
             if self.rank(module) > min(shape):
                 what = "lora.r" if self.rank(module) == self.lora.r else "lora.rank_pattern"
@@ -235,17 +232,28 @@ class Plan:
     @cached_property
     def modules(self) -> dict[str, tuple[int, int]]:
         """The target modules, sorted by name: (out, in)."""
-        targets = set(self.lora.targets)
-        return {name: shape for name, shape in self.base.modules.items() if names_for(name, targets)}
+        targets = Names(self.lora.targets)
+        return {name: shape for name, shape in self.base.modules.items() if targets.meaning(name)}
+
+    def _check_patterns(self) -> None:
+        """ValueError unless the patterns, and whole names as an adapter's own may have, each mean what they should."""
+        for what, pattern in (
+            ("rank_pattern", self.lora.rank_pattern),
+            ("alpha_pattern", self.lora.alpha_pattern),
+            ("rank_pattern and alpha_pattern cannot be used with these modules", dict.fromkeys(self.modules, 0)),
+        ):
+            try:
+                resolve(pattern, self.modules)
+            except ValueError as error:
+                raise ValueError(f"lora.{what}: {error}") from None
 
     @cached_property
     def _ranks(self) -> dict[str, int]:
-        return {module: self.lora.rank(module) for module in self.modules}
+        return dict.fromkeys(self.modules, self.lora.r) | resolve(self.lora.rank_pattern, self.modules)
 
     @cached_property
-    def _scales(self) -> dict[str, float]:
-        lora = self.lora
-        return {module: scaling(lora.alpha_of(module), rank, lora.use_rslora) for module, rank in self._ranks.items()}
+    def _alphas(self) -> dict[str, float]:
+        return dict.fromkeys(self.modules, self.lora.alpha) | resolve(self.lora.alpha_pattern, self.modules)
 
     @cached_property
     def max_rank(self) -> int:
@@ -263,7 +271,16 @@ class Plan:
 
     def scale(self, module: str) -> float:
         """The scaling s of a target module: an adapter adds s·B·A to its weight."""
-        return self._scales[module]
+        return scaling(self._alphas[module], self._ranks[module], self.lora.use_rslora)
+
+    def alpha(self, module: str, rank: int) -> float:
+        """The alpha of a target module that has its scaling where its factors have this rank."""
+        return rescaled(self._alphas[module], self._ranks[module], rank, self.lora.use_rslora)
+
+    def common(self, limit: int) -> tuple[int, float]:
+        """Rank and alpha of modules in general, where no rank may be above `limit`."""
+        r = self.lora.r if limit >= self.max_rank else min(limit, self.lora.r)
+        return r, rescaled(self.lora.alpha, self.lora.r, r, self.lora.use_rslora)
 
     def rank_of(self, site: str) -> int:
         """The rank above which a site trains nothing: the plan's highest, or what the plan gives that site."""
