@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import lab
 import numpy as np
@@ -38,6 +38,7 @@ from fedmed_cli.records.comparison import (
     Tally,
 )
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.metrics import metric_line, read_metrics
 from fedmed_cli.records.plan import _PUBLIC_KEY, Plan
@@ -205,11 +206,14 @@ def aggregate_in_range(record):
 
 def adapter_in_range(adapter, plan):
     assert adapter.alpha == plan.lora.alpha
+    assert adapter.use_rslora == plan.lora.use_rslora
     assert list(adapter.factors) == list(plan.modules)
     for module, (a, b) in adapter.factors.items():
         size_out, size_in = plan.modules[module]
-        assert a.shape == (plan.lora.r, size_in)
-        assert b.shape == (size_out, plan.lora.r)
+        assert adapter.rank(module) == plan.rank(module)
+        assert adapter.scale(module) == plan.scale(module)
+        assert a.shape == (plan.rank(module), size_in)
+        assert b.shape == (size_out, plan.rank(module))
         assert np.isfinite(a).all()
         assert np.isfinite(b).all()
         assert max(np.abs(a).max(), np.abs(b).max()) <= 1e6
@@ -217,7 +221,9 @@ def adapter_in_range(adapter, plan):
 
 def plan_in_range(plan):
     in_range(encode(plan))
-    assert 0 < plan.lora.alpha <= 65536
+    for module, shape in plan.modules.items():
+        assert 1 <= plan.rank(module) <= min(shape)
+        assert 0 < plan.scale(module) <= 65536
     assert 1 <= plan.sites.min_sites <= len(plan.sites.names)
     again = Plan.from_bytes(plan.to_bytes(), "again")
     assert again == plan
@@ -266,21 +272,30 @@ def make_targets(folder):
 
     targets.append(Target("signed bundle", packed, check_bundle))
 
-    plain = folder / "plain"
-    plain.mkdir()
+    lora = Lora(2, 4.0, use_rslora=True, rank_pattern={"q_proj": 3}, alpha_pattern={"self_attn.v_proj": 5.0})
+    patterned = replace(bare, lora=lora)
+
+    def unsigned(kind, plan, files):
+        """The config and the weights of a folder without a record: what passes is what the plan says."""
+        plain = folder / kind
+        plain.mkdir()
+        for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
+            (plain / name).write_bytes(files[name])
+        for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
+
+            def check_plain(data, name=name):
+                try:
+                    (plain / name).write_bytes(data)
+                    adapter_in_range(adapters.read_folder(plain, plan).adapter, plan)
+                finally:
+                    (plain / name).write_bytes(files[name])
+
+            targets.append(Target(f"{kind} {name}", files[name], check_plain, regions_of(name, files[name])))
+
+    first = adapters.plan_adapter(patterned, adapters.initial_factors(patterned))
+    unsigned("patterned", patterned, lab.contribution(patterned, "B", first, 1))
     files = lab.contribution(bare, "B", start, 2)
-    for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
-        (plain / name).write_bytes(files[name])
-    for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
-
-        def check_plain(data, name=name):
-            try:
-                (plain / name).write_bytes(data)
-                adapter_in_range(adapters.read_folder(plain, bare).adapter, bare)
-            finally:
-                (plain / name).write_bytes(files[name])
-
-        targets.append(Target(f"unsigned {name}", files[name], check_plain, regions_of(name, files[name])))
+    unsigned("unsigned", bare, files)
 
     contribution = files[adapters.CONTRIBUTION_NAME]
     aggregate = (newest / adapters.AGGREGATE_NAME).read_bytes()
@@ -380,6 +395,7 @@ def make_targets(folder):
         Target("unsigned contribution.json", contribution, record(Contribution, contribution_in_range)),
         Target("unsigned aggregate.json", aggregate, record(Aggregate, aggregate_in_range)),
         Target("federation.toml", plan_bytes, record(Plan, plan_in_range)),
+        Target("federation.toml with patterns", patterned.to_bytes(), record(Plan, plan_in_range)),
         Target("split.json", split, record(SplitRecord)),
         Target("division.json", division, record(DivisionRecord)),
         Target("compare.json", comparison, record(Comparison)),

@@ -110,3 +110,18 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
 
 def without_keys(plan):
     return replace(plan, sites=replace(plan.sites, keys={}))
+
+
+def peft_config(lora: Lora):
+    """The same LoRA in PEFT's own words."""
+    import peft
+
+    return peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets),
+        use_rslora=lora.use_rslora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
+        task_type="CAUSAL_LM",
+    )

@@ -3,6 +3,7 @@
 import json
 import math
 
+import lab
 import numpy as np
 import peft
 import pytest
@@ -32,16 +33,7 @@ def make_plan(base, **lora):
 
 def saved_by_peft(folder, tiny_base, plan, base_name, seed):
     """An adapter with random factors as PEFT itself makes, names, scales and saves it; and its logits."""
-    lora = plan.lora
-    config = peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        target_modules=list(lora.targets),
-        use_rslora=lora.use_rslora,
-        rank_pattern=dict(lora.rank_pattern),
-        alpha_pattern=dict(lora.alpha_pattern),
-        task_type="CAUSAL_LM",
-    )
+    config = lab.peft_config(plan.lora)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32), config)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

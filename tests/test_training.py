@@ -5,6 +5,7 @@ import json
 import math
 import sys
 
+import lab
 import numpy as np
 import peft
 import pytest
@@ -55,17 +56,7 @@ def moved(adapter, seed=3):
 def plain_gradients(tiny_base, plan, start, batch):
     """Gradients of the mean loss over a batch's answer tokens, by PEFT with a padding mask, one forward pass."""
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    lora = plan.lora
-    config = peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        target_modules=list(lora.targets),
-        use_rslora=lora.use_rslora,
-        rank_pattern=dict(lora.rank_pattern),
-        alpha_pattern=dict(lora.alpha_pattern),
-        task_type="CAUSAL_LM",
-    )
-    model = peft.get_peft_model(model, config)
+    model = peft.get_peft_model(model, lab.peft_config(plan.lora))
     parameters = {}
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
