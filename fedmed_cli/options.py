@@ -25,9 +25,11 @@ LEAK_PANEL = "What must not leak"
 
 
 def _option(flag: str, *more: str, text: str, panel: str | None = None, **rest: Any) -> Any:
-    """A Typer option that also reads FEDMED_<FLAG>."""
+    """A Typer option that also reads FEDMED_<FLAG>. Brackets in `text` are kept: rich would take them as its markup."""
     variable = "FEDMED_" + flag.split("/")[0].removeprefix("--").replace("-", "_").upper()
-    return typer.Option(flag, *more, help=text, envvar=variable, show_envvar=False, rich_help_panel=panel, **rest)
+    return typer.Option(
+        flag, *more, help=text.replace("[", r"\["), envvar=variable, show_envvar=False, rich_help_panel=panel, **rest
+    )
 
 
 WorkspaceOption = Annotated[

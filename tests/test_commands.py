@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from fedmed_cli import cards
 from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter
-from fedmed_cli.app import COMMANDS, main
+from fedmed_cli.app import COMMANDS, GROUPS, main, make_app
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import SplitRecord
 
@@ -73,6 +74,20 @@ def test_a_damaged_adapter_is_refused(tmp_path, capsys):
 def test_every_command_has_help_with_an_example(command, capsys):
     assert main([command, "--help"]) == 0
     assert "Example: fedmed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["keys", name] for name in GROUPS["keys"][2]])
+def test_help_shows_every_text_whole(command, capsys, monkeypatch):
+    """What stands in brackets too, which rich would take as its markup."""
+    monkeypatch.setenv("COLUMNS", "400")
+    node = typer.main.get_command(make_app())
+    for name in command:
+        node = node.commands[name]
+    assert main([*command, "--help"]) == 0
+    shown = "".join(capsys.readouterr().out.split())
+    texts = [parameter.help.replace("\\[", "[") for parameter in node.params if getattr(parameter, "help", None)]
+    assert len(texts) > 3
+    assert [text for text in texts if "".join(text.split()) not in shown] == []
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["split", "-q"], ["init", "--names", "A", "-q"]])

@@ -37,7 +37,6 @@ ASSIGN = {
     5: "A=GHR;B=GARD;C=NIDDK;D=NINDS,NHLBI;E=MPlusHealthTopics,NIHSeniorHealth,CancerGov,CDC",
 }
 RARE = "C"  # of five sites the smallest
-SEEDS = (0, 1, 2)
 MAX_CHARACTERS = 450
 STEPS, LEARNING_RATE, MAX_LENGTH = 20, "1e-3", 192
 NUM_TEST = NUM_DECIDING = 40
@@ -57,9 +56,10 @@ known = models.has_bfloat16
 class Bench:
     """The base model, loaded once, and the workspaces of all federations."""
 
-    def __init__(self, root: Path, medquad: Path | None, float32: bool = False) -> None:
+    def __init__(self, root: Path, medquad: Path | None, seeds: Sequence[int], float32: bool = False) -> None:
         self.root = root
         self.medquad = medquad
+        self.seeds = seeds
         self.float32 = float32
         self.lm: models.LanguageModel | None = None
 
@@ -198,10 +198,10 @@ def attacks(fed: Federation, parent: Adapter, bad: str, one: Submission) -> Iter
 
 def integrity(bench: Bench) -> None:
     rows = Rows(bench.root / "integrity.jsonl")
-    for seed in SEEDS:
+    for seed in bench.seeds:
         for num_sites in (3, 5):
             fed = bench.federation(num_sites, seed)
-            bad = fed.plan.sites.names[seed]
+            bad = fed.plan.sites.names[seed % num_sites]
             parent, submissions = fed.honest()
             for attack, evil in attacks(fed, parent, bad, submissions[bad]):
                 if not rows.missing(sites=num_sites, seed=seed, attack=attack):
@@ -237,7 +237,7 @@ def integrity(bench: Bench) -> None:
 def rare(bench: Bench) -> None:
     """How often an honest hospital of a rare specialty is rejected: resampled examples, recombined sites."""
     rows = Rows(bench.root / "rare.jsonl")
-    for seed in SEEDS:
+    for seed in bench.seeds:
         fed = bench.federation(5, seed)
         parent, submissions = fed.honest()
         others = [name for name in fed.plan.sites.names if name != RARE]
@@ -294,7 +294,7 @@ def padded_factor_mean(plan: Plan, submissions: Mapping[str, Submission], weight
 
 def exactness(bench: Bench) -> None:
     rows = Rows(bench.root / "exactness.jsonl")
-    for seed in SEEDS:
+    for seed in bench.seeds:
         fed = bench.federation(3, seed)
         parent, first = fed.honest()
         ends = {rule: combine(fed.plan, parent, first, Rules(method=rule)).adapter for rule in ("svd", "factor-mean")}
@@ -323,7 +323,7 @@ def compare_two(rows: Rows, fed: Federation, seed: int, what: str, one: Adapter,
 
 def server_step(bench: Bench) -> None:
     rows = Rows(bench.root / "server-step.jsonl")
-    for seed in SEEDS:
+    for seed in bench.seeds:
         for num_sites in (3, 5):
             fed = bench.federation(num_sites, seed)
             start, sent = fed.honest()
@@ -360,8 +360,8 @@ def carry(bench: Bench) -> None:
 
     rows = Rows(bench.root / "carry.jsonl")
     # The rest is added to the base weights, and in bfloat16 most of it would be rounded away.
-    bench = Bench(bench.root / "float32", bench.medquad, float32=True)
-    for num_sites, seed in itertools.product((3, 5), SEEDS):
+    bench = Bench(bench.root / "float32", bench.medquad, bench.seeds, float32=True)
+    for num_sites, seed in itertools.product((3, 5), bench.seeds):
         if not rows.missing(sites=num_sites, seed=seed):
             continue
         fed = bench.federation(num_sites, seed)
@@ -487,7 +487,7 @@ def narrow(row: Mapping, home: str) -> dict:
 
 
 def prepare(bench: Bench) -> None:
-    for seed in SEEDS:
+    for seed in bench.seeds:
         for num_sites in (3, 5):
             bench.federation(num_sites, seed).honest()
 
@@ -497,9 +497,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("steps", nargs="+", choices=STEPS_BY_NAME)
     parser.add_argument("--medquad", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(arguments.folder, arguments.medquad)
+    bench = Bench(arguments.folder, arguments.medquad, arguments.seeds)
     for step in arguments.steps:
         STEPS_BY_NAME[step](bench)
 

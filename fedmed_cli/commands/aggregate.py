@@ -13,7 +13,7 @@ from fedmed_cli import options as o
 def aggregate(
     folders: Annotated[
         list[Path] | None,
-        typer.Argument(help="Contributions, folders or bundles [all of adapters/].", show_default=False),
+        typer.Argument(help=r"Contributions, folders or bundles \[all of adapters/].", show_default=False),
     ] = None,
     weights: o.WeightsOption = None,
     method: o.MethodOption = "svd",

@@ -14,7 +14,7 @@ def chat(
     question: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
     adapter: Annotated[
         str | None,
-        typer.Option("--adapter", help="base, global, best, a site, or an adapter's folder [global, else base]."),
+        typer.Option("--adapter", help=r"base, global, best, a site, or an adapter's folder \[global, else base]."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=4096, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, help="0 is greedy.")] = 0.0,

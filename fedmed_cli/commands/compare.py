@@ -46,7 +46,7 @@ def compare(
         int, typer.Option("--generate", min=0, help="Test questions to answer, for ROUGE-L and token F1.")
     ] = 0,
     questions: Annotated[
-        Path | None, typer.Option("--questions", help="Questions, one a line, to answer side by side [bundled].")
+        Path | None, typer.Option("--questions", help=r"Questions, one a line, to answer side by side \[bundled].")
     ] = None,
     answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Write answers side by side.")] = True,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of generated answers.")] = 64,

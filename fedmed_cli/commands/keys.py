@@ -58,7 +58,7 @@ def new(
 
 
 def show(
-    file: Annotated[Path | None, typer.Argument(help="A public key (….pub) [your own].", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Argument(help=r"A public key (….pub) \[your own].", show_default=False)] = None,
     key: o.KeyOption = None,
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,

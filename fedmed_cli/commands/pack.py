@@ -13,7 +13,7 @@ from fedmed_cli import options as o
 def pack(
     folder: Annotated[Path, typer.Argument(help="An adapter's folder.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write [FOLDER.fedmed.tar].", show_default=False)
+        Path | None, typer.Option("--output", "-o", help=r"The file to write \[FOLDER.fedmed.tar].", show_default=False)
     ] = None,
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,

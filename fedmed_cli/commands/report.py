@@ -12,7 +12,8 @@ from fedmed_cli import options as o
 
 def report(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write [reports/report.html].", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help=r"The file to write \[reports/report.html].", show_default=False),
     ] = None,
     answers: Annotated[
         bool, typer.Option("--answers/--no-answers", help="Show the generated answers of reports/answers.md.")

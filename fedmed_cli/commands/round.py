@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def run_round(
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help="Work until this round exists [one more round].")
+        int | None, typer.Option("--rounds", min=1, help=r"Work until this round exists \[one more round].")
     ] = None,
     max_steps: o.MaxStepsOption = None,
     batch_size: o.BatchSizeOption = 2,

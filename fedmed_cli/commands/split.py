@@ -18,7 +18,7 @@ def split(
         typer.Option(
             "--dataset",
             help="corpus (bundled), a JSON, JSONL, CSV, TSV, Parquet or Arrow file (.gz and .zst too), a glob, a "
-            "folder, or a hub id; more than once for several files [corpus].",
+            r"folder, or a hub id; more than once for several files \[corpus].",
             rich_help_panel=o.DATA_PANEL,
         ),
     ] = None,
@@ -33,7 +33,8 @@ def split(
         str | None,
         typer.Option(
             "--by",
-            help="iid, quantity, dirichlet, pathological or column:NAME [dirichlet where there is a label, else iid].",
+            help="iid, quantity, dirichlet, pathological or column:NAME "
+            r"\[dirichlet where there is a label, else iid].",
             rich_help_panel=DIVISION_PANEL,
         ),
     ] = None,
@@ -84,7 +85,7 @@ def split(
         str | None,
         typer.Option(
             "--group-by",
-            help="Keep rows with the same value together, such as patient_id [corpus: focus].",
+            help=r"Keep rows with the same value together, such as patient_id \[corpus: focus].",
             rich_help_panel=o.LEAK_PANEL,
         ),
     ] = None,

@@ -12,7 +12,7 @@ from fedmed_cli import options as o
 
 def verify(
     folder: Annotated[
-        Path | None, typer.Argument(help="One adapter folder or bundle [the whole workspace].", show_default=False)
+        Path | None, typer.Argument(help=r"One adapter folder or bundle \[the whole workspace].", show_default=False)
     ] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Aggregate every round again and compare the result.")
