@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedmed_cli.adapters import Adapter
-from fedmed_cli.aggregation.coordinator import Examiner
+from fedmed_cli.aggregation.cases import Examiner
 from fedmed_cli.attention import packing
 from fedmed_cli.batches import nll_per_example
 from fedmed_cli.digests import sha256_json

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fedmed_cli import adapters, coordination, evaluation, examples, rounds, site
-from fedmed_cli.aggregation.coordinator import Rules
+from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models import LanguageModel

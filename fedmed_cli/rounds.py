@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from fedmed_cli import adapters, cards, coordination, trust
 from fedmed_cli.adapters import Adapter, AdapterFolder
-from fedmed_cli.aggregation.coordinator import Combination, Examiner, Rules, Submission, combine
+from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
+from fedmed_cli.aggregation.coordinator import Combination, combine
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
 from fedmed_cli.codec import read_file
 from fedmed_cli.digests import sha256_bytes, short

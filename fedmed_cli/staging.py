@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmed_cli.adapters import CONTRIBUTION_NAME, PREFIX, WEIGHTS_NAME, AdapterFolder, Factors, tensor_name
-from fedmed_cli.aggregation.coordinator import Submission
+from fedmed_cli.aggregation.cases import Submission
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.errors import InputError
 from fedmed_cli.safetensors_io import TensorInfo, parse_header, to_float32

@@ -6,7 +6,7 @@ import numpy as np
 from cryptography.hazmat.primitives import serialization
 
 from fedmed_cli import adapters, cards, rounds
-from fedmed_cli.aggregation.coordinator import Rules
+from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.lora import Lora

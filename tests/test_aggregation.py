@@ -130,7 +130,8 @@ def test_gauge_leaves_svd_unchanged_and_changes_factor_mean(plan):
 
 
 def test_the_order_of_the_sites_changes_no_bit(plan):
-    from fedmed_cli.aggregation.coordinator import Rules, combine
+    from fedmed_cli.aggregation.cases import Rules
+    from fedmed_cli.aggregation.coordinator import combine
 
     submissions = {site: submission(plan, site, random_adapter(plan, i)) for i, site in enumerate("ABC", 1)}
     parent = random_adapter(plan, 0)
@@ -327,7 +328,7 @@ def test_a_false_token_count_moves_a_weight_at_most_to_the_cap():
 
 
 def submission(plan, site, adapter, num_tokens=1000, before=3.0, after=2.5):
-    from fedmed_cli.aggregation.coordinator import Submission
+    from fedmed_cli.aggregation.cases import Submission
     from fedmed_cli.records.contribution import Contribution
     from fedmed_cli.records.measures import Loss
 

@@ -10,7 +10,7 @@ from conftest import snapshot
 from hostile import RECORD, WEIGHTS
 
 from fedmed_cli import adapters, signatures, verification
-from fedmed_cli.aggregation.coordinator import Rules
+from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.app import main
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.workspace import Workspace

@@ -23,7 +23,8 @@ import numpy as np
 
 from fedmed_cli import adapters, bases, coordination, evaluation, examples, models, rounds, site
 from fedmed_cli.adapters import Adapter, plan_adapter
-from fedmed_cli.aggregation.coordinator import Examiner, Rules, Submission, combine
+from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
+from fedmed_cli.aggregation.coordinator import combine
 from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.intervals import Losses, paired_interval

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmed_cli import adapters, embedded
-from fedmed_cli.aggregation.coordinator import PAIRWISE_UP_TO
+from fedmed_cli.aggregation.evidence import PAIRWISE_UP_TO
 from fedmed_cli.aggregation.rules import svd
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
@@ -41,9 +41,9 @@ REPEATS = 7
 # A round of three sites comes first, so that start-up (imports, threads) is not counted to the sites.
 MEASURED = """
 import resource, sys, time
-from fedmed_cli.aggregation import coordinator
+from fedmed_cli.aggregation import coordinator, evidence
 from fedmed_cli.app import main
-coordinator.PAIRWISE_UP_TO = int(sys.argv[1])
+coordinator.PAIRWISE_UP_TO = evidence.PAIRWISE_UP_TO = int(sys.argv[1])
 def aggregate(root):
     started = time.perf_counter()
     assert main(["aggregate", "--weights", "tokens", "-q", "-C", root]) == 0
