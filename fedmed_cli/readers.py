@@ -709,10 +709,12 @@ def _text_table(table: Any, layout: Layout) -> Any:
     names = {layout.question: "question", layout.answer: "answer"}
     columns = {}
     for column, values in zip(table.column_names, table.columns, strict=True):
-        if pyarrow.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        if not (pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)):
+        coded = pyarrow.types.is_dictionary(values.type)
+        kind = values.type.value_type if coded else values.type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
             return None
+        if coded:
+            values = values.cast(kind)
         if column in names or column not in names.values():
             columns[names.get(column, column)] = values
     if "question" not in columns or "answer" not in columns:

@@ -341,3 +341,17 @@ def test_white_space_at_the_ends_is_what_python_strips(end):
     for text in (f"a{end}", f"{end}a", end):
         column = pyarrow.chunked_array([pyarrow.array(["kept", text])])
         assert readers._is_stripped(column) == (text.strip() == text != "")
+
+
+@pytest.mark.parametrize("of", ["structs", "texts"])
+def test_a_column_of_codes_for_anything_is_read(of, tmp_path):
+    """Arrow can keep a column as indices into a table of values, which need not be texts."""
+    values = pyarrow.array([{"a": 1}, {"a": 2}]) if of == "structs" else pyarrow.array(["one", "two"])
+    codes = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1], pyarrow.int32()), values)
+    texts = {"question": ["What is one?", "What is two?"], "answer": ["The first.", "The second."]}
+    table = pyarrow.table({**texts, "label": codes})
+    with pyarrow.ipc.new_stream(tmp_path / "coded.arrow", table.schema) as writer:
+        writer.write_table(table)
+    found = read_dataset(str(tmp_path / "coded.arrow"), None).examples
+    assert [row.question for row in found] == texts["question"]
+    assert [row.answer for row in found] == texts["answer"]
