@@ -11,7 +11,6 @@ import itertools
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +25,17 @@ from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
-from fedmed_cli.records.lora import MAX_ALPHA, MAX_RANK, pattern_of, rescaled, resolve, scaling, unlike
+from fedmed_cli.records.lora import (
+    MAX_ALPHA,
+    MAX_RANK,
+    MODULE_NAME,
+    Number,
+    pattern_of,
+    rescaled,
+    resolve,
+    scaling,
+    unlike,
+)
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
@@ -71,10 +80,7 @@ _CONFIG_KEYS: dict[str, tuple[Any, ...] | None] = {
     "runtime_config": ({"ephemeral_gpu_offload": False}, None),
 }
 
-_TARGET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z0-9_]{1,100}){0,20}")
-
 T = TypeVar("T")
-N = TypeVar("N", int, float)
 Factors = tuple[np.ndarray, np.ndarray]
 
 
@@ -99,6 +105,7 @@ class Adapter:
         return self.ranks.get(module, self.r)
 
     def alpha_of(self, module: str) -> float:
+        """The alpha of one module."""
         return self.alphas.get(module, self.alpha)
 
     def scale(self, module: str) -> float:
@@ -345,11 +352,11 @@ def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: P
     buffer = memoryview(weights)
     tensors, start = parse_header(buffer, len(weights), name)
     factors: dict[str, dict[str, np.ndarray]] = {}
-    modules = dict.fromkeys(_module_and_end(key)[0] for key in tensors)
+    modules = dict.fromkeys(module_and_end(key)[0] for key in tensors)
     ranks = _resolved(config.rank_pattern, modules, path, "rank_pattern")
     alphas = _resolved(config.alpha_pattern, modules, path, "alpha_pattern")
     for key, info in tensors.items():
-        module, end = _module_and_end(key)
+        module, end = module_and_end(key)
         factor = end.removesuffix(".weight")
         if not key.startswith(PREFIX) or not module or factor not in ("A", "B") or end == factor:
             raise CombineError(f"{name}: tensor {key!r} is no LoRA factor")
@@ -410,13 +417,13 @@ class _Config:
     alpha_pattern: dict[str, float]
 
 
-def _module_and_end(key: str) -> tuple[str, str]:
+def module_and_end(key: str) -> tuple[str, str]:
     """The module that a tensor's name is of, and what stands behind ".lora_"."""
     module, _, end = key.removeprefix(PREFIX).rpartition(".lora_")
     return module, end
 
 
-def _resolved(pattern: Mapping[str, N], modules: Collection[str], path: Path, what: str) -> dict[str, N]:
+def _resolved(pattern: Mapping[str, Number], modules: Collection[str], path: Path, what: str) -> dict[str, Number]:
     try:
         return resolve(pattern, modules)
     except ValueError as error:
@@ -446,7 +453,7 @@ def _check_config(config: Any, name: str) -> _Config:
     alphas = _check_pattern(config.get("alpha_pattern"), name, "alpha_pattern", _check_alpha)
     if not isinstance(targets, list):
         raise CombineError(f"{name}: target_modules must be a plain list of names, found {type(targets).__name__}")
-    if not 0 < len(targets) <= 1000 or not all(isinstance(x, str) and _TARGET.fullmatch(x) for x in targets):
+    if not 0 < len(targets) <= 1000 or not all(isinstance(x, str) and MODULE_NAME.fullmatch(x) for x in targets):
         raise CombineError(f"{name}: target_modules must be a plain list of names, found other entries")
     dropout = config.get("lora_dropout", 0)
     if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
@@ -480,7 +487,7 @@ def _check_pattern(pattern: Any, name: str, what: str, check: Callable[[str, str
     """A rank_pattern or alpha_pattern whose keys are plain module names: PEFT would take any regular expression."""
     if pattern is None:
         return {}
-    if not isinstance(pattern, dict) or not all(_TARGET.fullmatch(key) for key in pattern):
+    if not isinstance(pattern, dict) or not all(MODULE_NAME.fullmatch(key) for key in pattern):
         raise CombineError(f"{name}: {what} must map plain module names to numbers, found {shown(pattern)}")
     for key, value in pattern.items():
         check(name, f"{what} of {key[:80]}", value)

@@ -233,7 +233,7 @@ ServerLrOption = Annotated[
     str | None,
     _option(
         "--server-lr",
-        text="Length of the server's step, or auto [auto with agentic weights, else 1].",
+        text="Length of the server's step, or auto [auto with agentic weights and svd, else 1].",
         panel=AGGREGATION_PANEL,
     ),
 ]
@@ -402,7 +402,7 @@ def mapping(flag: str, text: str) -> dict[str, str]:
 
 
 def pattern(flag: str, text: str | None, kind: type[Number]) -> dict[str, Number] | None:
-    """ "down_proj=16,v_proj=4" as a dictionary; None where not given."""
+    """ "down_proj=16,v_proj=4" as a dictionary, None where not given; UsageError where it has another form."""
     if text is None:
         return None
     result = {}

@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Everything:
+class PooledInput:
     """All sites' examples, and what the federation spent in all rounds, which the pooled training may spend too."""
 
     rows: Sequence[Example]
@@ -42,7 +42,7 @@ def pooled_adapter(
     workspace: Workspace,
     plan: Plan,
     lm: LanguageModel,
-    everything: Everything,
+    wanted: PooledInput,
     say: Say = lambda message: None,
     step: Callable[[Step], None] | None = None,
 ) -> Adapter:
@@ -51,23 +51,23 @@ def pooled_adapter(
     It starts from the plan's initial adapter and makes as many steps, of the same batch size, as all sites in all
     rounds made together. The caller holds the lock.
     """
-    rows = everything.rows
+    rows = wanted.rows
     digest = examples.set_digest(rows)
-    seed = order_seed(plan, POOLED, everything.rounds)
-    key = sha256_json([plan.digest, digest, everything.steps, everything.batch_size, everything.accumulation, seed])
+    seed = order_seed(plan, POOLED, wanted.rounds)
+    key = sha256_json([plan.digest, digest, wanted.steps, wanted.batch_size, wanted.accumulation, seed])
     kept = _kept(workspace, plan, key)
     if kept is not None:
-        say(f"the pooled adapter of {everything.steps} steps is taken from reports/pooled")
+        say(f"the pooled adapter of {wanted.steps} steps is taken from reports/pooled")
         return kept
     encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     usable = [tokens for tokens in encoded if tokens is not None]
     if len(usable) < len(rows):
         say(f"pooled: {len(rows) - len(usable)} of {len(rows)} examples skipped: the question fills max_length")
-    say(f"training the pooled adapter: {everything.steps} steps on {len(usable):,} examples of all sites")
+    say(f"training the pooled adapter: {wanted.steps} steps on {len(usable):,} examples of all sites")
     started = time.perf_counter()
     start = rounds.starting_adapter(workspace, plan, 1)
-    trained = _train(lm, plan, start, usable, everything, seed, step)
-    say(f"pooled: {trained.num_tokens:,} answer tokens; the federation's rounds used {everything.tokens:,}")
+    trained = _train(lm, plan, start, usable, wanted, seed, step)
+    say(f"pooled: {trained.num_tokens:,} answer tokens; the federation's rounds used {wanted.tokens:,}")
     record = Pooled(
         key=key,
         plan=plan.digest,
@@ -77,11 +77,11 @@ def pooled_adapter(
         examples_digest=digest,
         num_examples=len(usable),
         num_trained_tokens=trained.num_tokens,
-        num_federated_tokens=everything.tokens,
-        rounds=everything.rounds,
-        max_steps=everything.steps,
-        per_device_train_batch_size=everything.batch_size,
-        gradient_accumulation_steps=everything.accumulation,
+        num_federated_tokens=wanted.tokens,
+        rounds=wanted.rounds,
+        max_steps=wanted.steps,
+        per_device_train_batch_size=wanted.batch_size,
+        gradient_accumulation_steps=wanted.accumulation,
         losses=tuple(round(loss, 6) for loss in trained.losses),
         run=lm.environment() | {"created": utc_now(), "seconds": round(time.perf_counter() - started, 3)},
     )
@@ -101,21 +101,24 @@ def _train(
     plan: Plan,
     start: Adapter,
     encoded: Sequence[Encoded],
-    everything: Everything,
+    wanted: PooledInput,
     seed: int,
     step: Callable[[Step], None] | None,
 ) -> Trained:
     """Train on everything at once: one schedule over all steps, and no pull to where a round began."""
     alone = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1, fedprox_mu=0.0))
     options = Options(
-        per_device_train_batch_size=everything.batch_size,
-        gradient_accumulation_steps=everything.accumulation,
+        per_device_train_batch_size=wanted.batch_size,
+        gradient_accumulation_steps=wanted.accumulation,
     )
-    return train(lm, alone, start, encoded, everything.steps, options, seed=seed, progress=step)
+    return train(lm, alone, start, encoded, wanted.steps, options, seed=seed, progress=step)
 
 
-def gather(workspace: Workspace, plan: Plan, say: Say) -> Everything:
-    """What a pooled training needs, without a model; InputError where contributions or examples are not here."""
+def gather(workspace: Workspace, plan: Plan, say: Say) -> PooledInput:
+    """What a pooled training needs, without a model.
+
+    InputError where contributions or examples are not here, UsageError where a site has the pooled adapter's name.
+    """
     if POOLED in plan.sites.names:
         raise UsageError(f"--pooled: {POOLED} is a site of this plan, so it cannot name the pooled adapter")
     newest = workspace.newest_round()
@@ -143,7 +146,7 @@ def gather(workspace: Workspace, plan: Plan, say: Say) -> Everything:
         say(f"pooled: the sites trained with batches of {seen} examples; it takes {size} x {accumulation}")
     steps = sum(len(record.losses) for record in found)
     tokens = sum(record.num_trained_tokens for record in found)
-    return Everything(_all_examples(workspace, plan), newest, steps, tokens, size, accumulation)
+    return PooledInput(_all_examples(workspace, plan), newest, steps, tokens, size, accumulation)
 
 
 def _all_examples(workspace: Workspace, plan: Plan) -> list[Example]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli.adapters import CONTRIBUTION_NAME, PREFIX, WEIGHTS_NAME, AdapterFolder, Factors, tensor_name
+from fedmed_cli.adapters import CONTRIBUTION_NAME, WEIGHTS_NAME, AdapterFolder, Factors, module_and_end, tensor_name
 from fedmed_cli.aggregation.cases import Submission
 from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.errors import InputError
@@ -41,7 +41,7 @@ class StagedFactors(Mapping[str, Factors]):
         return to_float32(memoryview(data), info)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in self.tensors}))
+        return iter(sorted({module_and_end(name)[0] for name in self.tensors}))
 
     def __len__(self) -> int:
         return len(self.tensors) // 2

@@ -943,7 +943,7 @@ quick("a plan that is no TOML", 3, "federation.toml: is not TOML", lambda p: p.p
 quick(
     "a module of 5,000 characters",
     3,
-    "lora.targets: the base has no linear module 'q_proj' (it has k_proj, q0",
+    f"base.linear: 'model.layers.*.self_attn.q{'0' * 54}' is not a module name",
     lambda p: p.plan_text('q_proj" = [', f'q{"0" * 5000}" = ['),
 )
 quick(

@@ -277,7 +277,7 @@ def test_the_screen_names_worst_site_and_counts(compared, tiny_base, capsys):
             "--alone 'Z=rounds/001/global': expected SITE=PATH with a site of A, B, C",
         ),
         (["--alone", "rounds/001/global"], 2, "expected SITE=PATH with a site of A, B, C"),
-        (["--by-column", "focus", "--scores", "--site", "A"], 2, "--by-column: no use with --scores"),
+        (["--by-column", "focus", "--scores", "--site", "A"], 2, "--by-column, --no-answers: no use with --scores"),
     ],
 )
 def test_refusals(compared, tiny_base, fails, argv, code, message):

@@ -96,7 +96,7 @@ def test_the_stacked_adapter_has_the_logits_of_the_dense_mean(kind, tiny_base, t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_site_of_a_lower_rank_starts_from_passes_the_gate_and_peft(kind, tiny_base, tmp_path):
+def test_what_a_site_of_a_lower_rank_starts_from_loads_with_peft_at_the_same_scaling(kind, tiny_base, tmp_path):
     plan = make_plan(bases.describe(str(tiny_base), None, print), **KINDS[kind])
     rng = np.random.default_rng(2)
     factors = {m: (a, rng.normal(0, 0.05, b.shape).astype(np.float32)) for m, (a, b) in initial_factors(plan).items()}

@@ -26,6 +26,7 @@ from fedmed_cli.adapters import Adapter, plan_adapter
 from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
 from fedmed_cli.aggregation.coordinator import combine
 from fedmed_cli.aggregation.rules import RULES
+from fedmed_cli.aggregation.server_step import LINE_SEARCH
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.records.measures import Loss
@@ -48,10 +49,9 @@ METHODS = {
     "tokens": Rules(),
     "agentic": Rules(weights="agentic", server_lr=None),
 }
-ETAS = (1.0, 1.5, 2.0, 3.0)
 
 
-known = models.has_bfloat16
+_has_bfloat16 = models.has_bfloat16
 
 
 class Bench:
@@ -67,7 +67,7 @@ class Bench:
     def model(self, plan: Plan) -> models.LanguageModel:
         if self.lm is None:
             local = bases.find_for_plan(plan.base, None, None, print)
-            with mock.patch.object(models, "has_bfloat16", lambda device: not self.float32 and known(device)):
+            with mock.patch.object(models, "has_bfloat16", lambda device: not self.float32 and _has_bfloat16(device)):
                 self.lm = models.load(local, "auto", print)
         return self.lm
 
@@ -335,7 +335,7 @@ def server_step(bench: Bench) -> None:
             for what, parent, submissions in cases:
                 if rows.missing(seed=seed, sites=num_sites, what=what):
                     losses = {}
-                    for eta in ETAS:
+                    for eta in LINE_SEARCH:
                         rules = Rules(server_lr=eta)
                         losses[f"{eta:g}"] = nll(fed.test(combine(fed.plan, parent, submissions, rules).adapter))
                     fedexp = combine(fed.plan, parent, submissions, Rules(server_lr=None)).server_lr
@@ -456,14 +456,14 @@ def table(bench: Bench) -> None:
         print(f"\nauto − 1 over all rows: {difference(rows, 'auto', '1')}")
     for num_sites, what in dict.fromkeys((row["sites"], row["what"]) for row in rows):
         own = [row for row in rows if (row["sites"], row["what"]) == (num_sites, what)]
-        cells = [f"{eta:g}: {pooled(own, f'{eta:g}').mean:.4f}" for eta in ETAS]
-        against = [f"{eta:g} − 1: {difference(own, f'{eta:g}', '1')}" for eta in ETAS[1:]]
+        cells = [f"{eta:g}: {pooled(own, f'{eta:g}').mean:.4f}" for eta in LINE_SEARCH]
+        against = [f"{eta:g} − 1: {difference(own, f'{eta:g}', '1')}" for eta in LINE_SEARCH[1:]]
         against.append(f"auto − 1: {difference(own, 'auto', '1')}")
         fedexp, auto = (", ".join(f"{row[name]:.2f}" for row in own) for name in ("fedexp", "auto"))
         print(f"\n{num_sites} sites, {what}: {', '.join(cells)}; {'; '.join(against)}; FedExP {fedexp}; auto {auto}")
         for home in sorted({home for row in own for home in row["homes"]}):
             part = [narrow(row, home) for row in own]
-            names = [*(f"{eta:g}" for eta in ETAS[1:]), "auto"]
+            names = [*(f"{eta:g}" for eta in LINE_SEARCH[1:]), "auto"]
             print(f"  {home}: " + "; ".join(f"{name} − 1: {difference(part, name, '1')}" for name in names))
     rows = Rows(bench.root / "carry.jsonl").rows
     for num_sites in sorted({row["sites"] for row in rows}):

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedmed_cli.aggregation import weights as weighting
 from fedmed_cli.aggregation.cases import Case, Round
-from fedmed_cli.aggregation.rules import RULES
+from fedmed_cli.aggregation.rules import svd
 from fedmed_cli.intervals import Losses, standard_error
 
 # A site is rejected where the round gains more than this without it, dilution aside (see `_dilution`): in nats,
@@ -39,17 +39,14 @@ def judge(round_: Round) -> None:
         only.reasons.append("the only contribution: there is nothing to weigh")
         return
     start = round_.losses(round_.parent)
-    for site, case in round_.cases.items():
+    for case in round_.cases.values():
         if case.norm == 0:
             case.rejected = True
             case.reasons.append("rejected: it would only dilute the others")
             continue
         adapter = case.submission.adapter
-        if case.clip_factor < 1:
-            one = [case.clip_factor if name == site else 0.0 for name in round_.cases]
-            adapter, _ = RULES["svd"](
-                round_.plan, round_.parent, [c.submission.adapter for c in round_.cases.values()], one, None
-            )
+        if case.clip_factor < 1:  # as it will be used, but without the momentum of `Round.build`
+            adapter, _ = svd(round_.plan, round_.parent, [adapter], [case.clip_factor])
         own = round_.losses(adapter)
         case.gain = round_.against(start, own)
         case.gain_error = standard_error(start, own, round_.examiner.groups)

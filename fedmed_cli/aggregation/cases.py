@@ -95,15 +95,18 @@ class Round:
         return [server_lr * weights.get(site, 0.0) * case.clip_factor for site, case in self.cases.items()]
 
     def build(self, coefficients: Sequence[float], method: str | None = None) -> tuple[Adapter, Truncation]:
+        """The adapter of these coefficients, one a site, with the rules' momentum, by their method or another."""
         momentum = (self.rules.server_momentum, self.before) if self.before and self.rules.server_momentum else None
         adapters = [case.submission.adapter for case in self.cases.values()]
         return RULES[method or self.rules.method](self.plan, self.parent, adapters, coefficients, momentum)
 
     def norm(self, coefficients: Sequence[float]) -> float:
+        """‖Σ c_i·D_i‖ over all modules together; it needs the whole Gram matrix."""
         c = np.asarray(coefficients)
         return math.sqrt(max(0.0, float(c @ self.gram @ c)))
 
     def losses(self, adapter: Adapter) -> Losses:
+        """An adapter's losses on the coordinator's examples."""
         assert self.examiner is not None
         return self.examiner.losses(adapter)
 

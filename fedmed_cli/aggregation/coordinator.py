@@ -50,14 +50,15 @@ def combine(
 
     `before` is the global adapter before `parent`, which server momentum needs. `examiner` is needed by the
     agentic weights, `scores` by crosseval. CombineError where a rule's precondition does not hold, or where
-    every contribution was rejected.
+    every contribution was rejected; InputError where the agentic weights have no examiner.
     """
-    pairwise = rules.weights == "agentic" or rules.robust != "none" or rules.server_lr is None
+    by_norms = rules.server_lr is None and examiner is None  # FedExP
+    pairwise = rules.weights == "agentic" or rules.robust != "none" or by_norms
     if pairwise and len(submissions) > PAIRWISE_UP_TO:
         raise CombineError(
-            f"agentic weights, robust means and the server step's search compare all pairs of at most "
+            f"agentic weights, robust means and FedExP's server step compare all pairs of at most "
             f"{PAIRWISE_UP_TO} sites, found {len(submissions)}",
-            hint="use --weights tokens with the norm clip",
+            hint="use --weights tokens with the norm clip, and --server-lr 1",
         )
     cases, gram = collect(parent, submissions, rules.clip, rules.weights)
     round_ = Round(plan, parent, rules, cases, gram, examiner, before)

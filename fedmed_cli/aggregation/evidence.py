@@ -23,7 +23,10 @@ COPY_COSINE = 0.999
 def collect(
     parent: Adapter, submissions: Mapping[str, Submission], clip: float | None, rule: Weights
 ) -> tuple[dict[str, Case], np.ndarray]:
-    """A case for each site, in the order of names, with all that its files say; and the Gram matrix of the updates."""
+    """A case for each site, in the order of names, with all that its files say; and the Gram matrix of the updates.
+
+    The matrix is (sites, sites), above 100 sites its diagonal alone. CombineError where no site claims any data.
+    """
     sites = sorted(submissions)
     gram = _gram(parent, [submissions[site].adapter for site in sites])
     cases = {site: Case(submissions[site], math.sqrt(max(0.0, gram[i, i]))) for i, site in enumerate(sites)}
@@ -42,6 +45,9 @@ def _gram(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndarray:
 
 def _relate(cases: Mapping[str, Case], gram: np.ndarray) -> None:
     sites = list(cases)
+    for case in cases.values():
+        if case.norm == 0:
+            case.reasons.append("sent an empty update: its adapter equals the one it started from")
     if len(sites) > PAIRWISE_UP_TO:
         for case in cases.values():
             case.reasons.append(f"not compared with the others: {len(sites)} sites are more than {PAIRWISE_UP_TO}")
@@ -54,8 +60,6 @@ def _relate(cases: Mapping[str, Case], gram: np.ndarray) -> None:
                 case.cosines[other] = cosine
                 if cosine >= COPY_COSINE:
                     case.copies.append(other)
-        if case.norm == 0:
-            case.reasons.append("sent an empty update: its adapter equals the one it started from")
         if case.copies:
             case.reasons.append(f"sent the same update as {', '.join(case.copies)} (cosine {COPY_COSINE} or more)")
 

@@ -53,7 +53,7 @@ def thin_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def decompose(product: Product, rank: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The thin SVD of L·T: U: (out, rank), S: (R,), Vt: (rank, in), without building L·T.
+    """The thin SVD of L·T: U: (out, rank), S: (R,), Vt: (rank, in); L·T is built where R reaches min(out, in) alone.
 
     All singular values are returned, the vectors of the first `rank` (default: all). Each column of U has its
     largest entry positive, so that factors agree between machines up to rounding.
@@ -84,7 +84,7 @@ def weighted_product(
     `coefficients` are η·w_i·γ_i. Component j of G keeps the factor 1 − Σ over the sites whose rank reaches
     j, so that sites of low rank do not shrink the rest. `momentum` (β, the adapter before G) adds
     β·(G − G_before) (Polyak, 1964). Once the stacked rank would pass min(out, in), the sum goes on densely,
-    so that memory stays that of one module however many sites there are.
+    so that it takes the memory of one module however many sites there are.
     """
     a_parent, b_parent = parent.factors[module]
     ranks = [adapter.rank(module) for adapter in adapters]

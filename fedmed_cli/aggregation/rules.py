@@ -44,7 +44,8 @@ def stack(
 ) -> tuple[Adapter, Truncation]:
     """The exact weighted mean, by concatenation (FLoRA, arXiv 2409.05976), at the sum of the ranks.
 
-    Where a module's sum would pass min(out, in), it has that rank. The scaling is 1, and no module's is another.
+    All modules have the rank of the largest sum, the others padded with zeros; no sum passes min(out, in). The
+    scaling is 1. The products of all modules are in memory together.
     """
     products = {module: weighted_product(module, parent, adapters, coefficients, momentum) for module in plan.modules}
     rank = max(left.shape[1] for left, _ in products.values())
@@ -70,7 +71,8 @@ def factor_mean(
     for module in plan.modules:
         ranks = sorted({parent.rank(module), *(adapter.rank(module) for adapter in adapters)})
         if len(ranks) > 1:
-            raise CombineError(f"factor-mean needs adapters of one rank, found ranks {', '.join(map(str, ranks))}")
+            shown = ", ".join(map(str, ranks))
+            raise CombineError(f"factor-mean needs adapters of one rank in each module: {module} has ranks {shown}")
     if momentum is not None:
         raise CombineError("factor-mean has no server momentum: it depends on the choice of factors")
     kept = 1 - math.fsum(coefficients)

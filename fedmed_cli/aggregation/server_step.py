@@ -12,7 +12,10 @@ LINE_SEARCH = (1.0, 1.5, 2.0, 3.0)
 
 
 def search(round_: Round, weights: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """The server step η: as given, or by search on the coordinator's examples, or FedExP without any."""
+    """The server step η: as given, or by search on the coordinator's examples, or FedExP without any.
+
+    The second value holds the loss at each step that the search tried; it is empty without a search.
+    """
     if round_.rules.server_lr is not None:
         return round_.rules.server_lr, {}
     if round_.examiner is None:

@@ -85,7 +85,12 @@ def compare(
         "--questions": questions,
     }
     if merge or scores:
-        given |= {"--scores": scores, "--site": site} if merge else {"FILE": files}
+        given |= {"--load-in-4bit": load_in_4bit, "--no-answers": not answers, "--max-new-tokens": max_new_tokens != 64}
+        if merge:
+            given |= {"--scores": scores, "--site": site, "--max-eval-samples": max_eval_samples != 600}
+            given |= {"--base": base, "--base-wheel": base_wheel, "--device": device != "auto"}
+        else:
+            given |= {"FILE": files}
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(f"{', '.join(unused)}: no use with {'--merge' if merge else '--scores'}")
     elif files:
@@ -93,12 +98,12 @@ def compare(
     if merge:
         from fedmed_cli.commands.compare_merge import write_matrix
 
-        write_matrix(screen, place, files or [])
+        write_matrix(screen, place, plan, files or [])
         return
     if scores:
         from fedmed_cli.commands.compare_scores import write_scores
 
-        write_scores(screen, place, site, max_eval_samples, device, base, base_wheel)
+        write_scores(screen, place, plan, site, max_eval_samples, device, base, base_wheel)
         return
     if site is not None and site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
@@ -113,11 +118,11 @@ def compare(
         chosen |= {name: one for name, (_, one) in local_only.items()}
         picked = read_choices(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
-        everything = None
+        pooled_input = None
         if pooled:
             from fedmed_cli.pooled import gather
 
-            everything = gather(place, plan, screen.say)
+            pooled_input = gather(place, plan, screen.say)
         if not (chosen or pooled):
             screen.say("there is no adapter yet: only the base model is measured")
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
@@ -126,12 +131,12 @@ def compare(
         from fedmed_cli.commands.compare_tables import comparison_lines
 
         lm = models.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
-        if everything is not None:
+        if pooled_input is not None:
             from fedmed_cli.commands.live import step_events
             from fedmed_cli.pooled import pooled_adapter
 
             with step_events(screen, "pooled") as events:
-                chosen[candidates.POOLED] = pooled_adapter(place, plan, lm, everything, screen.say, events.step)
+                chosen[candidates.POOLED] = pooled_adapter(place, plan, lm, pooled_input, screen.say, events.step)
         with screen.progress("comparing") as update:
 
             def report(name: str, done: int, total: int) -> None:

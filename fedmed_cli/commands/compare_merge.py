@@ -7,16 +7,17 @@ from pathlib import Path
 from fedmed_cli import matrix
 from fedmed_cli.commands.compare_tables import matrix_lines
 from fedmed_cli.errors import UsageError
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.screen import Screen
 from fedmed_cli.workspace import Workspace, write_file
 
 
-def write_matrix(screen: Screen, place: Workspace, files: list[Path]) -> None:
+def write_matrix(screen: Screen, place: Workspace, plan: Plan, files: list[Path]) -> None:
     """Merge the hospitals' comparisons and write reports/matrix.json."""
     if len(files) < 2:
         raise UsageError("--merge takes two files or more, for example --merge reports/compare-*.json")
     with place.lock():
-        record = matrix.merge(place.read_plan(), files, screen.say)
+        record = matrix.merge(plan, files, screen.say)
         path = place.reports / "matrix.json"
         place.set_aside(path)
         write_file(path, record.to_bytes())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedmed_cli.bases import find_for_plan
 from fedmed_cli.errors import UsageError
+from fedmed_cli.records.plan import Plan
 from fedmed_cli.screen import Screen
 from fedmed_cli.workspace import Workspace, write_file
 
@@ -13,6 +14,7 @@ from fedmed_cli.workspace import Workspace, write_file
 def write_scores(
     screen: Screen,
     place: Workspace,
+    plan: Plan,
     site: str | None,
     max_eval_samples: int,
     device: str,
@@ -20,7 +22,6 @@ def write_scores(
     base_wheel: Path | None,
 ) -> None:
     """Score the contributions in adapters/ on a hospital's validation examples and write scores/SITE.json."""
-    plan = place.read_plan()
     if site not in plan.sites.names:
         raise UsageError(f"--scores goes with --site, one of {', '.join(plan.sites.names)}")
     with place.lock():

@@ -12,13 +12,12 @@ from typing import Protocol, TypeVar
 from fedmed_cli.codec import LATER
 
 MAX_RANK = 65536
-MIN_ALPHA = 1e-6  # far above what a scaling could not be divided by
+MIN_ALPHA = 1e-6  # so that dividing by a scaling stays finite
 MAX_ALPHA = 65536
-MAX_DOTS = 20
 MAX_DESCRIBED = 8
-_TARGET = re.compile(rf"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+){{0,{MAX_DOTS}}}")
+MODULE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.[A-Za-z0-9_]{1,100}){0,20}")
 
-T = TypeVar("T", int, float)
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Lora:
             raise ValueError("lora.targets must name at least one module, each once")
         for what in ("targets", "rank_pattern", "alpha_pattern"):
             for name in getattr(self, what):
-                if not _TARGET.fullmatch(name):
+                if not MODULE_NAME.fullmatch(name):
                     raise ValueError(f"lora.{what}: {name[:80]!r} is not a module name")
 
 
@@ -77,7 +76,7 @@ class Names:
         return [end for end in ends if end in self._names]
 
 
-def resolve(pattern: Mapping[str, T], modules: Collection[str]) -> dict[str, T]:
+def resolve(pattern: Mapping[str, Number], modules: Collection[str]) -> dict[str, Number]:
     """The value that a pattern gives to each module that one of its names means.
 
     ValueError where a name means no module, or two mean the same, of which PEFT would take either.
@@ -98,14 +97,14 @@ def resolve(pattern: Mapping[str, T], modules: Collection[str]) -> dict[str, T]:
     return result
 
 
-def unlike(values: Mapping[str, T], default: T) -> dict[str, T]:
+def unlike(values: Mapping[str, Number], default: Number) -> dict[str, Number]:
     """The values that are not the default."""
     return {module: value for module, value in values.items() if value != default}
 
 
-def pattern_of(values: Mapping[str, T], default: T) -> dict[str, T]:
+def pattern_of(values: Mapping[str, Number], default: Number) -> dict[str, Number]:
     """The pattern that gives each module its value: by the last part of the name where that is enough."""
-    ends: defaultdict[str, set[T]] = defaultdict(set)
+    ends: defaultdict[str, set[Number]] = defaultdict(set)
     for module, value in values.items():
         ends[module.rpartition(".")[2]].add(value)
     result = {}
@@ -141,5 +140,5 @@ def described(lora: Configured) -> str:
     return text
 
 
-def _named(what: str, pattern: Mapping[str, T]) -> dict[str, T]:
+def _named(what: str, pattern: Mapping[str, Number]) -> dict[str, Number]:
     return {f"{what}.{name[:80]}": value for name, value in pattern.items()}

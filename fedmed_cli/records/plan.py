@@ -16,14 +16,14 @@ from fedmed_cli.codec import check_header, control_character, decode_fields, enc
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_names
-from fedmed_cli.records.lora import MAX_DOTS, Lora, Names, rescaled, resolve, scaling
+from fedmed_cli.records.lora import Lora, Names, rescaled, resolve, scaling
 from fedmed_cli.records.measures import COORDINATOR
 
 MAX_MODULES = 20_000
 MAX_PARAMETERS = 2**31
 MAX_PLAN_BYTES = 200_000
 MAX_LAYERS = 1024
-_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.([A-Za-z0-9_]+|\*))*")
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.([A-Za-z0-9_]{1,100}|\*)){0,20}")
 # An Ed25519 key takes 51 bytes in OpenSSH's form, which are 68 characters of base64; all begin alike.
 _PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
@@ -53,7 +53,7 @@ class Base:
         if not self.linear:
             raise ValueError("base.linear names no module")
         for name, shape in self.linear.items():
-            if not _MODULE.fullmatch(name) or name.count("*") > 1 or name.count(".") > MAX_DOTS:
+            if not _MODULE.fullmatch(name) or name.count("*") > 1:
                 raise ValueError(f"base.linear: {name[:80]!r} is not a module name")
             if len(shape) != (3 if "*" in name else 2) or any(not 1 <= size <= 2**24 for size in shape):
                 raise ValueError(f"base.linear: {name[:80]!r} has an unusable shape {list(shape)[:5]}")
