@@ -323,7 +323,10 @@ def _check_signer(folder: AdapterFolder, plan: Plan, require: bool, say: Say) ->
 
 def _with_way_out(error: FedmedError, path: Path) -> FedmedError:
     """The error with the hint how to go on without that site."""
-    error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
+    if path.exists():
+        error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
+    else:
+        error.hint = "put the folders that the sites sent into adapters/, or name where they are"
     return error
 
 

@@ -441,3 +441,12 @@ def test_an_archived_round_is_combined_anew_with_the_default_rules(round_workspa
     record = json.loads(capsys.readouterr().out)
     assert (record["round"], record["weights"], record["excluded"]) == (1, "agentic", ["A"])
     assert round_workspace.newest_round() == 1
+
+
+def test_a_contribution_that_is_not_there_is_not_to_be_excluded(trained_workspace, capsys):
+    nowhere = trained_workspace.adapters / "*"
+    assert main(["aggregate", "-C", str(trained_workspace.root), str(nowhere)]) == 3
+    err = capsys.readouterr().err
+    assert "no such folder" in err
+    assert "fedmed: hint: put the folders that the sites sent into adapters/" in err
+    assert "--exclude" not in err
