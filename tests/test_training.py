@@ -26,6 +26,7 @@ from fedmed_cli import (
     training,
 )
 from fedmed_cli import fused as fused_parts
+from fedmed_cli.aggregation.rules import svd
 from fedmed_cli.app import main
 from fedmed_cli.intervals import summarize
 from fedmed_cli.records.lora import Lora
@@ -108,6 +109,21 @@ VARIANTS = {
     "chunks of 7 labels": ({"per_device_train_batch_size": 6}, {"CHUNK": 7}),
     "logits of the model": ({"per_device_train_batch_size": 6}, {"plain_head": False}),
 }
+
+
+def test_components_that_aggregation_left_at_zero_learn_again(ready, monkeypatch):
+    """Both factors at zero would have no gradient for good: A·x and B·y multiply each other's."""
+    _, plan, lm, encoded = ready
+    start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    one = {name: (a, np.pad(b[:, :1] + 0.01, ((0, 0), (0, len(a) - 1)))) for name, (a, b) in start.factors.items()}
+    result, _ = svd(plan, start, [adapters.plan_adapter(plan, one)], [1.0])
+    gradients = first_gradients(monkeypatch, lm, plan, result, encoded, Options(per_device_train_batch_size=6))
+    of_b = gradients[1::2]  # sorted by name: A before B
+    for (_, b), gradient in zip(result.factors.values(), of_b, strict=True):
+        assert b[:, 0].any()
+        assert not b[:, 1:].any()
+        assert gradient.shape == b.shape
+        assert (gradient.abs().amax(dim=0) > 0).all()
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
