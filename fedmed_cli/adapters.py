@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,20 +19,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fedmed_cli.adapter_config import AdapterConfig, check_config, check_config_against_plan, resolved
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle, unpack
-from fedmed_cli.codec import parse_json, read_file, shown
+from fedmed_cli.codec import parse_json, read_file
 from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.lora import (
-    MAX_ALPHA,
-    MAX_RANK,
-    MODULE_NAME,
-    Number,
     pattern_of,
     rescaled,
-    resolve,
     scaling,
     unlike,
 )
@@ -52,33 +48,6 @@ MAX_SMALL_FILE_BYTES = 1_000_000
 MAX_ENTRIES = 32
 MAX_VALUE = 1e6  # in size, of a weight: far above any real one, far below what overflows in a product
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-
-# What an adapter_config.json may say. Keys that are not here may only be null, false or empty; `None` as a
-# value means that the key is checked below.
-_CONFIG_KEYS: dict[str, tuple[Any, ...] | None] = {
-    "base_model_name_or_path": None,
-    "r": None,
-    "lora_alpha": None,
-    "target_modules": None,
-    "lora_dropout": None,
-    "peft_type": ("LORA",),
-    "task_type": ("CAUSAL_LM", None),
-    "bias": ("none",),
-    "inference_mode": (True, False),
-    "init_lora_weights": (True, "gaussian"),
-    "fan_in_fan_out": (False,),
-    "use_rslora": (False, True),
-    "rank_pattern": None,
-    "alpha_pattern": None,
-    "use_dora": (False, None),
-    "peft_version": None,
-    "revision": None,
-    "auto_mapping": (None,),
-    "ensure_weight_tying": (False, None),
-    "megatron_core": ("megatron.core", None),
-    "qalora_group_size": (16, None),
-    "runtime_config": ({"ephemeral_gpu_offload": False}, None),
-}
 
 T = TypeVar("T")
 Factors = tuple[np.ndarray, np.ndarray]
@@ -330,15 +299,15 @@ def _read_bundle(path: Path) -> dict[str, bytes]:
     return files
 
 
-def _read_config(path: Path, files: Mapping[str, bytes], plan: Plan | None, rank: int) -> _Config:
+def _read_config(path: Path, files: Mapping[str, bytes], plan: Plan | None, rank: int) -> AdapterConfig:
     name = path / CONFIG_NAME
-    config = _check_config(parse_json(files[CONFIG_NAME], str(name)), str(name))
+    config = check_config(parse_json(files[CONFIG_NAME], str(name)), str(name))
     if plan is not None:
-        _check_config_against_plan(path, config, plan, rank)
+        check_config_against_plan(str(path), config, plan, rank)
     return config
 
 
-def _read_weights(path: Path, files: dict[str, bytes], config: _Config, plan: Plan | None) -> None:
+def _read_weights(path: Path, files: dict[str, bytes], config: AdapterConfig, plan: Plan | None) -> None:
     """Add the weights to `files`; no more is read than the plan's shapes can need."""
     limit = MAX_WEIGHTS_BYTES
     if plan is not None:
@@ -346,15 +315,15 @@ def _read_weights(path: Path, files: dict[str, bytes], config: _Config, plan: Pl
     files[WEIGHTS_NAME] = read_file(path / WEIGHTS_NAME, limit, links=False)
 
 
-def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: Path) -> Adapter:
+def _parse_adapter(config: AdapterConfig, weights: bytes, weights_digest: str, path: Path) -> Adapter:
     targets = config.targets
     name = str(path / WEIGHTS_NAME)
     buffer = memoryview(weights)
     tensors, start = parse_header(buffer, len(weights), name)
     factors: dict[str, dict[str, np.ndarray]] = {}
     modules = dict.fromkeys(module_and_end(key)[0] for key in tensors)
-    ranks = _resolved(config.rank_pattern, modules, path, "rank_pattern")
-    alphas = _resolved(config.alpha_pattern, modules, path, "alpha_pattern")
+    ranks = resolved(config.rank_pattern, modules, str(path / CONFIG_NAME), "rank_pattern")
+    alphas = resolved(config.alpha_pattern, modules, str(path / CONFIG_NAME), "alpha_pattern")
     for key, info in tensors.items():
         module, end = module_and_end(key)
         factor = end.removesuffix(".weight")
@@ -404,94 +373,10 @@ def _parse_adapter(config: _Config, weights: bytes, weights_digest: str, path: P
     return adapter
 
 
-@dataclass(frozen=True)
-class _Config:
-    """What an adapter_config.json says that fedmed needs."""
-
-    r: int
-    alpha: float
-    targets: tuple[str, ...]
-    base_name: str
-    use_rslora: bool
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
-
-
 def module_and_end(key: str) -> tuple[str, str]:
     """The module that a tensor's name is of, and what stands behind ".lora_"."""
     module, _, end = key.removeprefix(PREFIX).rpartition(".lora_")
     return module, end
-
-
-def _resolved(pattern: Mapping[str, Number], modules: Collection[str], path: Path, what: str) -> dict[str, Number]:
-    try:
-        return resolve(pattern, modules)
-    except ValueError as error:
-        raise CombineError(f"{path / CONFIG_NAME}: {what}: {error}") from None
-
-
-def _check_config(config: Any, name: str) -> _Config:
-    if not isinstance(config, dict):
-        raise InputError(f"{name}: expected an object, found {type(config).__name__}")
-    for key, value in config.items():
-        what = ascii(key)[1:-1][:60]
-        if key not in _CONFIG_KEYS:
-            if value is not None and value is not False and value != [] and value != {}:
-                raise CombineError(f"{name}: {what} is set; fedmed combines plain LoRA adapters only")
-        elif (allowed := _CONFIG_KEYS[key]) is not None and not any(
-            type(value) is type(x) and value == x for x in allowed
-        ):
-            wanted = " or ".join(repr(x) for x in allowed if x is not None) or "null"
-            raise CombineError(f"{name}: {what} must be {wanted}, found {shown(value)}")
-    for key in ("peft_type", "r", "lora_alpha", "target_modules"):
-        if key not in config:
-            raise InputError(f"{name}: {key} is missing")
-    r, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
-    _check_rank(name, "r", r)
-    _check_alpha(name, "lora_alpha", alpha)
-    ranks = _check_pattern(config.get("rank_pattern"), name, "rank_pattern", _check_rank)
-    alphas = _check_pattern(config.get("alpha_pattern"), name, "alpha_pattern", _check_alpha)
-    if not isinstance(targets, list):
-        raise CombineError(f"{name}: target_modules must be a plain list of names, found {type(targets).__name__}")
-    if not 0 < len(targets) <= 1000 or not all(isinstance(x, str) and MODULE_NAME.fullmatch(x) for x in targets):
-        raise CombineError(f"{name}: target_modules must be a plain list of names, found other entries")
-    dropout = config.get("lora_dropout", 0)
-    if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
-        raise CombineError(f"{name}: lora_dropout must be from 0 to below 1, found {shown(dropout)}")
-    for key, limit in (("base_model_name_or_path", 1000), ("revision", 100), ("peft_version", 100)):
-        text = config.get(key)
-        if text is not None and (not isinstance(text, str) or len(text) > limit or not text.isprintable()):
-            raise CombineError(f"{name}: {key} must be at most {limit} printable characters, found {shown(text)}")
-    return _Config(
-        r,
-        float(alpha),
-        tuple(sorted(targets)),
-        config.get("base_model_name_or_path") or "",
-        config.get("use_rslora") is True,
-        ranks,
-        {key: float(value) for key, value in alphas.items()},
-    )
-
-
-def _check_rank(name: str, what: str, value: Any) -> None:
-    if type(value) is not int or not 1 <= value <= MAX_RANK:
-        raise CombineError(f"{name}: {what} must be a whole number from 1 to {MAX_RANK}, found {shown(value)}")
-
-
-def _check_alpha(name: str, what: str, value: Any) -> None:
-    if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:
-        raise CombineError(f"{name}: {what} must be above 0 and at most {MAX_ALPHA}, found {shown(value)}")
-
-
-def _check_pattern(pattern: Any, name: str, what: str, check: Callable[[str, str, Any], None]) -> dict[str, Any]:
-    """A rank_pattern or alpha_pattern whose keys are plain module names: PEFT would take any regular expression."""
-    if pattern is None:
-        return {}
-    if not isinstance(pattern, dict) or not all(MODULE_NAME.fullmatch(key) for key in pattern):
-        raise CombineError(f"{name}: {what} must map plain module names to numbers, found {shown(pattern)}")
-    for key, value in pattern.items():
-        check(name, f"{what} of {key[:80]}", value)
-    return pattern
 
 
 def _check_digests(
@@ -540,32 +425,6 @@ def _check_signature(path: Path, files: Mapping[str, bytes], name: str) -> str |
 
 def _refuse_two_records(path: Path) -> None:
     raise CombineError(f"{path}: holds both {CONTRIBUTION_NAME} and {AGGREGATE_NAME}, expected one of them")
-
-
-def _check_config_against_plan(path: Path, config: _Config, plan: Plan, rank: int) -> None:
-    """CombineError unless config is what the plan implies where no rank is above `rank`."""
-    lora = plan.lora
-    r, alpha = plan.common(rank)
-    expected: list[tuple[str, object, object]] = [
-        ("rank r", r, config.r),
-        ("lora_alpha", alpha, config.alpha),
-        ("target_modules", sorted(plan.lora.targets), list(config.targets)),
-        ("base_model_name_or_path", plan.base.name, config.base_name),
-        ("use_rslora", lora.use_rslora, config.use_rslora),
-    ]
-    for what, wanted, found in expected:
-        if wanted != found:
-            raise CombineError(f"{path}: the plan expects {what} {wanted}, found {ascii(found)[:200]}")
-    if lora.rank_pattern or lora.alpha_pattern or config.rank_pattern or config.alpha_pattern:
-        ranks = _resolved(config.rank_pattern, plan.modules, path, "rank_pattern")
-        alphas = _resolved(config.alpha_pattern, plan.modules, path, "alpha_pattern")
-        for module in plan.modules:
-            wanted = min(rank, plan.rank(module))
-            if (found := ranks.get(module, config.r)) != wanted:
-                raise CombineError(f"{path}: the plan expects rank {wanted} for {module}, found {found}")
-            alpha = plan.alpha(module, wanted)
-            if (own := alphas.get(module, config.alpha)) != alpha:
-                raise CombineError(f"{path}: the plan expects alpha {alpha} for {module}, found {own}")
 
 
 def check_against_plan(path: Path, adapter: Adapter, plan: Plan) -> None:

@@ -153,12 +153,12 @@ def snapshot(root):
 
 def reseal(folder, **changes):
     """Edit a contribution's record and make its digests hold again, as an attacker who controls a site would."""
-    from fedmed_cli import adapters
+    from fedmed_cli import adapter_config, adapters
     from fedmed_cli.digests import sha256_bytes
 
     record = json.loads((folder / "contribution.json").read_text())
     adapter = adapters._parse_adapter(
-        adapters._check_config(json.loads((folder / "adapter_config.json").read_text()), "config"),
+        adapter_config.check_config(json.loads((folder / "adapter_config.json").read_text()), "config"),
         (folder / "adapter_model.safetensors").read_bytes(),
         sha256_bytes((folder / "adapter_model.safetensors").read_bytes()),
         folder,

@@ -9,7 +9,7 @@ import pytest
 from conftest import snapshot
 from hostile import RECORD, WEIGHTS
 
-from fedmed_cli import adapters, signatures, verification
+from fedmed_cli import adapter_config, adapters, signatures, verification
 from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.app import main
 from fedmed_cli.digests import sha256_bytes
@@ -46,7 +46,7 @@ def reseal_global(folder, sign=True, **changes):
     record = json.loads((folder / "aggregate.json").read_text()) | changes
     names = ("adapter_config.json", WEIGHTS, "README.md")
     record["files"] = {name: sha256_bytes((folder / name).read_bytes()) for name in names}
-    config = adapters._check_config(json.loads((folder / "adapter_config.json").read_text()), "config")
+    config = adapter_config.check_config(json.loads((folder / "adapter_config.json").read_text()), "config")
     record_adapter = adapters._parse_adapter(config, (folder / WEIGHTS).read_bytes(), "", folder)
     vars(record_adapter).pop("weights_digest", None)
     record["adapter"] = record_adapter.digest

@@ -143,8 +143,7 @@ def _dilution(round_: Round, weights: Mapping[str, float], site: str) -> float:
     """
     rest = weighting.normalised({name: weight for name, weight in weights.items() if name != site})
     share = weights[site]
-    names, factors = list(round_.cases), [case.clip_factor for case in round_.cases.values()]
-    gram = round_.gram * np.outer(factors, factors)
+    names, gram = list(round_.cases), round_.clipped_gram()
     mean = np.array([rest.get(name, 0.0) for name in names])
     squared = float(mean @ gram @ mean)
     if squared <= 0:

@@ -86,7 +86,7 @@ class Round:
     parent: Adapter
     rules: Rules
     cases: dict[str, Case]
-    gram: np.ndarray
+    gram: np.ndarray | None
     examiner: Examiner | None
     before: Adapter | None
 
@@ -101,9 +101,16 @@ class Round:
         return RULES[method or self.rules.method](self.plan, self.parent, adapters, coefficients, momentum)
 
     def norm(self, coefficients: Sequence[float]) -> float:
-        """‖Σ c_i·D_i‖ over all modules together; it needs the whole Gram matrix."""
+        """‖Σ c_i·D_i‖ over all modules together; only where there is a Gram matrix."""
+        assert self.gram is not None
         c = np.asarray(coefficients)
         return math.sqrt(max(0.0, float(c @ self.gram @ c)))
+
+    def clipped_gram(self) -> np.ndarray:
+        """The Gram matrix of γ_i·D_i, (sites, sites); only where there is one."""
+        assert self.gram is not None
+        factors = np.array([case.clip_factor for case in self.cases.values()])
+        return np.asarray(self.gram * np.outer(factors, factors))
 
     def losses(self, adapter: Adapter) -> Losses:
         """An adapter's losses on the coordinator's examples."""

@@ -128,8 +128,7 @@ def _finish(round_: Round) -> Combination:
     weights = np.array([case.weight for case in round_.cases.values()])
     chosen = np.flatnonzero(weights)
     if round_.rules.robust != "none":
-        factors = np.array([case.clip_factor for case in round_.cases.values()])
-        gram = (round_.gram * np.outer(factors, factors))[np.ix_(chosen, chosen)]
+        gram = round_.clipped_gram()[np.ix_(chosen, chosen)]
         robust = ROBUST[round_.rules.robust](gram, weights[chosen], round_.rules.num_malicious)
         for number, position in enumerate(chosen):
             case = round_.cases[sites[position]]

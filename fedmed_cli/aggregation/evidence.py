@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -22,33 +22,33 @@ COPY_COSINE = 0.999
 
 def collect(
     parent: Adapter, submissions: Mapping[str, Submission], clip: float | None, rule: Weights
-) -> tuple[dict[str, Case], np.ndarray]:
+) -> tuple[dict[str, Case], np.ndarray | None]:
     """A case for each site, in the order of names, with all that its files say; and the Gram matrix of the updates.
 
-    The matrix is (sites, sites), above 100 sites its diagonal alone. CombineError where no site claims any data.
+    The matrix is (sites, sites); above 100 sites there is none, which keeps time and memory linear. CombineError
+    where no site claims any data.
     """
     sites = sorted(submissions)
-    gram = _gram(parent, [submissions[site].adapter for site in sites])
-    cases = {site: Case(submissions[site], math.sqrt(max(0.0, gram[i, i]))) for i, site in enumerate(sites)}
+    adapters = [submissions[site].adapter for site in sites]
+    if len(sites) <= PAIRWISE_UP_TO:
+        gram = gram_of_innovations(parent, adapters)
+        norms = [math.sqrt(max(0.0, squared)) for squared in np.diag(gram)]
+    else:
+        gram = None
+        norms = [update_norm(parent, adapter) for adapter in adapters]
+    cases = {site: Case(submissions[site], norm) for site, norm in zip(sites, norms, strict=True)}
     _relate(cases, gram)
     _clip(cases, clip)
     _set_prior(cases, rule)
     return cases, gram
 
 
-def _gram(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndarray:
-    """The Gram matrix of the updates; above 100 sites its diagonal alone, which stays linear."""
-    if len(adapters) <= PAIRWISE_UP_TO:
-        return gram_of_innovations(parent, adapters)
-    return np.diag([update_norm(parent, adapter) ** 2 for adapter in adapters])
-
-
-def _relate(cases: Mapping[str, Case], gram: np.ndarray) -> None:
+def _relate(cases: Mapping[str, Case], gram: np.ndarray | None) -> None:
     sites = list(cases)
     for case in cases.values():
         if case.norm == 0:
             case.reasons.append("sent an empty update: its adapter equals the one it started from")
-    if len(sites) > PAIRWISE_UP_TO:
+    if gram is None:
         for case in cases.values():
             case.reasons.append(f"not compared with the others: {len(sites)} sites are more than {PAIRWISE_UP_TO}")
         return
