@@ -16,8 +16,6 @@ from typing import Any
 import torch
 import transformers
 
-from fedmed_cli.models import LanguageModel
-
 Tensor = torch.Tensor
 BLOCK = 128  # queries whose scores exist at a time
 KEPT_LENGTH = 320  # of an example whose probabilities are kept for the backward pass; others are made again
@@ -63,109 +61,80 @@ class _Attention(torch.autograd.Function):
         result = torch.empty(length, b, g, d, dtype=query.dtype)
         kept = []
         for block, seen in _blocks(starts, length):
-            given = _probabilities(queries[:, block], keys[:, seen])
-            result[block] = torch.bmm(given, values[:, seen]).view(b, -1, g, d).transpose(0, 1)
-            kept.append(given)
+            shares = _probabilities(queries[:, block], keys[:, seen])
+            result[block] = torch.bmm(shares, values[:, seen]).view(b, -1, g, d).transpose(0, 1)
+            kept.append(shares)
         is_kept = length <= KEPT_LENGTH * len(starts)
         ctx.save_for_backward(queries, keys, values, *(kept if is_kept else ()))
         ctx.scaling, ctx.starts = scaling, starts
         return result.view(1, length, heads, d)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         queries, keys, values, *kept = ctx.saved_tensors
         b, length, g, d = queries.shape
-        slopes = outer[0].reshape(length, b, g, d)
-        of_queries, of_keys, of_values = torch.empty_like(slopes), torch.zeros_like(keys), torch.zeros_like(values)
+        grad_out = grad_outputs[0].reshape(length, b, g, d)
+        grad_queries, grad_keys, grad_values = (
+            torch.empty_like(grad_out),
+            torch.zeros_like(keys),
+            torch.zeros_like(values),
+        )
         for i, (block, seen) in enumerate(_blocks(ctx.starts, length)):
-            given = kept[i] if kept else _probabilities(queries[:, block], keys[:, seen])
-            slope = slopes[block].transpose(0, 1).reshape(b, -1, d)
-            of_values[:, seen].baddbmm_(given.transpose(1, 2), slope)
-            of_given = torch.bmm(slope, values[:, seen].transpose(1, 2))
-            of_scores = torch._softmax_backward_data(of_given, given, -1, given.dtype)
-            of_queries[block] = torch.bmm(of_scores, keys[:, seen]).view(b, -1, g, d).transpose(0, 1)
-            of_keys[:, seen].baddbmm_(of_scores.transpose(1, 2), queries[:, block].view(b, -1, d))
-        of_query = of_queries.mul_(ctx.scaling).view(1, length, b * g, d).transpose(1, 2)
-        return of_query, of_keys[None], of_values[None], None, None
+            shares = kept[i] if kept else _probabilities(queries[:, block], keys[:, seen])
+            grad_block = grad_out[block].transpose(0, 1).reshape(b, -1, d)
+            grad_values[:, seen].baddbmm_(shares.transpose(1, 2), grad_block)
+            grad_shares = torch.bmm(grad_block, values[:, seen].transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
+            grad_queries[block] = torch.bmm(grad_scores, keys[:, seen]).view(b, -1, g, d).transpose(0, 1)
+            grad_keys[:, seen].baddbmm_(grad_scores.transpose(1, 2), queries[:, block].view(b, -1, d))
+        grad_query = grad_queries.mul_(ctx.scaling).view(1, length, b * g, d).transpose(1, 2)
+        return grad_query, grad_keys[None], grad_values[None], None, None
 
 
-class _Unsupported(Exception):
-    """The model asks its attention for something that is not computed here."""
+class Declined(Exception):
+    """Why an operation of fedmed's own does not compute what this model asks for."""
 
 
 def _interface(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """transformers' attention interface, for one row: query (1, heads, l, d), key and value (1, key heads, l, d)."""
     positions = options.get("position_ids")
-    odd = any(name not in _KNOWN and option is not None and option is not False for name, option in options.items())
-    if odd or mask is not None or options.get("dropout") or positions is None or value.shape[-1] != key.shape[-1]:
-        raise _Unsupported
+    asked = {name: option for name, option in options.items() if name not in _KNOWN}
+    asked |= {"dropout": options["dropout"]} if options.get("dropout") else {}
+    asked |= {"mask": "of its own"} if mask is not None else {}
+    asked = {name: option for name, option in asked.items() if option is not None and option is not False}
+    if asked:
+        layer = getattr(module, "layer_idx", None)
+        what = ", ".join(name if isinstance(value, Tensor) else f"{name} {value}" for name, value in asked.items())
+        raise Declined(f"layer {layer} asks its attention for {what}")
+    if positions is None:
+        raise Declined("its attention is not told the positions")
+    if value.shape[-1] != key.shape[-1]:
+        raise Declined("keys and values differ in size")
     starts = (positions[0] == 0).nonzero().flatten().tolist()
     return _Attention.apply(query, key, value, options["scaling"], starts), None  # type: ignore[no-untyped-call]
 
 
-transformers.AttentionInterface.register(NAME, _interface)
-
-
 @contextlib.contextmanager
-def packing(lm: LanguageModel) -> Iterator[bool]:
-    """Where the model can pack, compute its attention here for the time of the block; yields whether that is so."""
-    if lm.packs or not can_pack(lm):
-        yield lm.packs
-        return
-    config = lm.decoder.config
-    before = config._attn_implementation
-    config._attn_implementation, lm.packs = NAME, True
-    try:
-        yield True
-    finally:
-        config._attn_implementation, lm.packs = before, False
+def own_attention(decoder: Any) -> Iterator[int]:
+    """Compute the decoder's attention here for the time of the block; yields the number of layers.
 
-
-def can_pack(lm: LanguageModel) -> bool:
-    """Whether the model is on a CPU, takes its attention from transformers' interface, and asks for no other.
-
-    It is tried once. A model whose layers see less than all earlier positions, or cap scores, or the like, keeps
-    its own attention.
+    Declined where what it computes here is not what the layers do.
     """
-    if lm.can_pack is None:
-        lm.can_pack = lm.device.type == "cpu" and _computes_the_same(lm)
-    return lm.can_pack
-
-
-def _computes_the_same(lm: LanguageModel) -> bool:
-    """Whether two packed examples get the hidden states that transformers' plain attention gives each alone.
-
-    Judged by the median over an example's positions: in bfloat16 single positions amplify any rounding.
-    """
-    config = lm.decoder.config
+    config = decoder.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    chunked = getattr(config, "attention_chunk_size", None)  # a mask alone tells of it
-    if not getattr(lm.decoder, "_supports_attention_backend", False) or kinds != {"full_attention"} or chunked:
-        return False
-    examples = [torch.arange(start, start + length)[None] % config.vocab_size for start, length in ((1, 23), (7, 11))]
-    positions = torch.cat([torch.arange(ids.shape[1]) for ids in examples])[None]
-    before, was_training = config._attn_implementation, lm.decoder.training
-    lm.decoder.eval()
+    chunk = getattr(config, "attention_chunk_size", None)  # only a mask tells of it
+    if not getattr(decoder, "_supports_attention_backend", False):
+        raise Declined("transformers has no attention interface for this architecture")
+    if kinds != {"full_attention"} or chunk:
+        raise Declined(f"its layers have {', '.join(sorted(kinds - {'full_attention'})) or f'chunks of {chunk}'}")
+    if not any(type(module).__name__.endswith("RotaryEmbedding") for module in decoder.modules()):
+        raise Declined("its positions are not rotary")
+    transformers.AttentionInterface.register(NAME, _interface)
+    before = config._attn_implementation
+    config._attn_implementation = NAME
     try:
-        with torch.inference_mode():
-            config._attn_implementation = "eager"
-            alone = [lm.decoder(input_ids=ids, use_cache=False).last_hidden_state for ids in examples]
-            config._attn_implementation = NAME
-            inputs = {"input_ids": torch.cat(examples, dim=1), "position_ids": positions, "use_cache": False}
-            row = lm.decoder(**inputs)
-            with torch.random.fork_rng(devices=[]):  # what a model asks for may differ in training
-                lm.decoder.train()
-                lm.decoder(**inputs)
-    except (_Unsupported, RuntimeError, TypeError, ValueError):
-        return False
+        yield config.num_hidden_layers
     finally:
         config._attn_implementation = before
-        lm.decoder.train(was_training)
-    packed = row.last_hidden_state.split([ids.shape[1] for ids in examples], dim=1)
-    errors = [
-        (torch.linalg.norm((ours - theirs).float(), dim=-1) / torch.linalg.norm(theirs.float(), dim=-1).clamp(1e-6))
-        for ours, theirs in zip(packed, alone, strict=True)
-    ]
-    return all(float(error.median()) < (1e-4 if lm.dtype == torch.float32 else 2e-2) for error in errors)

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from fedmed_cli.examples import Encoded
+from fedmed_cli.frozen import FrozenMatrices
 from fedmed_cli.models import LanguageModel
 
 CHUNK = 128  # label positions whose logits exist at a time
 TINY = 1e-30  # a probability whose logarithm is taken another way
-ALIGNED = 8  # packed examples begin at multiples: products of a new shape cost a CPU half a millisecond each
+# Packed examples begin at multiples of EXAMPLE_STEP, and rows have multiples of ROW_STEP positions: oneDNN prepares and
+# keeps each shape of a product, half a millisecond and some hundred kilobytes that then lie between large blocks.
+EXAMPLE_STEP, ROW_STEP = 16, 32
 
 
 def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor:
@@ -25,11 +28,13 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
     """
     longest = max(len(example.ids) for example in batch)
     lengths = [_aligned(lm, len(example.ids)) if lm.packs else longest for example in batch]
+    if lm.packs:
+        lengths.append(-sum(lengths) % ROW_STEP)
     starts = [0, *itertools.accumulate(lengths)]
     flat = torch.zeros(starts.pop(), dtype=torch.long)  # 0 pads, nothing reads it
     places: list[int] = []
     labels: list[int] = []
-    for start, example in zip(starts, batch, strict=True):
+    for start, example in zip(starts, batch, strict=False):
         flat[start : start + len(example.ids)] = torch.tensor(example.ids)
         # position t predicts token t + 1
         places += range(start + example.num_prompt - 1, start + len(example.ids) - 1)
@@ -44,7 +49,8 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
         inputs["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None].to(lm.device)
     if lm.head is not None:
         hidden = lm.decoder(**inputs).last_hidden_state.flatten(0, 1)[picked]
-        nll: torch.Tensor = _LabelLoss.apply(hidden, lm.head.weight, wanted)  # type: ignore[no-untyped-call]
+        matrices = lm.matrices or FrozenMatrices()
+        nll: torch.Tensor = _LabelLoss.apply(hidden, lm.head.weight, wanted, matrices)  # type: ignore[no-untyped-call]
     else:
         logits = lm.model(**inputs).logits.flatten(0, 1)[picked]
         nll = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
@@ -54,43 +60,46 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
 def _aligned(lm: LanguageModel, length: int) -> int:
     """An example's length with its padding in a packed row, within the positions that the model knows."""
     known = getattr(lm.decoder.config, "max_position_embeddings", None) or length
-    return max(length, min(-(-length // ALIGNED) * ALIGNED, known))
+    return max(length, min(-(-length // EXAMPLE_STEP) * EXAMPLE_STEP, known))
 
 
 class _LabelLoss(torch.autograd.Function):
     """Cross-entropy of a frozen output head at N positions: hidden (N, h), weight (vocabulary, h) -> (N,).
 
     The gradient by `hidden` is made beside the loss, chunk by chunk, so that the logits, which are by far the
-    largest tensor of a step, are computed once and never kept. All chunks use the same memory: fresh tensors
-    of this size cost as much as the softmax.
+    largest tensor of a step, are computed once and never kept. All passes share the memory of `matrices`: fresh
+    tensors of this size cost as much as the softmax, and leave holes in the heap.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        size, vocabulary = min(CHUNK, len(labels)), len(weight)
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, matrices: FrozenMatrices
+    ) -> torch.Tensor:
+        head = matrices.of(weight, is_packed=False)
+        shape = CHUNK, len(weight)
+        all_logits = matrices.buffer("logits", shape, hidden.dtype, hidden.device)
+        all_shares = matrices.buffer("shares", shape, torch.float32, hidden.device)
         nll = torch.empty(len(labels), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        all_logits = hidden.new_empty(size, vocabulary)
-        all_shares = torch.empty(size, vocabulary, device=hidden.device)
         for start in range(0, len(labels), CHUNK):
             part = slice(start, start + CHUNK)
             column = labels[part, None]
             logits, shares = all_logits[: len(column)], all_shares[: len(column)]
             torch.mm(hidden[part], weight.T, out=logits)
-            exact = logits.float()
-            torch.softmax(exact, dim=1, out=shares)
-            own = shares.gather(1, column).squeeze(1)
-            nll[part] = -own.log()
-            if float(own.min()) < TINY:  # no logarithm of what float32 cannot hold
+            torch.softmax(shares.copy_(logits), dim=1, out=shares)
+            at_label = shares.gather(1, column).squeeze(1)
+            nll[part] = -at_label.log()
+            if float(at_label.min()) < TINY:  # no logarithm of what float32 cannot hold
+                exact = logits.float()
                 nll[part] = (torch.logsumexp(exact, dim=1, keepdim=True) - exact.gather(1, column)).squeeze(1)
             if gradient is not None:  # d nll / d logits = softmax - one at the label
                 shares.scatter_add_(1, column, shares.new_full(column.shape, -1.0))
-                gradient[part] = torch.mm(logits.copy_(shares), weight)
+                gradient[part] = head.backward(logits.copy_(shares))
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return nll
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0][:, None].to(gradient.dtype), None, None
+        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None

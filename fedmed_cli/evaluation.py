@@ -12,11 +12,11 @@ import torch
 
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.aggregation.cases import Examiner
-from fedmed_cli.attention import packing
 from fedmed_cli.batches import nll_per_example
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.examples import Encoded, Example, encode, home_site, set_digest
+from fedmed_cli.fast_path import ATTENTION, LINEAR, fast_path
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records.plan import Plan
@@ -97,7 +97,7 @@ def measure(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
     nll = np.zeros(len(encoded))
     done = 0
-    with packing(lm), torch.inference_mode():
+    with fast_path(lm, ATTENTION, LINEAR), torch.inference_mode():
         while done < len(order):
             batch = order[done : done + BATCH_EXAMPLES]
             while len(batch) > 1 and len(batch) * len(encoded[batch[-1]].ids) > BATCH_TOKENS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import os
@@ -9,7 +10,6 @@ import platform
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,9 +18,12 @@ import numpy as np
 import torch
 import transformers
 
+from fedmed_cli import cpu
 from fedmed_cli.adapters import PREFIX, Adapter
 from fedmed_cli.bases import LocalBase
 from fedmed_cli.errors import CombineError, InputError, MachineError
+from fedmed_cli.fast_path import FastPath, decide
+from fedmed_cli.frozen import FrozenMatrices
 from fedmed_cli.offline import peft
 from fedmed_cli.records.measures import Run
 
@@ -39,21 +42,18 @@ def choose_device(device: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 natively: by CPU flags or the GPU's own word, never by timing."""
+    """Whether the device multiplies bfloat16 natively: by its own word, never by timing."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu" and platform.system() == "Linux":
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    return False
+    return device.type == "cpu" and cpu.has_bfloat16()
 
 
 @dataclass
 class LanguageModel:
     """A base model with at most one adapter on it at a time. `load` makes one; adapters come as factors.
 
-    `packs` says whether the examples of a forward pass lie end to end in one row just now, `can_pack` whether
-    they may, once that has been tried (attention.py).
+    `fast_path` says which of fedmed's own operations apply to it. While they are in place, `matrices` has its
+    frozen matrices, and `packs` says whether the examples of a forward pass lie end to end in one row.
     """
 
     model: Any
@@ -64,7 +64,7 @@ class LanguageModel:
     quantized: bool = False
     plain_head: bool = False
     packs: bool = False
-    can_pack: bool | None = None
+    matrices: FrozenMatrices | None = None
     _slots: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _active: str | None = None
 
@@ -84,9 +84,10 @@ class LanguageModel:
         head = self.causal.get_output_embeddings() if self.plain_head else None
         return head if type(head) is torch.nn.Linear else None
 
-    def layers(self) -> list[torch.nn.Module]:
-        """The decoder's layers; empty where the architecture keeps them elsewhere than in `layers`."""
-        return list(getattr(self.decoder, "layers", []))
+    @functools.cached_property
+    def fast_path(self) -> FastPath:
+        """Which of fedmed's own operations apply to this model, tried when first asked for."""
+        return decide(self.decoder, self.device)
 
     def use(self, adapter: Adapter | None) -> None:
         """Put `adapter` on the base (None: the plain base). CombineError where it does not fit."""
@@ -179,7 +180,9 @@ class LanguageModel:
         """Versions, device and kernels, for a record's `run` object."""
         return {
             "device": self.device.type,
+            **({"cpu": cpu.cpu_class()} if self.device.type == "cpu" else {}),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "operations": str(self.fast_path),
             **({"bitsandbytes": _bitsandbytes_version(), "quantization": "nf4"} if self.quantized else {}),
             "peft": peft.__version__,
             "python": platform.python_version(),
@@ -257,7 +260,6 @@ def load(
         model = transformers.AutoModelForCausalLM.from_pretrained(
             base.folder,
             dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

@@ -137,14 +137,6 @@ CheckpointingOption = Annotated[
         panel=TRAINING_PANEL,
     ),
 ]
-CompileOption = Annotated[
-    bool | None,
-    _option(
-        "--compile/--no-compile",
-        text="Compile the decoder's layers [where bfloat16 on a CPU and a long run repay it].",
-        panel=TRAINING_PANEL,
-    ),
-]
 FourBitOption = Annotated[
     bool,
     _option("--load-in-4bit", text="Hold the base model in 4 bits (NF4, double quantisation).", panel=TRAINING_PANEL),

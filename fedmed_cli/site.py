@@ -321,7 +321,6 @@ def train_local(
         files=adapters.file_digests(trained.adapter, files),
         run=lm.environment()
         | {
-            "compiled": "layers" if trained.compiled else "no",
             "created": utc_now(),
             "peak_memory_bytes": peak_memory(lm.device),
             "seconds": round(time.perf_counter() - began, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import sys
 import time
@@ -13,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmed_cli import kernels
 from fedmed_cli.adapters import Adapter, plan_adapter
-from fedmed_cli.attention import can_pack
 from fedmed_cli.batches import nll_per_example
 from fedmed_cli.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.examples import Encoded
-from fedmed_cli.fused import KEPT_ROWS, fused
+from fedmed_cli.fast_path import ATTENTION, fast_path
+from fedmed_cli.fused_ops import KEPT_ROWS
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records.plan import Plan, Training
 from fedmed_cli.training_options import Options
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MAX_PADDING = 0.05  # of a forward pass on a CPU, where positions cost more than passes
 
 Say = Callable[[str], None]
@@ -58,7 +59,6 @@ class Trained:
     num_tokens: int
     seconds: float
     tokens_per_second: float
-    compiled: bool
     kept_step: int | None
 
 
@@ -147,11 +147,11 @@ def train(
     if training.lr_scheduler_type != "constant" and 1 < training.lr_scheduler_rounds < round_number:
         raise InputError(f"round {round_number}: the plan's schedule ends with round {training.lr_scheduler_rounds}")
     torch.manual_seed(seed % 2**63)
-    if lm.device.type == "cpu":
-        kernels.settle_heap()
     lm.use(start)
-    if lm.device.type == "cpu" and not can_pack(lm):
-        say("this model's attention is computed as transformers does: examples are padded, and a step takes longer")
+    if lm.device.type == "cpu":
+        settle_heap()
+        if reason := lm.fast_path.declined.get(ATTENTION):
+            say(f"examples are padded, and a step takes longer: this model keeps transformers' attention, for {reason}")
     parameters = lm.trainable_parameters()
     anchors = [parameter.detach().clone() for parameter in parameters] if training.fedprox_mu else []
     optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
@@ -184,10 +184,9 @@ def train(
     def judge(step: int) -> None:
         """Note whether this step is the best so far on the choosing examples."""
         assert evaluate is not None
-        with kernels.eager(lm):
-            lm.model.eval()
-            loss = evaluate(plan_adapter(plan, lm.read_factors(), start.r))  # puts the same factors in place
-            lm.model.train()
+        lm.model.eval()
+        loss = evaluate(plan_adapter(plan, lm.read_factors(), start.r))  # puts the same factors in place
+        lm.model.train()
         state.evaluations_since += 1
         if state.best_loss is None or loss < state.best_loss:
             state.best_step, state.best_loss, state.evaluations_since = step, loss, 0
@@ -202,7 +201,7 @@ def train(
     for _ in range(first):
         next(order)
     try:
-        with _kernels(lm, encoded, max_steps, options, gradients, optimizer, say) as is_compiled:
+        with _recomputing(lm, options), fast_path(lm):
             while not has_stopped():
                 batch = next(order)
                 rate = learning_rate(training, round_number, state.step, max_steps)
@@ -251,46 +250,37 @@ def train(
         num_tokens=state.num_supervised,
         seconds=seconds,
         tokens_per_second=num_tokens / seconds,
-        compiled=is_compiled,
         kept_step=state.best_step,
     )
 
 
 @contextlib.contextmanager
-def _kernels(
-    lm: LanguageModel,
-    encoded: Sequence[Encoded],
-    max_steps: int,
-    options: Options,
-    gradients: Callable[[Sequence[Encoded]], float],
-    optimizer: torch.optim.Optimizer,
-    say: Say,
-) -> Iterator[bool]:
-    """Fused or compiled layers and recomputed activations for the time of the block; yields whether compiled."""
-    mean_tokens = sum(len(example.ids) for example in encoded) / len(encoded)
-    wanted = options.compile
-    if wanted is None:
-        wanted = kernels.pays_off(lm, int(max_steps * options.examples_per_step * mean_tokens))
-
-    def fixed_pass() -> None:
-        example = Encoded(tuple(range(1, 33)), 8, False)
-        gradients([example] * max(2, options.per_device_train_batch_size))
-        gradients([example])
-        optimizer.zero_grad(set_to_none=True)
-
-    if options.gradient_checkpointing:
-        if not lm.causal.supports_gradient_checkpointing:
-            raise InputError("--gradient-checkpointing: transformers has none for this base model")
-        lm.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def _recomputing(lm: LanguageModel, options: Options) -> Iterator[None]:
+    """Recompute activations in the backward pass for the time of the block, where the options say so."""
+    if not options.gradient_checkpointing:
+        yield
+        return
+    if not lm.causal.supports_gradient_checkpointing:
+        raise InputError("--gradient-checkpointing: transformers has none for this base model")
+    lm.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
-        with (
-            kernels.compiled(lm, fixed_pass, say) if wanted else contextlib.nullcontext(False) as is_compiled,
-            contextlib.nullcontext() if is_compiled else fused(lm),  # a compiler fuses more by itself
-        ):
-            yield is_compiled
+        yield
     finally:
-        if options.gradient_checkpointing:
-            lm.causal.gradient_checkpointing_disable()
+        lm.causal.gradient_checkpointing_disable()
+
+
+def settle_heap() -> None:
+    """Have glibc keep the memory that a step frees for the next one.
+
+    By itself it returns the heap to the system after each step, and large blocks at once; to get them back costs more
+    than to fill them. Elsewhere than on glibc nothing is done.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -17,16 +17,15 @@ class Options:
     A step updates on `per_device_train_batch_size * gradient_accumulation_steps` examples. How they are
     packed into forward passes, and whether activations are kept (`gradient_checkpointing`), changes no
     gradient beyond rounding: the loss is the mean over all answer tokens of the step. `max_batch_tokens`
-    bounds the positions of a forward pass, padding to the longest included. `compile` None means by rule
-    (`kernels.pays_off`). With `eval_steps` the step with the least loss on the choosing examples is kept,
-    and `early_stopping_patience` ends the training after that many evaluations without a better one.
+    bounds the positions of a forward pass, padding to the longest included. With `eval_steps` the step with the
+    least loss on the choosing examples is kept, and `early_stopping_patience` ends the training after that many
+    evaluations without a better one.
     """
 
     per_device_train_batch_size: int = 2
     gradient_accumulation_steps: int = 1
     max_batch_tokens: int | None = None
     gradient_checkpointing: bool = False
-    compile: bool | None = None
     eval_steps: int | None = None
     early_stopping_patience: int | None = None
 

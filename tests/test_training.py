@@ -19,15 +19,15 @@ from fedmed_cli import (
     batches,
     checkpoints,
     examples,
-    kernels,
+    fused_ops,
     models,
     rounds,
     site,
     training,
 )
-from fedmed_cli import fused as fused_parts
 from fedmed_cli.aggregation.rules import svd
 from fedmed_cli.app import main
+from fedmed_cli.fast_path import ATTENTION, OPERATIONS, FastPath
 from fedmed_cli.intervals import summarize
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
@@ -105,7 +105,8 @@ VARIANTS = {
     "inner products of the MLP made again": ({"per_device_train_batch_size": 6}, {"KEPT_ROWS": 10}),
     "attention in blocks of 16": ({"per_device_train_batch_size": 6}, {"BLOCK": 16}),
     "probabilities made again": ({"per_device_train_batch_size": 6}, {"BLOCK": 16, "KEPT_LENGTH": 0}),
-    "the model's own attention": ({"per_device_train_batch_size": 6}, {"can_pack": False}),
+    "the model's own attention": ({"per_device_train_batch_size": 6}, {"without": (ATTENTION,)}),
+    "none of fedmed's operations": ({"per_device_train_batch_size": 6}, {"without": tuple(OPERATIONS)}),
     "chunks of 7 labels": ({"per_device_train_batch_size": 6}, {"CHUNK": 7}),
     "logits of the model": ({"per_device_train_batch_size": 6}, {"plain_head": False}),
 }
@@ -147,10 +148,13 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     given, changes = VARIANTS[name]
     if "CHUNK" in changes:
         monkeypatch.setattr(batches, "CHUNK", changes["CHUNK"])
-    for place, constant in ((fused_parts, "KEPT_ROWS"), (attention, "BLOCK"), (attention, "KEPT_LENGTH")):
+    for place, constant in ((fused_ops, "KEPT_ROWS"), (attention, "BLOCK"), (attention, "KEPT_LENGTH")):
         if constant in changes:
             monkeypatch.setattr(place, constant, changes[constant])
-    lm.can_pack = changes.get("can_pack")
+    assert lm.fast_path.used == tuple(OPERATIONS)
+    without = changes.get("without", ())
+    used = tuple(name for name in lm.fast_path.used if name not in without)
+    lm.fast_path = FastPath(used, dict.fromkeys(without, "a test says so"))
     assert lm.plain_head
     lm.plain_head = changes.get("plain_head", True)
     start = moved(rounds.starting_adapter(ready[0], plan, 1))
@@ -161,59 +165,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     found = first_gradients(monkeypatch, lm, plan, start, encoded, options, said.append)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
-    assert lm.can_pack is ("can_pack" not in changes)  # what was meant is what ran
-    assert any("takes longer" in line for line in said) is ("can_pack" in changes)
-
-
-@pytest.mark.filterwarnings("ignore")  # of inductor, whose own they are
-@pytest.mark.skipif(kernels.compiler() is None, reason="needs a C++ compiler")
-def test_compiled_layers_give_the_same_gradients_and_leave_nothing_behind(ready, tiny_base, monkeypatch):
-    _, plan, lm, encoded = ready
-    start = moved(rounds.starting_adapter(ready[0], plan, 1))
-    said = []
-    options = Options(per_device_train_batch_size=3, compile=True)
-    caught = caught_gradients(monkeypatch)
-    first = training.train(lm, plan, start, encoded, 2, options, seed=SEED, say=said.append)
-    assert first.compiled
-    assert said == []
-    assert all(layer._compiled_call_impl is None for layer in lm.layers())
-    expected = plain_gradients(tiny_base, plan, start, next(training.batches(encoded, 3, SEED)))
-    for ours, theirs in zip(caught[0][0], expected, strict=True):
-        assert torch.linalg.norm(ours - theirs) <= 1e-5 * torch.linalg.norm(theirs)
-    again = training.train(lm, plan, start, encoded, 2, options, seed=SEED)
-    assert again.adapter.digest == first.adapter.digest
-
-
-def test_where_compiling_fails_it_is_said_and_training_goes_on(ready, monkeypatch):
-    _, plan, lm, encoded = ready
-    start = rounds.starting_adapter(ready[0], plan, 1)
-    plain = training.train(lm, plan, start, encoded, 2, Options(compile=False), seed=SEED)
-    said = []
-
-    def broken(*args, **kwargs):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch.nn.Module, "compile", broken)
-    fallen = training.train(lm, plan, start, encoded, 2, Options(compile=True), seed=SEED, say=said.append)
-    assert not fallen.compiled
-    assert len(said) == 1
-    assert "does not work here" in said[0]
-    assert fallen.adapter.digest == plain.adapter.digest
-
-
-def test_whether_to_compile_goes_by_flags_length_and_the_models_attention_alone(ready, monkeypatch):
-    lm = ready[2]
-    lm.can_pack = False
-    monkeypatch.setattr(kernels, "compiler", lambda: "/usr/bin/c++")
-    assert not kernels.pays_off(lm, 10**9)  # float32
-    lm.dtype = torch.bfloat16
-    assert kernels.pays_off(lm, kernels.REPAID_TOKENS)
-    assert not kernels.pays_off(lm, kernels.REPAID_TOKENS - 1)
-    lm.can_pack = True
-    assert not kernels.pays_off(lm, 10**9)
-    lm.can_pack = False
-    monkeypatch.setattr(kernels, "compiler", lambda: None)
-    assert not kernels.pays_off(lm, 10**9)
+    assert any("takes longer" in line for line in said) is (ATTENTION in without)
 
 
 def test_fedprox_adds_the_pull_towards_the_start(ready, monkeypatch):

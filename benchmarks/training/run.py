@@ -6,7 +6,7 @@
 
 Same base, examples, batch of 2, steps, learning rate and LoRA. Each contender is a process of its own; they are
 run in turn, once for each seed. Useful tokens are those of the examples, padding not counted; the first two
-steps (4 where layers are compiled) are not timed. FOLDER is where `pip install --target FOLDER --no-deps trl`
+steps are not timed. FOLDER is where `pip install --target FOLDER --no-deps trl`
 put TRL. The loss is measured by fedmed on the same 30 held-out examples, whoever trained. `--peak` compares the
 time of a step's matrix products alone, run with the same shapes, with that of the whole step; `--profile` shows
 where the time of fedmed's steps goes.
@@ -26,7 +26,7 @@ from pathlib import Path
 
 R, ALPHA, RATE, BATCH, MAX_LENGTH = 8, 16, 2e-4, 2, 1024
 UNTIMED = 2
-CONTENDERS = ("fedmed", "fedmed --compile", "plain PEFT loop", "TRL defaults", "TRL best")
+CONTENDERS = ("fedmed", "plain PEFT loop", "TRL defaults", "TRL best")
 
 
 def prepare(dataset, steps, seed):
@@ -98,14 +98,14 @@ def read_factors(model):
     return {module: (clean[module + ".lora_A"], clean[module + ".lora_B"]) for module in modules}
 
 
-def with_fedmed(data, steps, seed, compile_layers):
+def with_fedmed(data, steps, seed):
     from fedmed_cli import adapters, models, training, training_options
 
     plan, local, _, _, pairs = data
     lm = models.load(local, "cpu", print_error)
     base = peak_memory()
     times = []
-    options = training_options.Options(BATCH, compile=compile_layers)
+    options = training_options.Options(BATCH)
     start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
     encoded = [pair[1] for pair in pairs]
     times = [time.perf_counter()]
@@ -234,8 +234,8 @@ def worker(contender, dataset, steps, seed):
     data = prepare(dataset, steps, seed)
     torch.manual_seed(seed)
     imported = peak_memory()
-    if contender.startswith("fedmed"):
-        found = with_fedmed(data, steps, seed, contender.endswith("--compile"))
+    if contender == "fedmed":
+        found = with_fedmed(data, steps, seed)
     elif contender == "plain PEFT loop":
         found = with_plain_loop(data, steps, seed)
     else:
@@ -268,7 +268,7 @@ def measure_peak(dataset, steps=8):
 
     data = prepare(dataset, steps, 0)
     dtype = torch.bfloat16 if models.has_bfloat16(torch.device("cpu")) else torch.float32
-    times, counts, _, _ = with_fedmed(data, steps, 0, False)
+    times, counts, _, _ = with_fedmed(data, steps, 0)
     seconds = times[-1] - times[UNTIMED]
     tokens = sum(counts[UNTIMED:])
     supervised = sum(one.num_supervised for _, one in data[4]) / sum(len(one.ids) for _, one in data[4])
@@ -309,7 +309,7 @@ def profile(dataset, steps=8):
 
     data = prepare(dataset, steps, 0)
     with torch.profiler.profile() as profiler:
-        with_fedmed(data, steps, 0, False)
+        with_fedmed(data, steps, 0)
     rows = sorted(profiler.key_averages(), key=lambda row: row.self_cpu_time_total, reverse=True)
     total = sum(row.self_cpu_time_total for row in rows)
     for row in rows[:16]:
