@@ -9,8 +9,8 @@ import numpy as np
 from fedmed_cli import adapters, cards
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.aggregation.factors import update_norm
-from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.plan import Plan
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedmed_cli.codec import shown
 from fedmed_cli.errors import CombineError, InputError
+from fedmed_cli.records.codec import shown
 from fedmed_cli.records.lora import MAX_ALPHA, MAX_RANK, MODULE_NAME, Number, resolve
 from fedmed_cli.records.plan import Plan
 

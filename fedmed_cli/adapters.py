@@ -21,11 +21,11 @@ import numpy as np
 
 from fedmed_cli.adapter_config import AdapterConfig, check_config, check_config_against_plan, resolved
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle, unpack
-from fedmed_cli.codec import parse_json, read_file
-from fedmed_cli.digests import sha256_bytes, sha256_json
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.codec import parse_json, read_file
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import sha256_bytes, sha256_json
 from fedmed_cli.records.lora import (
     pattern_of,
     rescaled,

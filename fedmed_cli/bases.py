@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedmed_cli import embedded
-from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import CombineError, InputError, MachineError
+from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Base
 from fedmed_cli.safetensors_io import TensorInfo, parse_header
 from fedmed_cli.workspace import write_file

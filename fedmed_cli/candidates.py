@@ -8,9 +8,9 @@ from pathlib import Path
 from fedmed_cli import adapters, rounds
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.aggregation.rules import factor_mean
-from fedmed_cli.digests import short
 from fedmed_cli.errors import CombineError, TrustError, UsageError
 from fedmed_cli.records.comparison import Score
+from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedmed_cli import adapters, guardrails
 from fedmed_cli.adapters import Adapter
-from fedmed_cli.digests import short
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.escapes import clean
 from fedmed_cli.examples import prompt_ids, prompt_messages
 from fedmed_cli.guardrails import Finding
 from fedmed_cli.records.chat import Chat, Turn
+from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan, Prompt
 from fedmed_cli.workspace import Workspace
 

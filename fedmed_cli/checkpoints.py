@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli.digests import sha256_json
+from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.workspace import Workspace, write_file
 
 SECONDS_BETWEEN = 60.0

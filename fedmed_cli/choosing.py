@@ -13,13 +13,13 @@ from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import BASE
 from fedmed_cli.choices import Question, QuestionSet
 from fedmed_cli.continuations import Continued
-from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.examples import Example, encode, prompt_messages
 from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import paired_shares, wilson
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records.comparison import Choices, ChoiceScore, Rate
+from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from fedmed_cli.digests import sha256_json
+from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:

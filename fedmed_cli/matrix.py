@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fedmed_cli.candidates import worst_sites
-from fedmed_cli.codec import read_file
-from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, InputError
+from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.comparison import Comparison, Matrix, MatrixSite
+from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.measures import OVERALL
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import utc_now

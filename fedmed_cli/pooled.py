@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from fedmed_cli import adapters, cards, examples, rounds
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import POOLED
-from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records.comparison import Pooled
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training import Step, Trained, order_seed, train
 from fedmed_cli.training_options import Options

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedmed_cli import corpus
-from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import ConflictError, InputError, MachineError
 from fedmed_cli.layouts import BadRow, Layout, find_layout, turns_left_out
+from fedmed_cli.records.digests import sha256_json
 
 CORPUS = "corpus"
 BATCH_ROWS = 8192

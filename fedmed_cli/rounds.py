@@ -17,10 +17,10 @@ from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
 from fedmed_cli.aggregation.coordinator import Combination, combine
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
-from fedmed_cli.codec import read_file
-from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.codec import read_file
+from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.staging import stage

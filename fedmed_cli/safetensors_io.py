@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli.codec import parse_json, shown
 from fedmed_cli.errors import InputError
+from fedmed_cli.records.codec import parse_json, shown
 
 MAX_HEADER_BYTES = 1_000_000
 LEAST_ENTRY_BYTES = 50

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.codec import control_character
 from fedmed_cli.errors import FedmedError
+from fedmed_cli.records.codec import control_character
 from fedmed_cli.units import number_of_bytes as number_of_bytes
 
 if TYPE_CHECKING:

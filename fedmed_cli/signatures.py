@@ -19,8 +19,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedmed_cli.codec import read_file
 from fedmed_cli.errors import ConflictError, InputError, TrustError, UsageError
+from fedmed_cli.records.codec import read_file
 
 NAMESPACE = "fedmed"
 HASH = "sha512"

@@ -16,7 +16,6 @@ from fedmed_cli import adapters, cards, evaluation, examples, indexing, partitio
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.factors import cut_to_rank, update_norm
 from fedmed_cli.checkpoints import Checkpoints
-from fedmed_cli.digests import sha256_json
 from fedmed_cli.duplicates import SIMILARITY, Sketches
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.examples import Encoded, Example
@@ -24,6 +23,7 @@ from fedmed_cli.intervals import summarize
 from fedmed_cli.journal import journal
 from fedmed_cli.models import LanguageModel
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import DivisionRecord, NearDuplicates

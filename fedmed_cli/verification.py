@@ -15,10 +15,10 @@ from fedmed_cli.adapters import AGGREGATE_NAME, CONTRIBUTION_NAME, Adapter, Adap
 from fedmed_cli.aggregation.factors import product_norm
 from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.bundles import is_bundle
-from fedmed_cli.codec import read_file
-from fedmed_cli.digests import sha256_bytes, short
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.codec import read_file
+from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan

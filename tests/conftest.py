@@ -154,7 +154,7 @@ def snapshot(root):
 def reseal(folder, **changes):
     """Edit a contribution's record and make its digests hold again, as an attacker who controls a site would."""
     from fedmed_cli import adapter_config, adapters
-    from fedmed_cli.digests import sha256_bytes
+    from fedmed_cli.records.digests import sha256_bytes
 
     record = json.loads((folder / "contribution.json").read_text())
     adapter = adapters._parse_adapter(

@@ -21,9 +21,9 @@ import numpy as np
 
 from fedmed_cli import adapters, bundles, examples, matrix, rounds, signatures, trust
 from fedmed_cli import choices as choice_files
-from fedmed_cli.codec import encode
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.codec import encode
 from fedmed_cli.records.comparison import (
     Choices,
     ChoiceScore,

@@ -17,7 +17,7 @@ import lab
 import numpy as np
 
 from fedmed_cli import bundles, signatures
-from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.records.digests import sha256_bytes
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "contribution.json"
 SIGNATURE = RECORD + ".sig"

@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives import serialization
 
 from fedmed_cli import adapters, cards, rounds
 from fedmed_cli.aggregation.cases import Rules
-from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 from fedmed_cli.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign

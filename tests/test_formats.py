@@ -11,9 +11,9 @@ import pytest
 
 from fedmed_cli import records
 from fedmed_cli.adapters import read_contribution, read_folder, read_global
-from fedmed_cli.codec import Record
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.codec import Record
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.metrics import read_metrics
@@ -106,7 +106,7 @@ def test_a_record_that_deviates_is_refused(tmp_path, change, message):
     ],
 )
 def test_hostile_json_is_refused(text, message):
-    from fedmed_cli.codec import parse_json
+    from fedmed_cli.records.codec import parse_json
 
     with pytest.raises(InputError) as caught:
         parse_json(text.encode(), "x.json")

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmed_cli.codec import parse_json
-from fedmed_cli.digests import canonical_json
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.codec import parse_json
 from fedmed_cli.records.comparison import Comparison, Matrix, Pooled
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import canonical_json
 from fedmed_cli.records.split import SplitRecord
 from fedmed_cli.safetensors_io import parse_header
 

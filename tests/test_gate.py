@@ -125,7 +125,7 @@ def test_a_file_that_shrinks_while_it_is_read_never_ends_the_process(place):
 
 
 def test_a_file_that_grows_is_refused(tmp_path):
-    from fedmed_cli.codec import read_file
+    from fedmed_cli.records.codec import read_file
 
     (tmp_path / "x").write_bytes(b"x" * 100)
     with pytest.raises(FedmedError, match="expected at most 99 bytes, found 100"):

@@ -12,7 +12,7 @@ from hostile import RECORD, WEIGHTS
 from fedmed_cli import adapter_config, adapters, signatures, verification
 from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.app import main
-from fedmed_cli.digests import sha256_bytes
+from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.workspace import Workspace
 
 

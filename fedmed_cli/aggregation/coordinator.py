@@ -15,10 +15,10 @@ from fedmed_cli.aggregation import weights as weighting
 from fedmed_cli.aggregation.cases import Case, Examiner, Round, Rules, Submission
 from fedmed_cli.aggregation.evidence import PAIRWISE_UP_TO, collect
 from fedmed_cli.aggregation.robust import ROBUST
-from fedmed_cli.digests import short
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.intervals import summarize
 from fedmed_cli.records.aggregate import Evidence, Examination, SiteDecision, Truncation
+from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 

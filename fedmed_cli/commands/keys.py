@@ -69,8 +69,8 @@ def show(
 
     Example: fedmed keys show
     """
-    from fedmed_cli.codec import read_file
     from fedmed_cli.errors import InputError
+    from fedmed_cli.records.codec import read_file
     from fedmed_cli.screen import Screen, Table
     from fedmed_cli.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
     from fedmed_cli.trust import default_key_path
@@ -113,7 +113,7 @@ def trust(
 
     Example: fedmed keys trust B hospital-b.pub
     """
-    from fedmed_cli.codec import read_file
+    from fedmed_cli.records.codec import read_file
     from fedmed_cli.screen import Screen
     from fedmed_cli.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
     from fedmed_cli.trust import pin

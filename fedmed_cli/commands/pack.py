@@ -29,8 +29,8 @@ def pack(
     from fedmed_cli import adapters
     from fedmed_cli.bundles import BUNDLE_SUFFIX
     from fedmed_cli.bundles import pack as pack_files
-    from fedmed_cli.digests import sha256_bytes
     from fedmed_cli.errors import ConflictError, UsageError
+    from fedmed_cli.records.digests import sha256_bytes
     from fedmed_cli.screen import Screen, number_of_bytes
     from fedmed_cli.workspace import Workspace, write_file
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def passphrase_for(path: Path) -> str | None:
     """The passphrase of a key that has one: FEDMED_KEY_PASSPHRASE, else asked for on the terminal."""
-    from fedmed_cli.codec import read_file
+    from fedmed_cli.records.codec import read_file
     from fedmed_cli.signatures import MAX_KEY_BYTES, is_encrypted
 
     if not is_encrypted(read_file(path, MAX_KEY_BYTES)):

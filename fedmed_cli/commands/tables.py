@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fedmed_cli.commands import drawings
-from fedmed_cli.digests import short
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import Interval, Loss
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.screen import Table, number_of_bytes

@@ -11,7 +11,7 @@ import functools
 import tomllib
 from importlib import resources
 
-from fedmed_cli.digests import sha256_json
+from fedmed_cli.records.digests import sha256_json
 
 SIZE = 10_000
 GROUP_COLUMN = "focus"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from fedmed_cli.codec import Record, shown
 from fedmed_cli.records.checks import check_digest, check_files, check_not_negative, check_range, check_site_name
+from fedmed_cli.records.codec import Record, shown
 from fedmed_cli.records.measures import OVERALL, Interval, Loss, Run
 from fedmed_cli.records.plan import _FINGERPRINT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fedmed_cli.codec import Record
+from fedmed_cli.records.codec import Record
 from fedmed_cli.records.measures import Run
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fedmed_cli.codec import LATER, Record
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_name
+from fedmed_cli.records.codec import LATER, Record
 from fedmed_cli.records.measures import Interval, Run
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fedmed_cli.codec import Record, encode
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import check_digest, check_files, check_not_negative, check_range, check_site_name
+from fedmed_cli.records.codec import Record, encode
 from fedmed_cli.records.measures import Loss, Run
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from fedmed_cli.codec import LATER
+from fedmed_cli.records.codec import LATER
 
 MAX_RANK = 65536
 MIN_ALPHA = 1e-6  # so that dividing by a scaling stays finite

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedmed_cli.codec import decode, parse_json, read_file, reason_of
 from fedmed_cli.errors import InputError
+from fedmed_cli.records.codec import decode, parse_json, read_file, reason_of
 from fedmed_cli.records.measures import Run
 
 MAX_METRICS_BYTES = 1_000_000_000

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fedmed_cli import __version__
-from fedmed_cli.codec import check_header, control_character, decode_fields, encode, read_file, reason_of
-from fedmed_cli.digests import sha256_json
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_names
+from fedmed_cli.records.codec import check_header, control_character, decode_fields, encode, read_file, reason_of
+from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.lora import Lora, Names, rescaled, resolve, scaling
 from fedmed_cli.records.measures import COORDINATOR
 

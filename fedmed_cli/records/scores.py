@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fedmed_cli.codec import Record
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_name
+from fedmed_cli.records.codec import Record
 from fedmed_cli.records.measures import Run
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fedmed_cli.digests import short
 from fedmed_cli.records.comparison import Choices, Comparison, Generated, Score
+from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.report import plots, words
 from fedmed_cli.report.facts import Facts

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 from fedmed_cli.adapters import AGGREGATE_NAME, ALLOWED_NAMES, CONTRIBUTION_NAME
 from fedmed_cli.bundles import BUNDLE_SUFFIX
-from fedmed_cli.codec import Record, read_file
-from fedmed_cli.digests import sha256_bytes
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.checks import SITE_NAME
+from fedmed_cli.records.codec import Record, read_file
 from fedmed_cli.records.comparison import Comparison, Matrix, Pooled
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores

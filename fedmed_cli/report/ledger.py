@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedmed_cli.codec import encode
-from fedmed_cli.digests import short
+from fedmed_cli.records.codec import encode
+from fedmed_cli.records.digests import short
 from fedmed_cli.records.lora import described
 from fedmed_cli.report import words
 from fedmed_cli.report.facts import Checks, Facts, RoundFacts

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedmed_cli.digests import short
 from fedmed_cli.records.aggregate import Aggregate, SiteDecision
+from fedmed_cli.records.digests import short
 from fedmed_cli.report import plots, words
 from fedmed_cli.report.facts import Facts
 from fedmed_cli.report.page import Cell, Figure, Grid, Group, Pairs, Part, Section, Text
