@@ -9,9 +9,9 @@ import numpy as np
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import BASE
 from fedmed_cli.examples import Example, prompt_messages
-from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.batch_generation import answer_many
+from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.overlap import rouge_l, token_f1
 from fedmed_cli.records.comparison import Generated, OverlapScore, Rate
 from fedmed_cli.records.measures import Interval

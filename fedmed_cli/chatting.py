@@ -21,8 +21,8 @@ from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from fedmed_cli.decoding import Decoder
-    from fedmed_cli.generation import Answer
-    from fedmed_cli.models import LanguageModel
+    from fedmed_cli.models.batch_generation import Answer
+    from fedmed_cli.models.language_model import LanguageModel
 
 LABEL = "research evaluation, not for clinical use"
 DISCLAIMER = "Research evaluation, not for clinical use: answers can be wrong. In an emergency call your local number."
@@ -216,7 +216,7 @@ class Conversation:
 
         `findings` are those of the question where they are known. InputError where it is empty or too long.
         """
-        from fedmed_cli.generation import answer
+        from fedmed_cli.models.batch_generation import answer
 
         question = check_length(question)
         if findings is None:
@@ -241,7 +241,7 @@ class Conversation:
 
         Empty where the guardrails hold the answer back.
         """
-        from fedmed_cli.generation import answer
+        from fedmed_cli.models.batch_generation import answer
 
         question = check_length(question)
         if guardrails.holds_answer_back(guardrails.check_question(question)):

@@ -15,9 +15,9 @@ from fedmed_cli.choices import Question, QuestionSet
 from fedmed_cli.continuations import Continued
 from fedmed_cli.errors import InputError
 from fedmed_cli.examples import Example, encode, prompt_messages
-from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import paired_shares, wilson
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.batch_generation import answer_many
+from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.comparison import Choices, ChoiceScore, Rate
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Interval

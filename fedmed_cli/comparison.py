@@ -15,9 +15,9 @@ from fedmed_cli.candidates import BASE, GLOBAL, POOLED, worst_sites
 from fedmed_cli.choices import QuestionSet
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.examples import Example
-from fedmed_cli.generation import answer_many
 from fedmed_cli.intervals import Losses, paired_interval, summarize
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.batch_generation import answer_many
+from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.partition import MIN_LABEL_COUNT
 from fedmed_cli.records.comparison import Comparison, Score, Tally
 from fedmed_cli.records.measures import OVERALL, Interval

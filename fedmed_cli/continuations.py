@@ -11,10 +11,10 @@ import torch
 import transformers
 
 from fedmed_cli.adapters import Adapter
-from fedmed_cli.batches import nll_per_example
 from fedmed_cli.examples import Encoded
 from fedmed_cli.intervals import Losses
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.models.loss import nll_per_example
 
 CACHE_TOKENS = 8192  # of repeated prompts at once
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.drafting import MAX_DRAFT, Drafts
 from fedmed_cli.errors import CombineError
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.language_model import LanguageModel
 
 MAX_PARAMETERS = 2_000_000_000  # larger models are bound by memory, and a second copy of their weights may not fit
 MIN_HIDDEN_SIZE = 256  # smaller ones gain nothing from int8

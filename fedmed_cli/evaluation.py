@@ -12,12 +12,12 @@ import torch
 
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.aggregation.cases import Examiner
-from fedmed_cli.batches import nll_per_example
 from fedmed_cli.errors import InputError
 from fedmed_cli.examples import Encoded, Example, encode, home_site, set_digest
-from fedmed_cli.fast_path import ATTENTION, LINEAR, fast_path
 from fedmed_cli.intervals import Losses
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.fast_path import ATTENTION, LINEAR, fast_path
+from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.models.loss import nll_per_example
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace, write_file

@@ -10,7 +10,7 @@ from fedmed_cli import adapters, coordination, evaluation, examples, rounds, sit
 from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, summarize
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval, Loss

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from fedmed_cli import bases, embedded
 from fedmed_cli.errors import UsageError
+from fedmed_cli.models import base as bases
+from fedmed_cli.models import bundled_base
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Plan, Prompt, Sites, Training
 
@@ -51,7 +52,7 @@ def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | Non
     training = {name: value for name, value in dataclasses.asdict(options).items() if name in training_names}
     try:
         return Plan(
-            base=bases.describe(options.base or embedded.NAME, options.revision, say),
+            base=bases.describe(options.base or bundled_base.NAME, options.revision, say),
             lora=Lora(**_given(lora)),
             prompt=Prompt(**_given({"system": options.system_prompt})),
             training=Training(**_given(training)),

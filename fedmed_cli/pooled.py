@@ -12,7 +12,7 @@ from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import POOLED
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.examples import Encoded, Example
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.comparison import Pooled
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_json

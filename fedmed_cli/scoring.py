@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedmed_cli import adapters, evaluation, rounds, site, trust
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, standard_error
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores, SiteScore
 from fedmed_cli.workspace import Workspace, utc_now

@@ -21,7 +21,7 @@ from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.intervals import summarize
 from fedmed_cli.journal import journal
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Loss

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from fedmed_cli.adapters import Adapter, plan_adapter
-from fedmed_cli.batches import nll_per_example
 from fedmed_cli.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.examples import Encoded
-from fedmed_cli.fast_path import ATTENTION, fast_path
-from fedmed_cli.fused_ops import KEPT_ROWS
-from fedmed_cli.models import LanguageModel
+from fedmed_cli.models.fast_path import ATTENTION, fast_path
+from fedmed_cli.models.fused_ops import KEPT_ROWS
+from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.models.loss import nll_per_example
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan, Training
 from fedmed_cli.training_options import Options

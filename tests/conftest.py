@@ -35,7 +35,7 @@ def make_tiny_llama(folder, seed=0):
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     texts = [row["answer"] for row in corpus.examples()[:400]]
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = Tokenizer(language_model.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -68,10 +68,10 @@ def make_tiny_llama(folder, seed=0):
 @pytest.fixture(scope="module")
 def float32():
     """Models in float32, whatever this CPU multiplies, where a reference is computed in float32."""
-    from fedmed_cli import models
+    from fedmed_cli.models import language_model
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "has_bfloat16", lambda device: False)
+        patch.setattr(language_model, "has_bfloat16", lambda device: False)
         yield
 
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from scripted import ScriptedDecoder
 
-from fedmed_cli import adapters, chatting, decoding, models, terminal
+from fedmed_cli import adapters, chatting, decoding, terminal
 from fedmed_cli.app import main
-from fedmed_cli.bases import find_for_plan
 from fedmed_cli.chatting import BASE, Chosen, Conversation, Settings
 from fedmed_cli.drafting import MAX_DRAFT, Drafts
 from fedmed_cli.errors import CombineError, InputError, UsageError
 from fedmed_cli.escapes import clean, without_open_end
+from fedmed_cli.models import language_model
+from fedmed_cli.models.base import find_for_plan
 from fedmed_cli.records.chat import Chat
 from fedmed_cli.records.plan import Prompt
 from fedmed_cli.session import COMMANDS, Session
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("float32")
 def loaded(round_workspace, tiny_base):
     """The tiny base in memory, and the global adapter of round 1."""
     plan = round_workspace.read_plan()
-    lm = models.load(find_for_plan(plan.base, str(tiny_base), None, lambda text: None), "cpu")
+    lm = language_model.load(find_for_plan(plan.base, str(tiny_base), None, lambda text: None), "cpu")
     adapter = adapters.read_global(round_workspace.global_adapter(1), plan).adapter
     return lm, adapter, plan, round_workspace
 

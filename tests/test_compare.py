@@ -182,7 +182,7 @@ def test_no_text_of_an_example_is_in_the_record(compared):
 
 
 def test_an_adapter_that_was_not_applied_is_an_error_and_no_row(round_workspace, tiny_base, fails, monkeypatch):
-    from fedmed_cli.models import LanguageModel
+    from fedmed_cli.models.language_model import LanguageModel
 
     use = LanguageModel.use
     other = _candidate(round_workspace.root, "B").digest

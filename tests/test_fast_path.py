@@ -6,9 +6,10 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli import attention, bases, batches, cpu, fast_path, frozen, models
-from fedmed_cli.fast_path import ATTENTION, LINEAR, OPERATIONS, decide
-from fedmed_cli.frozen import FrozenMatrices, FrozenMatrix
+from fedmed_cli.models import attention, cpu, fast_path, frozen, language_model, loss
+from fedmed_cli.models import base as bases
+from fedmed_cli.models.fast_path import ATTENTION, LINEAR, OPERATIONS, decide
+from fedmed_cli.models.frozen import FrozenMatrices, FrozenMatrix
 
 SCALING = 0.3
 CPU = torch.device("cpu")
@@ -214,8 +215,8 @@ def test_a_models_layers_differ_in_all_ways_that_the_small_one_has_too():
 def test_the_decision_for_the_real_base_stands_whatever_is_rounded(dtype, monkeypatch):
     """SmolLM2 amplifies rounding 40-fold at special tokens: noise of bfloat16's size once changed the decision."""
     base = bases.find("smollm2-135m", None, None, lambda message: None)
-    monkeypatch.setattr(models, "has_bfloat16", lambda device: dtype == torch.bfloat16)
-    lm = models.load(base, "cpu")
+    monkeypatch.setattr(language_model, "has_bfloat16", lambda device: dtype == torch.bfloat16)
+    lm = language_model.load(base, "cpu")
     generator = torch.Generator().manual_seed(6)
 
     def noisy(module, inputs, output):
@@ -269,9 +270,9 @@ def test_a_models_hidden_states_and_gradients_stay_the_same(config):
 
 def test_padding_stays_within_the_positions_that_a_model_knows():
     lm = types.SimpleNamespace(decoder=decoder_of(transformers.LlamaConfig(**SMALL | {"max_position_embeddings": 29})))
-    assert batches._aligned(lm, 9) == 16
-    assert batches._aligned(lm, 27) == 29
-    assert batches._aligned(lm, 29) == 29
+    assert loss._aligned(lm, 9) == 16
+    assert loss._aligned(lm, 27) == 29
+    assert loss._aligned(lm, 29) == 29
 
 
 @pytest.mark.parametrize(

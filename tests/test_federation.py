@@ -158,11 +158,13 @@ def test_fedmed_and_plain_peft_agree_on_the_logits_of_the_global_adapter(round_w
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fedmed_cli import adapters, bases, models
+    from fedmed_cli import adapters
+    from fedmed_cli.models import base as bases
+    from fedmed_cli.models import language_model
 
     plan = round_workspace.read_plan()
     path = round_workspace.global_adapter(1)
-    lm = models.load(bases.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
+    lm = language_model.load(bases.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
     lm.use(adapters.read_global(path, plan).adapter)
     plain = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), path)
     ids = torch.arange(3, 40)[None]

@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fedmed_cli import adapters, bases, decoding, models
+from fedmed_cli import adapters, decoding
 from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter, read_folder
 from fedmed_cli.aggregation.factors import cut_to_rank
 from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.app import main
+from fedmed_cli.models import base as bases
+from fedmed_cli.models import language_model
 from fedmed_cli.records.lora import Lora, pattern_of, resolve
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 from fedmed_cli.workspace import Workspace
@@ -113,7 +115,7 @@ def test_the_chat_merges_every_module_with_its_own_scaling(tiny_base, tmp_path, 
     base = bases.describe(str(tiny_base), None, print)
     plan = make_plan(base, **KINDS["both"])
     expected = saved_by_peft(tmp_path / "site", tiny_base, plan, plan.base.name, 1)
-    lm = models.load(bases.LocalBase(tiny_base, base), "cpu")
+    lm = language_model.load(bases.LocalBase(tiny_base, base), "cpu")
     decoder = decoding.MergedDecoder(lm, 64, is_int8=False)
     decoder.use(read_folder(tmp_path / "site", plan).adapter)
     assert (decoder.read(list(range(2, 40))) - expected[0, -1]).abs().max() < 1e-4

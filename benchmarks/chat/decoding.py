@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from fedmed_cli import adapters, decoding, evaluation, examples, models
-from fedmed_cli.bases import find_for_plan
+from fedmed_cli import adapters, decoding, evaluation, examples
 from fedmed_cli.drafting import MAX_DRAFT
+from fedmed_cli.models import language_model
+from fedmed_cli.models.base import find_for_plan
 from fedmed_cli.workspace import Workspace
 
 QUESTIONS = (
@@ -71,11 +72,11 @@ def main():
     local = find_for_plan(plan.base, None, None, lambda text: None)
     adapter = adapters.read_global(place.global_adapter(place.newest_round()), plan).adapter
     # Float32 whatever the CPU: that is what the goal is measured against.
-    reference = models.load(local, "cpu")
+    reference = language_model.load(local, "cpu")
     reference.model.float()
     reference.use(adapter)
-    small = decoding.MergedDecoder(models.load(local, "cpu"), 2048, is_int8=True)
-    whole = decoding.MergedDecoder(models.load(local, "cpu"), 2048, is_int8=False)
+    small = decoding.MergedDecoder(language_model.load(local, "cpu"), 2048, is_int8=True)
+    whole = decoding.MergedDecoder(language_model.load(local, "cpu"), 2048, is_int8=False)
     small.use(adapter)
     whole.use(adapter)
     eos = reference.tokenizer.eos_token_id

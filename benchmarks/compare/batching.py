@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedmed_cli import bases, embedded, evaluation, examples, models
+from fedmed_cli import evaluation, examples
 from fedmed_cli.examples import Encoded
+from fedmed_cli.models import base, bundled_base, language_model
 from fedmed_cli.records.plan import Prompt
 
 
@@ -50,7 +51,7 @@ def make_set(lm, name, number):
 
 
 def main(name, number="64", repeats="2"):
-    lm = models.load(bases.find(embedded.NAME, None, None, print), "cpu", print)
+    lm = language_model.load(base.find(bundled_base.NAME, None, None, print), "cpu", print)
     encoded = make_set(lm, name, int(number))
     lengths = np.array([len(one.ids) for one in encoded])
     useful, longest = int(lengths.sum()), int(lengths.max())

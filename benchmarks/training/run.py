@@ -35,7 +35,8 @@ def prepare(dataset, steps, seed):
 
     import transformers
 
-    from fedmed_cli import bases, examples
+    from fedmed_cli import examples
+    from fedmed_cli.models import base as bases
     from fedmed_cli.plans import PlanOptions, make_plan
 
     plan = make_plan(PlanOptions(), ("A",), None, print_error)
@@ -99,10 +100,11 @@ def read_factors(model):
 
 
 def with_fedmed(data, steps, seed):
-    from fedmed_cli import adapters, models, training, training_options
+    from fedmed_cli import adapters, training, training_options
+    from fedmed_cli.models import language_model
 
     plan, local, _, _, pairs = data
-    lm = models.load(local, "cpu", print_error)
+    lm = language_model.load(local, "cpu", print_error)
     base = peak_memory()
     times = []
     options = training_options.Options(BATCH)
@@ -153,8 +155,8 @@ def with_trl(data, steps, seed, best):
     import transformers
     import trl
 
-    from fedmed_cli import models
     from fedmed_cli.examples import prompt_messages
+    from fedmed_cli.models import language_model
 
     plan, local, tokenizer, _, pairs = data
     rows = [
@@ -178,7 +180,7 @@ def with_trl(data, steps, seed, best):
     if best:
         import torch
 
-        has_bf16 = models.has_bfloat16(torch.device("cpu"))
+        has_bf16 = language_model.has_bfloat16(torch.device("cpu"))
         options = {
             "gradient_checkpointing": False,
             "bf16": has_bf16,
@@ -243,10 +245,11 @@ def worker(contender, dataset, steps, seed):
     times, counts, factors, _ = found
     peak = peak_memory()
     seconds = times[-1] - times[UNTIMED]
-    from fedmed_cli import adapters, evaluation, models
+    from fedmed_cli import adapters, evaluation
+    from fedmed_cli.models import language_model
 
     plan, local, _, held, _ = data
-    lm = models.load(local, "cpu", print_error)
+    lm = language_model.load(local, "cpu", print_error)
     losses = evaluation.measure(lm, adapters.plan_adapter(plan, factors), [pair[1] for pair in held])
     result = {
         "contender": contender,
@@ -264,10 +267,10 @@ def measure_peak(dataset, steps=8):
     """The share of the matrix-product peak: the products of a step alone, at their shapes, against whole steps."""
     import torch
 
-    from fedmed_cli import models
+    from fedmed_cli.models import language_model
 
     data = prepare(dataset, steps, 0)
-    dtype = torch.bfloat16 if models.has_bfloat16(torch.device("cpu")) else torch.float32
+    dtype = torch.bfloat16 if language_model.has_bfloat16(torch.device("cpu")) else torch.float32
     times, counts, _, _ = with_fedmed(data, steps, 0)
     seconds = times[-1] - times[UNTIMED]
     tokens = sum(counts[UNTIMED:])

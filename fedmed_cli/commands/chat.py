@@ -38,8 +38,8 @@ def chat(
     import sys
 
     from fedmed_cli import chatting
-    from fedmed_cli.bases import find_for_plan
     from fedmed_cli.errors import UsageError
+    from fedmed_cli.models.base import find_for_plan
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
@@ -55,9 +55,10 @@ def chat(
         question = chatting.check_length(question)
     local = find_for_plan(plan.base, base, base_wheel, screen.say)
 
-    from fedmed_cli import decoding, models, session, terminal
+    from fedmed_cli import decoding, session, terminal
+    from fedmed_cli.models import language_model
 
-    lm = models.load(local, device, screen.say, screen.detail)
+    lm = language_model.load(local, device, screen.say, screen.detail)
 
     def find(name: str | None) -> chatting.Chosen:
         with screen.progress("measuring") as update:

@@ -66,8 +66,8 @@ def compare(
 
     Example: fedmed compare --all-rounds --generate 20
     """
-    from fedmed_cli import bases
     from fedmed_cli.errors import UsageError
+    from fedmed_cli.models import base as bases
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace, write_file
 
@@ -127,10 +127,10 @@ def compare(
             screen.say("there is no adapter yet: only the base model is measured")
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli import models
         from fedmed_cli.commands.compare_tables import comparison_lines
+        from fedmed_cli.models import language_model
 
-        lm = models.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
+        lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
         if pooled_input is not None:
             from fedmed_cli.commands.live import step_events
             from fedmed_cli.pooled import pooled_adapter

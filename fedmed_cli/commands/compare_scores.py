@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmed_cli.bases import find_for_plan
 from fedmed_cli.errors import UsageError
+from fedmed_cli.models.base import find_for_plan
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.screen import Screen
 from fedmed_cli.workspace import Workspace, write_file
@@ -27,11 +27,12 @@ def write_scores(
     with place.lock():
         local = find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli import models, scoring
+        from fedmed_cli import scoring
         from fedmed_cli.commands.live import step_events
         from fedmed_cli.commands.tables import scores_table
+        from fedmed_cli.models import language_model
 
-        lm = models.load(local, device, screen.say, screen.detail)
+        lm = language_model.load(local, device, screen.say, screen.detail)
         with step_events(screen, f"scoring at {site}") as events:
             record = scoring.score(place, plan, lm, site, max_eval_samples, events)
         path = place.scores / f"{site}.json"

@@ -56,8 +56,9 @@ def run_round(
 
     Example: fedmed round --rounds 3
     """
-    from fedmed_cli import bases, coordination
+    from fedmed_cli import coordination
     from fedmed_cli.errors import TrustError
+    from fedmed_cli.models import base as bases
     from fedmed_cli.rounds import default_weights
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
@@ -98,9 +99,10 @@ def run_round(
     with place.lock(), contextlib.ExitStack() as stack:
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli import federation, models
+        from fedmed_cli import federation
         from fedmed_cli.commands.live import step_events
         from fedmed_cli.commands.tables import aggregate_table, contribution_lines, loss_curves, round_table
+        from fedmed_cli.models import language_model
         from fedmed_cli.site import Events
 
         def events_for(name: str, number: int) -> Events:
@@ -110,7 +112,7 @@ def run_round(
             return stack.enter_context(step_events(screen, f"round {number} {name}"))
 
         summaries = []
-        lm = models.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
+        lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
         for summary in federation.run_rounds(
             place,
             plan,

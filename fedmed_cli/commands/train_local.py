@@ -72,10 +72,11 @@ def train_local(
 
     Example: fedmed train-local --site B --data records.jsonl
     """
-    from fedmed_cli import bases, rounds
+    from fedmed_cli import rounds
     from fedmed_cli.commands.signing import load_signer
     from fedmed_cli.errors import InputError, UsageError
     from fedmed_cli.examples import read_dataset
+    from fedmed_cli.models import base as bases
     from fedmed_cli.phi import MODES, Mode
     from fedmed_cli.plans import PlanOptions, check_options
     from fedmed_cli.screen import Screen
@@ -133,8 +134,8 @@ def train_local(
         start = start or rounds.starting_adapter(place, plan, round_number)
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli import models
         from fedmed_cli import site as core
+        from fedmed_cli.models import language_model
 
         if rows is None:
             examples = core.workspace_data(place, site)
@@ -149,7 +150,7 @@ def train_local(
             result = core.train_local(
                 place,
                 plan,
-                models.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit),
+                language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit),
                 site,
                 examples,
                 start,

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import transformers
 
-from fedmed_cli import cpu
 from fedmed_cli.adapters import PREFIX, Adapter
-from fedmed_cli.bases import LocalBase
 from fedmed_cli.errors import CombineError, InputError, MachineError
-from fedmed_cli.fast_path import FastPath, decide
-from fedmed_cli.frozen import FrozenMatrices
-from fedmed_cli.offline import peft
+from fedmed_cli.models import cpu
+from fedmed_cli.models.base import LocalBase
+from fedmed_cli.models.fast_path import FastPath, decide
+from fedmed_cli.models.frozen import FrozenMatrices
+from fedmed_cli.models.peft_offline import peft
 from fedmed_cli.records.measures import Run
 
 Say = Callable[[str], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedmed_cli.cpu import CLASSES, cpu_class
+from fedmed_cli.models.cpu import CLASSES, cpu_class
 
 Tensor = torch.Tensor
 PACKED_BYTES = 1 << 29  # of frozen matrices that may exist a second and a third time

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedmed_cli import fused_ops
-from fedmed_cli.attention import Declined, own_attention
-from fedmed_cli.frozen import FrozenMatrices
-from fedmed_cli.offline import peft
+from fedmed_cli.models import fused_ops
+from fedmed_cli.models.attention import Declined, own_attention
+from fedmed_cli.models.frozen import FrozenMatrices
+from fedmed_cli.models.peft_offline import peft
 
 if TYPE_CHECKING:
-    from fedmed_cli.models import LanguageModel
+    from fedmed_cli.models.language_model import LanguageModel
 
 Tensor = torch.Tensor
 ATTENTION, LINEAR = "attention", "linear"

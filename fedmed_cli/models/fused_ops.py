@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from fedmed_cli.attention import Declined
-from fedmed_cli.frozen import FrozenMatrices, FrozenMatrix
-from fedmed_cli.offline import peft
+from fedmed_cli.models.attention import Declined
+from fedmed_cli.models.frozen import FrozenMatrices, FrozenMatrix
+from fedmed_cli.models.peft_offline import peft
 
 Tensor = torch.Tensor
 Forward = Callable[[Tensor], Tensor]

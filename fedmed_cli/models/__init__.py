@@ -1,0 +1,1 @@
+"""Language models: found, loaded, computed with."""
