@@ -8,7 +8,7 @@ import numpy as np
 
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import BASE
-from fedmed_cli.examples import Example, prompt_messages
+from fedmed_cli.data.examples import Example, prompt_messages
 from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel

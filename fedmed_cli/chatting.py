@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedmed_cli import adapters, guardrails
 from fedmed_cli.adapters import Adapter
+from fedmed_cli.data.examples import prompt_ids, prompt_messages
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.escapes import clean
-from fedmed_cli.examples import prompt_ids, prompt_messages
 from fedmed_cli.guardrails import Finding
 from fedmed_cli.records.chat import Chat, Turn
 from fedmed_cli.records.digests import short

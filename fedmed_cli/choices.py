@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedmed_cli.data.columns import BadRow, text_of
+from fedmed_cli.data.sources import raw_rows
 from fedmed_cli.errors import InputError
-from fedmed_cli.layouts import BadRow, text_of
-from fedmed_cli.readers import raw_rows
 from fedmed_cli.records.digests import sha256_json
 
 LETTERS = "ABCDEFGHIJ"

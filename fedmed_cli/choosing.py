@@ -13,8 +13,8 @@ from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import BASE
 from fedmed_cli.choices import Question, QuestionSet
 from fedmed_cli.continuations import Continued
+from fedmed_cli.data.examples import Example, encode, prompt_messages
 from fedmed_cli.errors import InputError
-from fedmed_cli.examples import Example, encode, prompt_messages
 from fedmed_cli.intervals import paired_shares, wilson
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel

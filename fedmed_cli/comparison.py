@@ -9,16 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli import answering, choosing, evaluation, examples, intervals
+from fedmed_cli import answering, choosing, evaluation, intervals
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import BASE, GLOBAL, POOLED, worst_sites
 from fedmed_cli.choices import QuestionSet
+from fedmed_cli.data import examples
+from fedmed_cli.data.examples import Example
+from fedmed_cli.data.partition import MIN_LABEL_COUNT
 from fedmed_cli.errors import CombineError, InputError
-from fedmed_cli.examples import Example
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
-from fedmed_cli.partition import MIN_LABEL_COUNT
 from fedmed_cli.records.comparison import Comparison, Score, Tally
 from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.records.plan import Plan

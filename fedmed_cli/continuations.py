@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from fedmed_cli.adapters import Adapter
-from fedmed_cli.examples import Encoded
+from fedmed_cli.data.examples import Encoded
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.loss import nll_per_example

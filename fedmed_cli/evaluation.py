@@ -12,8 +12,8 @@ import torch
 
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.aggregation.cases import Examiner
+from fedmed_cli.data.examples import Encoded, Example, encode, home_site, set_digest
 from fedmed_cli.errors import InputError
-from fedmed_cli.examples import Encoded, Example, encode, home_site, set_digest
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models.fast_path import ATTENTION, LINEAR, fast_path
 from fedmed_cli.models.language_model import LanguageModel

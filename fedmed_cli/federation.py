@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fedmed_cli import adapters, coordination, evaluation, examples, rounds, site
+from fedmed_cli import adapters, evaluation, rounds, site
 from fedmed_cli.aggregation.cases import Rules
+from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models.language_model import LanguageModel
@@ -63,7 +64,7 @@ def run_rounds(
     deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if rules.measures else None
     reporting = coordinator_set(workspace, plan, lm, "report", max_eval_samples, say)
     newest = workspace.newest_round()
-    if newest and reporting is not None and not coordination.is_reported(workspace, newest):
+    if newest and reporting is not None and not coordinator_examples.is_reported(workspace, newest):
         events = events_for("coordinator", newest)
         events.say(f"round {newest} is there, but was not measured on the coordinator's examples: doing so now")
         _measured(workspace, plan, lm, newest, reporting, events)
@@ -134,12 +135,12 @@ def coordinator_set(
     say: Callable[[str], None],
 ) -> evaluation.EvaluationSet | None:
     """The coordinator's examples to decide or to report with, ready to be measured; None, said, where it has none."""
-    rows = coordination.half(workspace, use)
+    rows = coordinator_examples.half(workspace, use)
     if not rows:
         say(f"the coordinator has no examples to {use} with")
         return None
     group_by = workspace.group_column()
-    chosen = evaluation.choose(rows, limit or coordination.DEFAULT_SAMPLES, group_by, examples.home_site)
+    chosen = evaluation.choose(rows, limit or coordinator_examples.DEFAULT_SAMPLES, group_by, examples.home_site)
     if len(chosen) < len(rows):
         say(f"coordinator: {len(chosen)} of {len(rows)} examples to {use} with")
     return evaluation.prepare(lm, plan, chosen, group_by)

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fedmed_cli import adapters, cards, examples, rounds
+from fedmed_cli import adapters, cards, rounds
 from fedmed_cli.adapters import Adapter
 from fedmed_cli.candidates import POOLED
+from fedmed_cli.data import examples
+from fedmed_cli.data.examples import Encoded, Example
 from fedmed_cli.errors import InputError, UsageError
-from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.comparison import Pooled
 from fedmed_cli.records.contribution import Contribution

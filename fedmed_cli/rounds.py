@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli import adapters, cards, coordination, trust
+from fedmed_cli import adapters, cards, trust
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
 from fedmed_cli.aggregation.coordinator import Combination, combine
 from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
+from fedmed_cli.data import coordinator_examples
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
@@ -43,7 +44,7 @@ class RoundResult:
 
 def default_weights(workspace: Workspace) -> str:
     """ "agentic" where the coordinator has examples to measure on, else "tokens"."""
-    return "agentic" if coordination.half(workspace, "decide") else "tokens"
+    return "agentic" if coordinator_examples.half(workspace, "decide") else "tokens"
 
 
 def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Adapter:

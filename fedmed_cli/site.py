@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli import adapters, cards, evaluation, examples, indexing, partition, phi, splitting
+from fedmed_cli import adapters, cards, evaluation
 from fedmed_cli.adapters import Adapter, AdapterFolder
 from fedmed_cli.aggregation.factors import cut_to_rank, update_norm
 from fedmed_cli.checkpoints import Checkpoints
-from fedmed_cli.duplicates import SIMILARITY, Sketches
+from fedmed_cli.data import examples, identifiers, partition, row_index, split
+from fedmed_cli.data.examples import Encoded, Example
+from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches
 from fedmed_cli.errors import ConflictError, InputError
-from fedmed_cli.examples import Encoded, Example
 from fedmed_cli.intervals import summarize
 from fedmed_cli.journal import journal
 from fedmed_cli.models.language_model import LanguageModel
@@ -90,7 +91,7 @@ def file_data(
     say: Say,
     *,
     near_duplicates: float | None = SIMILARITY,
-    phi_mode: phi.Mode = "warn",
+    phi_mode: identifiers.Mode = "warn",
 ) -> SiteData:
     """Divide a hospital's own file into train, validation and test; nothing is written yet.
 
@@ -104,7 +105,7 @@ def file_data(
             f"{workspace.relative(folder)} holds the examples that 'fedmed split' made",
             hint="leave --data away, or use another workspace",
         )
-    splitting.tell_bad(dataset.bad, say)
+    split.tell_bad(dataset.bad, say)
     rows, found = _screened(dataset.examples, phi_mode, say)
     roots, near = _roots(rows, group_by, near_duplicates, workspace.private / "bands")
     chosen, num_groups = partition.divide_file(roots, [row.group(group_by) for row in rows], plan.training.seed)
@@ -123,7 +124,7 @@ def file_data(
         validation=len(sets["validation"]),
         test=len(sets["test"]),
         num_groups=num_groups,
-        bad_rows=splitting.bad_row_counts(dataset.bad),
+        bad_rows=split.bad_row_counts(dataset.bad),
         near_duplicates=near,
         phi=phi_mode,
         phi_found=found,
@@ -137,16 +138,18 @@ def file_data(
     return SiteData(sets["train"], sets["validation"], group_by, pending)
 
 
-def _screened(rows: list[Example], mode: phi.Mode, say: Say) -> tuple[list[Example], dict[str, int]]:
+def _screened(rows: list[Example], mode: identifiers.Mode, say: Say) -> tuple[list[Example], dict[str, int]]:
     """The examples as they are used, and how many identifiers of each kind the scan found."""
     if mode == "off":
         return rows, {}
-    counts = [phi.count(row.question) + phi.count(row.answer) for row in rows]
+    counts = [identifiers.count(row.question) + identifiers.count(row.answer) for row in rows]
     found = dict(sorted(sum(counts, Counter()).items()))
-    splitting.tell_phi(mode, found, sum(map(bool, counts)), len(rows), say)
+    split.tell_phi(mode, found, sum(map(bool, counts)), len(rows), say)
     if mode == "redact":
         rows = [
-            replace(row, question=phi.redact(row.question), answer=phi.redact(row.answer)) if count else row
+            replace(row, question=identifiers.redact(row.question), answer=identifiers.redact(row.answer))
+            if count
+            else row
             for row, count in zip(rows, counts, strict=True)
         ]
     return rows, found
@@ -159,9 +162,9 @@ def _roots(
     if group_by is not None and not any(group_by in row.columns for row in rows):
         names = ", ".join(sorted({name[:40] for row in rows for name in row.columns})[:30]) or "no other column"
         raise InputError(f"the data have no column {group_by!r}, found {names}")
-    texts = np.array([indexing.text_key(row.question, row.answer) for row in rows], dtype=np.uint64)
+    texts = np.array([row_index.text_key(row.question, row.answer) for row in rows], dtype=np.uint64)
     groups = [row.columns.get(group_by) for row in rows] if group_by is not None else []
-    keys = np.array([indexing.group_key(value) for value in groups], dtype=np.uint64) if groups else None
+    keys = np.array([row_index.group_key(value) for value in groups], dtype=np.uint64) if groups else None
     roots = partition.roots_of(texts, keys, size=len(rows))
     if similarity is None:
         return roots, None

@@ -16,8 +16,8 @@ import torch
 
 from fedmed_cli.adapters import Adapter, plan_adapter
 from fedmed_cli.checkpoints import Arrays, Checkpoints, State
+from fedmed_cli.data.examples import Encoded
 from fedmed_cli.errors import InputError, MachineError
-from fedmed_cli.examples import Encoded
 from fedmed_cli.models.fast_path import ATTENTION, fast_path
 from fedmed_cli.models.fused_ops import KEPT_ROWS
 from fedmed_cli.models.language_model import LanguageModel

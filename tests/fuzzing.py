@@ -19,8 +19,9 @@ from dataclasses import dataclass, field, replace
 import lab
 import numpy as np
 
-from fedmed_cli import adapters, bundles, examples, matrix, rounds, signatures, trust
+from fedmed_cli import adapters, bundles, matrix, rounds, signatures, trust
 from fedmed_cli import choices as choice_files
+from fedmed_cli.data import examples
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import encode

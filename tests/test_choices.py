@@ -256,7 +256,7 @@ def test_a_question_that_does_not_fit_is_left_out_and_said(round_workspace, tiny
 def test_a_prompt_that_is_read_once_gives_what_whole_rows_give(round_workspace, tiny_base):
     from fedmed_cli import adapters, continuations, evaluation
     from fedmed_cli.continuations import Continued
-    from fedmed_cli.examples import Encoded
+    from fedmed_cli.data.examples import Encoded
     from fedmed_cli.models import base, language_model
 
     plan = round_workspace.read_plan()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedmed_cli.app import main
-from fedmed_cli.examples import Example
+from fedmed_cli.data.examples import Example
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.measures import Interval

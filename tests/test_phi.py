@@ -7,15 +7,15 @@ import pytest
 from planted import MAKERS, sentence
 from test_split import make_rows, read_sets, split, write
 
-from fedmed_cli import phi
 from fedmed_cli.app import main
+from fedmed_cli.data import identifiers
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
 
 EACH = 134  # times 15 kinds: 2,010
 
 
 def test_the_kinds_are_those_of_the_planted_ones():
-    assert set(MAKERS) == set(phi.KINDS)
+    assert set(MAKERS) == set(identifiers.KINDS)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -24,8 +24,8 @@ def test_99_of_100_planted_identifiers_are_found_and_gone_after_redaction(kind):
     found = gone = 0
     for _ in range(EACH):
         text, identifier = sentence(kind, rng)
-        found += phi.count(text)[kind] >= 1
-        gone += identifier not in phi.redact(text)
+        found += identifiers.count(text)[kind] >= 1
+        gone += identifier not in identifiers.redact(text)
     assert found >= 0.99 * EACH
     assert gone >= 0.99 * EACH
 
@@ -44,8 +44,8 @@ HARMLESS = [
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_what_is_no_identifier(text):
-    assert phi.find(text) == []
-    assert phi.redact(text) == text
+    assert identifiers.find(text) == []
+    assert identifiers.redact(text) == text
 
 
 def test_what_is_found_does_not_depend_on_the_text_around(tmp_path):
@@ -54,7 +54,7 @@ def test_what_is_found_does_not_depend_on_the_text_around(tmp_path):
     for kind in MAKERS:
         for _ in range(20):
             text, _ = sentence(kind, rng)
-            assert phi.count(filler + text + " " + filler) == phi.count(text), text
+            assert identifiers.count(filler + text + " " + filler) == identifiers.count(text), text
 
 
 def planted_rows():

@@ -44,7 +44,8 @@ def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_a
 
 
 def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_workspace, tiny_base, argv):
-    from fedmed_cli import adapters, examples, rounds, training
+    from fedmed_cli import adapters, rounds, training
+    from fedmed_cli.data import examples
     from fedmed_cli.models import base, language_model
 
     assert main([*argv, "-q"]) == 0

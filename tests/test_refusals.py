@@ -397,12 +397,12 @@ def test_ctrl_c_while_training_leaves_the_workspace_as_it_was(split_workspace, t
 
 
 def test_a_bug_of_ours_shows_frames_and_no_value(monkeypatch, tmp_path, capsys):
-    from fedmed_cli import splitting
+    from fedmed_cli.data import split
 
     def broken(*args, **kwargs):
         raise ValueError("the patient said something private")
 
-    monkeypatch.setattr(splitting, "split", broken)
+    monkeypatch.setattr(split, "split", broken)
     assert main(["split", "-C", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -425,10 +425,10 @@ def test_options_that_would_be_ignored_are_refused_or_said(trained_workspace, fa
 
 
 def test_a_coordinator_with_too_few_examples_weighs_by_tokens(trained_workspace, capsys):
-    from fedmed_cli import coordination
+    from fedmed_cli.data import coordinator_examples
 
     examples = trained_workspace.data / "coordinator.jsonl"
-    reporting = {row.id for row in coordination.half(trained_workspace, "report")}
+    reporting = {row.id for row in coordinator_examples.half(trained_workspace, "report")}
     lines = [line for line in examples.read_text().splitlines() if json.loads(line)["id"] in reporting]
     examples.write_text("".join(line + "\n" for line in lines))
     assert main(["aggregate", "--json", "-C", str(trained_workspace.root)]) == 0

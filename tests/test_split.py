@@ -14,10 +14,10 @@ from conftest import snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmed_cli import indexing, partition, set_files
 from fedmed_cli.app import main
-from fedmed_cli.duplicates import merge
-from fedmed_cli.partition import SETS
+from fedmed_cli.data import partition, row_index, split_files
+from fedmed_cli.data.near_duplicates import merge
+from fedmed_cli.data.partition import SETS
 from fedmed_cli.records.split import SplitRecord
 
 CORPUS_DIGEST = "0a703ccf0dc55aa89ff63a447581655420d4d9346d350e2b249b3f8caf7bcdcd"
@@ -181,7 +181,7 @@ def test_the_check_on_the_written_files_would_notice(tmp_path, monkeypatch, caps
 
 
 def test_the_near_duplicates_that_the_search_missed_are_found_by_the_check(tmp_path, monkeypatch, capsys):
-    from fedmed_cli.duplicates import Sketches
+    from fedmed_cli.data.near_duplicates import Sketches
 
     rng = random.Random(3)
     rows = make_rows(400, length=60)
@@ -278,14 +278,14 @@ def test_parquet_files_hold_the_same_rows(tmp_path):
     assert tables["A/train.parquet"] == lines["A/train.jsonl"]
     assert tables["test.jsonl"] == lines["test.jsonl"]
     assert set(tables) == {name.replace(".jsonl", ".parquet") if "/" in name else name for name in lines}
-    from fedmed_cli.examples import read_jsonl
+    from fedmed_cli.data.examples import read_jsonl
 
     found = read_jsonl(tmp_path / "tables/data/B/train.jsonl")
     assert [row.question for row in found] == [row["question"] for row in lines["B/train.jsonl"]]
 
 
 def test_a_record_of_many_labels_pools_the_rarest(tmp_path, monkeypatch):
-    from fedmed_cli import splitting
+    from fedmed_cli.data import split as splitting
 
     monkeypatch.setattr(splitting, "MAX_LABELS", 9)
     path = write(tmp_path / "x.jsonl", make_rows(900, labels=9))
@@ -351,7 +351,7 @@ def test_dirichlet_is_the_textbook_partition(count):
     rng = random.Random(count)
     labels = [f"l{int(5 * rng.random() ** 2)}" for _ in range(1500)]
     names = tuple(dict.fromkeys(labels))
-    codes = indexing.Codes(np.array([names.index(label) for label in labels], dtype=np.int32), names)
+    codes = row_index.Codes(np.array([names.index(label) for label in labels], dtype=np.int32), names)
     units = partition.make_units(np.arange(1500, dtype=np.int32), np.arange(1500, dtype=np.uint64))
     found = partition.by_dirichlet(units, units.sequence, codes, count, None, None, 0.5, 11)
     assert (found == greedy_dirichlet(labels, count, 0.5, 11)).all()
@@ -377,23 +377,23 @@ WHITE = st.text(st.sampled_from(list(" \t\n\r\u00a0\u2003\x1f")), min_size=1, ma
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=5), st.data())
 def test_keys_are_equal_for_texts_that_are_equal_up_to_case_and_white_space(words, data):
-    from fedmed_cli.examples import Example
+    from fedmed_cli.data.examples import Example
 
     def written():
         return "".join(data.draw(WHITE) + data.draw(st.sampled_from([str, str.upper, str.swapcase]))(w) for w in words)
 
     one, two = (written(), written()), (written(), written())
     same = Example("1", *one).text_key == Example("2", *two).text_key
-    united = indexing.text_key(*one) == indexing.text_key(*two)
+    united = row_index.text_key(*one) == row_index.text_key(*two)
     assert united or not same
     # The check never finds a leak that the division could not know of.
-    assert united or set_files._text_digest(*one) != set_files._text_digest(*two)
-    assert indexing.text_key(one[0], "other") != indexing.text_key(*one)
+    assert united or split_files._text_digest(*one) != split_files._text_digest(*two)
+    assert row_index.text_key(one[0], "other") != row_index.text_key(*one)
 
 
 def test_the_mixed_order_is_a_permutation_that_depends_on_the_seed():
     keys = np.arange(100_000, dtype=np.uint64)
-    one, two = indexing.mixed_order(keys, 1), indexing.mixed_order(keys, 2)
+    one, two = row_index.mixed_order(keys, 1), row_index.mixed_order(keys, 2)
     assert len(np.unique(one)) == len(keys)
     assert abs(np.corrcoef(np.argsort(one), np.argsort(two))[0, 1]) < 0.02
     assert abs(np.corrcoef(np.argsort(one), keys)[0, 1]) < 0.02
@@ -402,7 +402,7 @@ def test_the_mixed_order_is_a_permutation_that_depends_on_the_seed():
 def test_large_and_small_data_take_different_orders_and_both_are_whole(tmp_path, monkeypatch):
     path = write(tmp_path / "x.jsonl", make_rows(600))
     split(tmp_path / "small", path, "--by", "iid")
-    monkeypatch.setattr(indexing, "MAX_SHA_ORDER", 100)
+    monkeypatch.setattr(row_index, "MAX_SHA_ORDER", 100)
     split(tmp_path / "large", path, "--by", "iid")
     assert where(tmp_path / "small", "number") != where(tmp_path / "large", "number")
     assert where(tmp_path / "small", "number").keys() == where(tmp_path / "large", "number").keys()

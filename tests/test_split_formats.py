@@ -9,11 +9,11 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from fedmed_cli import readers
 from fedmed_cli.app import main
+from fedmed_cli.data import sources
+from fedmed_cli.data.examples import read_dataset
+from fedmed_cli.data.sources import BadRows, Source
 from fedmed_cli.errors import InputError
-from fedmed_cli.examples import read_dataset
-from fedmed_cli.readers import BadRows, Source
 from fedmed_cli.records.split import SplitRecord
 
 ROWS = [
@@ -100,26 +100,26 @@ def test_every_format_gives_the_same_examples(name, tmp_path):
 
 
 def test_both_ways_to_read_json_lines_give_the_same(tmp_path, monkeypatch):
-    from fedmed_cli import readers
+    from fedmed_cli.data import sources
 
     FRAME.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 600)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 600)
     by_arrow = []
-    real = readers._arrow_lines
+    real = sources._arrow_lines
     monkeypatch.setattr(
-        readers, "_arrow_lines", lambda data, schema: by_arrow.append(real(data, schema)) or by_arrow[-1]
+        sources, "_arrow_lines", lambda data, schema: by_arrow.append(real(data, schema)) or by_arrow[-1]
     )
     fast = read_dataset(str(tmp_path / "x.jsonl")).examples
     assert sum(table is not None for table in by_arrow) > 5
-    monkeypatch.setattr(readers, "_arrow_lines", lambda data, schema: None)
+    monkeypatch.setattr(sources, "_arrow_lines", lambda data, schema: None)
     assert read_dataset(str(tmp_path / "x.jsonl")).examples == fast
     assert len(fast) == len(ROWS)
 
 
 def test_a_row_that_differs_in_the_middle_of_flat_rows(tmp_path, monkeypatch):
-    from fedmed_cli import readers
+    from fedmed_cli.data import sources
 
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 400)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 400)
     odd = [{"question": "q", "answer": "a", "year": 1999}, {"answer": "a", "question": "q", "source": None}]
     rows = [*ROWS[:20], *odd, *ROWS[20:]]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -310,28 +310,28 @@ def test_bad_rows_of_csv_and_parquet(tmp_path):
 
 
 def test_data_that_change_while_they_are_read_are_refused(tmp_path, fails, monkeypatch):
-    from fedmed_cli import set_files
+    from fedmed_cli.data import split_files
 
     path = tmp_path / "x.jsonl"
     path.write_bytes(GOOD)
-    real = set_files.write_sets
+    real = split_files.write_sets
 
     def write_sets(*args, **rest):
         real(*args, **rest)
         path.write_bytes(GOOD + GOOD)
 
-    monkeypatch.setattr(set_files, "write_sets", write_sets)
+    monkeypatch.setattr(split_files, "write_sets", write_sets)
     assert "changed while it was read" in fails(6, "split", "--dataset", path, "-C", tmp_path / "work")
     assert not (tmp_path / "work/data").exists()
 
 
 @pytest.mark.parametrize("line", ["null", " null", "[1]", ""])
 def test_a_block_that_does_not_begin_with_an_object_is_left_to_python(line, tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 40)  # a line each
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 40)  # a line each
     good = json.dumps({"question": "What is it, in a few words?", "answer": "It is something."})
     (tmp_path / "data.jsonl").write_text("\n".join([good, line, good]) + "\n")
-    bad = readers.BadRows()
-    source = readers.Source([str(tmp_path / "data.jsonl")])
+    bad = sources.BadRows()
+    source = sources.Source([str(tmp_path / "data.jsonl")])
     assert sum(len(batch) for batch in source.batches(bad)) == 2
     assert bad.total == (1 if line else 0)
 
@@ -340,7 +340,7 @@ def test_a_block_that_does_not_begin_with_an_object_is_left_to_python(line, tmp_
 def test_white_space_at_the_ends_is_what_python_strips(end):
     for text in (f"a{end}", f"{end}a", end):
         column = pyarrow.chunked_array([pyarrow.array(["kept", text])])
-        assert readers._is_stripped(column) == (text.strip() == text != "")
+        assert sources._is_stripped(column) == (text.strip() == text != "")
 
 
 @pytest.mark.parametrize("of", ["structs", "texts"])

@@ -12,9 +12,10 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli import adapters, checkpoints, examples, rounds, site, training
+from fedmed_cli import adapters, checkpoints, rounds, site, training
 from fedmed_cli.aggregation.rules import svd
 from fedmed_cli.app import main
+from fedmed_cli.data import examples
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import attention, base, fused_ops, language_model, loss
 from fedmed_cli.models.fast_path import ATTENTION, OPERATIONS, FastPath

@@ -21,13 +21,14 @@ from unittest import mock
 
 import numpy as np
 
-from fedmed_cli import adapters, coordination, evaluation, examples, rounds, site
+from fedmed_cli import adapters, evaluation, rounds, site
 from fedmed_cli.adapters import Adapter, plan_adapter
 from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
 from fedmed_cli.aggregation.coordinator import combine
 from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.aggregation.server_step import LINE_SEARCH
 from fedmed_cli.app import main as fedmed
+from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.models import base as bases
 from fedmed_cli.models import language_model
@@ -134,7 +135,7 @@ class Federation:
         return evaluation.measure_cached(self.place, self.plan, self.lm, adapter, self.test_set())
 
     def examiner(self) -> Examiner:
-        deciding = coordination.half(self.place, "decide")
+        deciding = coordinator_examples.half(self.place, "decide")
         chosen = evaluation.choose(deciding, NUM_DECIDING, "focus", examples.home_site)
         items = evaluation.prepare(self.lm, self.plan, chosen, "focus")
         return evaluation.examiner(self.place, self.plan, self.lm, items)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fedmed_cli import adapters, decoding, evaluation, examples
+from fedmed_cli import adapters, decoding, evaluation
+from fedmed_cli.data import examples
 from fedmed_cli.drafting import MAX_DRAFT
 from fedmed_cli.models import language_model
 from fedmed_cli.models.base import find_for_plan

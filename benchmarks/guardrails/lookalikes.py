@@ -12,7 +12,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fedmed_cli import corpus, guardrails
+from fedmed_cli import guardrails
+from fedmed_cli.data import corpus
 from fedmed_cli.wording import Speller
 
 WORDS = Path(guardrails.__file__).with_name("guardrail_words.txt")

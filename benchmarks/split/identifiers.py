@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from fedmed_cli import phi
+from fedmed_cli.data import identifiers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from planted import MAKERS, sentence
@@ -20,7 +20,7 @@ EACH = 400
 planted = {}
 for kind in MAKERS:
     rng = random.Random(f"benchmark {kind}")
-    found = sum(phi.count(sentence(kind, rng)[0])[kind] > 0 for _ in range(EACH))
+    found = sum(identifiers.count(sentence(kind, rng)[0])[kind] > 0 for _ in range(EACH))
     planted[kind] = round(found / EACH, 4)
 with gzip.open(sys.argv[1], "rt", encoding="utf-8") as file:
     rows = [json.loads(line) for line in file]
@@ -28,7 +28,7 @@ began = time.process_time()
 alarms: Counter[str] = Counter()
 some = 0
 for row in rows:
-    counts = phi.count(row["question"]) + phi.count(row["answer"])
+    counts = identifiers.count(row["question"]) + identifiers.count(row["answer"])
     alarms += counts
     some += bool(counts)
 print(

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ks_2samp
 
-from fedmed_cli import indexing, partition
+from fedmed_cli.data import partition, row_index
 
 SIZES = (800, 600, 400, 200)
 
 
 def ours(seeds: int) -> np.ndarray:
-    codes = indexing.Codes(np.repeat(np.arange(4, dtype=np.int32), SIZES), tuple("abcd"))
+    codes = row_index.Codes(np.repeat(np.arange(4, dtype=np.int32), SIZES), tuple("abcd"))
     units = partition.make_units(np.arange(2000, dtype=np.int32), np.arange(2000, dtype=np.uint64))
     tables = []
     for seed in range(seeds):

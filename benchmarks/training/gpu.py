@@ -84,7 +84,7 @@ def write_tokenizer(folder):
     import tokenizers
     import transformers
 
-    from fedmed_cli import corpus
+    from fedmed_cli.data import corpus
 
     bpe = tokenizers.ByteLevelBPETokenizer()
     texts = [row["answer"] for row in corpus.examples()[:2000]]
@@ -142,7 +142,7 @@ def prepare(base, num_examples, seed):
     import numpy as np
     import transformers
 
-    from fedmed_cli import corpus, examples
+    from fedmed_cli.data import corpus, examples
     from fedmed_cli.models import base as bases
     from fedmed_cli.plans import PlanOptions, make_plan
 
@@ -219,7 +219,7 @@ def with_trl(data, device, four_bit, steps, seed, best):
     import trl
 
     from fedmed_cli import adapters
-    from fedmed_cli.examples import prompt_messages
+    from fedmed_cli.data.examples import prompt_messages
     from fedmed_cli.models import language_model
 
     plan, local, tokenizer, _, pairs = data

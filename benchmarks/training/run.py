@@ -35,7 +35,7 @@ def prepare(dataset, steps, seed):
 
     import transformers
 
-    from fedmed_cli import examples
+    from fedmed_cli.data import examples
     from fedmed_cli.models import base as bases
     from fedmed_cli.plans import PlanOptions, make_plan
 
@@ -155,7 +155,7 @@ def with_trl(data, steps, seed, best):
     import transformers
     import trl
 
-    from fedmed_cli.examples import prompt_messages
+    from fedmed_cli.data.examples import prompt_messages
     from fedmed_cli.models import language_model
 
     plan, local, tokenizer, _, pairs = data

@@ -49,8 +49,9 @@ def aggregate(
     """
     import contextlib
 
-    from fedmed_cli import coordination, rounds
+    from fedmed_cli import rounds
     from fedmed_cli.commands.signing import load_signer
+    from fedmed_cli.data import coordinator_examples
     from fedmed_cli.records.measures import COORDINATOR
     from fedmed_cli.screen import Screen
     from fedmed_cli.trust import signer_for
@@ -65,7 +66,7 @@ def aggregate(
     paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
     with place.lock(), contextlib.ExitStack() as stack:
         examiner = None
-        if rules.measures and coordination.half(place, "decide"):
+        if rules.measures and coordinator_examples.half(place, "decide"):
             # What the gate refuses need not wait for a model.
             rounds.check(place, plan, paths, exclude or (), output, require_signatures)
             from fedmed_cli import evaluation, federation

@@ -56,7 +56,7 @@ def run_round(
 
     Example: fedmed round --rounds 3
     """
-    from fedmed_cli import coordination
+    from fedmed_cli.data import coordinator_examples
     from fedmed_cli.errors import TrustError
     from fedmed_cli.models import base as bases
     from fedmed_cli.rounds import default_weights
@@ -76,7 +76,7 @@ def run_round(
     rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum, methods)
     newest = place.newest_round()
     until = rounds or newest + 1
-    if until <= newest and coordination.is_reported(place, newest):
+    if until <= newest and coordinator_examples.is_reported(place, newest):
         with place.lock():  # which clears up after a command that was interrupted
             page = _report(place, screen) if _is_report_older(place) else None
         lines = [f"round {until} exists already; the newest is {newest}"]

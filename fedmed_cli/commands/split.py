@@ -136,14 +136,14 @@ def split(
 
     Example: fedmed split --hospitals 3
     """
-    from fedmed_cli import splitting
     from fedmed_cli.commands.rows import rows_progress
     from fedmed_cli.commands.tables import split_table
-    from fedmed_cli.phi import MODES
+    from fedmed_cli.data import split as splitting
+    from fedmed_cli.data.identifiers import MODES
+    from fedmed_cli.data.sources import Source
+    from fedmed_cli.data.split_files import FORMATS
     from fedmed_cli.plans import PlanOptions
-    from fedmed_cli.readers import Source
     from fedmed_cli.screen import Screen
-    from fedmed_cli.set_files import FORMATS
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)

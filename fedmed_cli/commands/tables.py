@@ -17,9 +17,9 @@ from fedmed_cli.screen import Table, number_of_bytes
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
+    from fedmed_cli.data.split import SplitResult
     from fedmed_cli.federation import RoundSummary
     from fedmed_cli.rounds import RoundResult
-    from fedmed_cli.splitting import SplitResult
 
 
 BAR_WIDTH = 28

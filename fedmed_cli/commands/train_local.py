@@ -74,10 +74,10 @@ def train_local(
     """
     from fedmed_cli import rounds
     from fedmed_cli.commands.signing import load_signer
+    from fedmed_cli.data.examples import read_dataset
+    from fedmed_cli.data.identifiers import MODES, Mode
     from fedmed_cli.errors import InputError, UsageError
-    from fedmed_cli.examples import read_dataset
     from fedmed_cli.models import base as bases
-    from fedmed_cli.phi import MODES, Mode
     from fedmed_cli.plans import PlanOptions, check_options
     from fedmed_cli.screen import Screen
     from fedmed_cli.trust import signer_for

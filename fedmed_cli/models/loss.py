@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedmed_cli.examples import Encoded
+from fedmed_cli.data.examples import Encoded
 from fedmed_cli.models.frozen import FrozenMatrices
 from fedmed_cli.models.language_model import LanguageModel
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from fedmed_cli.data.sources import Batch
 from fedmed_cli.errors import InputError
-from fedmed_cli.readers import Batch
 
 DEFAULT_TOPICS = 10
 SAMPLE_ROWS = 20_000

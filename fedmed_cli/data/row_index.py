@@ -13,10 +13,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fedmed_cli import phi
-from fedmed_cli.duplicates import Sketches
+from fedmed_cli.data import identifiers
+from fedmed_cli.data.near_duplicates import Sketches
+from fedmed_cli.data.sources import Batch
 from fedmed_cli.errors import InputError
-from fedmed_cli.readers import Batch
 
 # Up to here units are ordered by a SHA-256 of their texts, which takes longer than all else; above, by a mix of
 # the texts' 64-bit keys. Both are the same on every machine.
@@ -81,7 +81,7 @@ class Hits:
         return len(set(self._rows))
 
 
-_KINDS = tuple(phi.KINDS)
+_KINDS = tuple(identifiers.KINDS)
 
 
 def text_key(question: str, answer: str) -> int:
@@ -122,19 +122,19 @@ def group_key(value: str | None) -> int:
     return (xxhash.xxh3_64_intdigest(value.encode()) or 1) if value else 0
 
 
-def screened(batch: Batch, mode: phi.Mode, hits: Hits | None, start: int) -> Batch:
+def screened(batch: Batch, mode: identifiers.Mode, hits: Hits | None, start: int) -> Batch:
     """The batch as it is used: with `mode` redact its identifiers are replaced. `hits` gets what was found."""
     if mode == "off" or (mode != "redact" and hits is None):
         return batch
     questions, answers = list(batch.questions), list(batch.answers)
     changed = False
     for i, (question, answer) in enumerate(zip(batch.questions, batch.answers, strict=True)):
-        found = phi.count(question) + phi.count(answer)
+        found = identifiers.count(question) + identifiers.count(answer)
         if found:
             if hits is not None:
                 hits.add(start + i, found)
             if mode == "redact":
-                questions[i], answers[i] = phi.redact(question), phi.redact(answer)
+                questions[i], answers[i] = identifiers.redact(question), identifiers.redact(answer)
                 changed = True
     return Batch(batch.rows, batch.given_ids, questions, answers, batch.others) if changed else batch
 
@@ -147,7 +147,7 @@ def build(
     label: str | None = None,
     column: str | None = None,
     topics: Callable[[Batch], Sequence[str]] | None = None,
-    mode: phi.Mode = "off",
+    mode: identifiers.Mode = "off",
     hits: Hits | None = None,
     sketches: Sketches | None = None,
     progress: Callable[[int], None] = lambda rows: None,
@@ -203,7 +203,7 @@ def repeated_keys(keys: Keys) -> Keys:
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
-def _take_whole_texts(keys: Keys, read: Callable[[], Iterable[Batch]], mode: phi.Mode) -> None:
+def _take_whole_texts(keys: Keys, read: Callable[[], Iterable[Batch]], mode: identifiers.Mode) -> None:
     """Replace the questions' keys that more than one row has by the keys of those rows' whole texts."""
     repeated = repeated_keys(keys)
     if not len(repeated):
@@ -218,7 +218,7 @@ def _take_whole_texts(keys: Keys, read: Callable[[], Iterable[Batch]], mode: phi
         start += len(batch)
 
 
-def _sha_orders(read: Callable[[], Iterable[Batch]], mode: phi.Mode, seed: int) -> Keys:
+def _sha_orders(read: Callable[[], Iterable[Batch]], mode: identifiers.Mode, seed: int) -> Keys:
     orders = array("Q")
     for batch in read():
         batch = screened(batch, mode, None, 0)

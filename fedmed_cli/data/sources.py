@@ -20,9 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmed_cli import corpus
+from fedmed_cli.data import corpus
+from fedmed_cli.data.columns import BadRow, Layout, find_layout, turns_left_out
 from fedmed_cli.errors import ConflictError, InputError, MachineError
-from fedmed_cli.layouts import BadRow, Layout, find_layout, turns_left_out
 from fedmed_cli.records.digests import sha256_json
 
 CORPUS = "corpus"

@@ -14,11 +14,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fedmed_cli.duplicates import Sketches, tokens
-from fedmed_cli.examples import SITE_COLUMN
-from fedmed_cli.indexing import repeated_keys
-from fedmed_cli.partition import NOWHERE, SETS
-from fedmed_cli.readers import Batch, TableBatch, json_lines
+from fedmed_cli.data.examples import SITE_COLUMN
+from fedmed_cli.data.near_duplicates import Sketches, tokens
+from fedmed_cli.data.partition import NOWHERE, SETS
+from fedmed_cli.data.row_index import repeated_keys
+from fedmed_cli.data.sources import Batch, TableBatch, json_lines
 from fedmed_cli.workspace import sync_tree
 
 Format = Literal["jsonl", "parquet"]

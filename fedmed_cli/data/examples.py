@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedmed_cli.data.sources import DEFAULT_MAX_BAD, BadRows, Source
 from fedmed_cli.errors import InputError
-from fedmed_cli.readers import DEFAULT_MAX_BAD, BadRows, Source
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Prompt
 

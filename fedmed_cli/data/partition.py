@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmed_cli.duplicates import merge
+from fedmed_cli.data.near_duplicates import merge
+from fedmed_cli.data.row_index import Codes, Index
 from fedmed_cli.errors import InputError, UsageError
-from fedmed_cli.indexing import Codes, Index
 
 SETS = ("train", "validation", "coordinator", "test")
 HELD_OUT = ("test", "coordinator", "validation")

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedmed_cli import indexing, partition, phi, set_files, topics
-from fedmed_cli.duplicates import SIMILARITY, Sketches, merge
+from fedmed_cli.data import identifiers as phi
+from fedmed_cli.data import partition, row_index, split_files, topics
+from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches, merge
+from fedmed_cli.data.sources import DEFAULT_MAX_BAD, BadRows, Source
 from fedmed_cli.errors import ConflictError, InputError, UsageError
 from fedmed_cli.plans import PlanOptions, check_options, make_plan
-from fedmed_cli.readers import DEFAULT_MAX_BAD, BadRows, Source
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import BadRowCounts, NearDuplicates, SiteCounts, SplitRecord
 from fedmed_cli.workspace import Workspace, utc_now, write_file
@@ -45,7 +46,7 @@ class SplitOptions:
     shares: Mapping[str, float] = field(default_factory=lambda: dict(partition.DEFAULT_SHARES))
     max_bad: float = DEFAULT_MAX_BAD
     phi: phi.Mode = "warn"
-    file_format: set_files.Format = "jsonl"
+    file_format: split_files.Format = "jsonl"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def split(
         stack.callback(shutil.rmtree, staged, ignore_errors=True)
         source.fetch(staged / "hub")
         digest = stack.enter_context(ThreadPoolExecutor(1)).submit(source.digest)
-        bad, hits = BadRows(), indexing.Hits() if options.phi != "off" else None
+        bad, hits = BadRows(), row_index.Hits() if options.phi != "off" else None
         sketches = Sketches(staged / "bands") if options.near_duplicates is not None else None
         if sketches is not None:
             stack.callback(sketches.close)
@@ -103,7 +104,7 @@ def split(
                 f"no label column: {options.num_topics} topics of the texts are the labels (name a column with --label)"
             )
         first = [bad]  # what is skipped is counted in the first reading alone
-        index = indexing.build(
+        index = row_index.build(
             lambda: source.batches(first.pop() if first else None),
             seed=seed,
             group_by=group_by,
@@ -140,9 +141,9 @@ def split(
                 shares=options.shares,
                 seed=seed,
             )
-            set_files.write_sets(
+            split_files.write_sets(
                 written,
-                (indexing.screened(batch, options.phi, None, 0) for batch in source.batches()),
+                (row_index.screened(batch, options.phi, None, 0) for batch in source.batches()),
                 division.places,
                 options.names,
                 index.columns,
@@ -150,11 +151,13 @@ def split(
                 progress=lambda rows: progress("writing", rows, len(index)),
             )
             source.check_unchanged()
-            files = set_files.file_names(written, options.names, options.file_format)
+            files = split_files.file_names(written, options.names, options.file_format)
             num_pairs, torn = 0, np.empty((0, 2), dtype=np.int64)
             if options.near_duplicates is not None:
-                num_pairs, pairs = set_files.find_near_leaks(written, files, options.near_duplicates, staged / "bands")
-                rows = set_files.written_rows(division.places, len(options.names))
+                num_pairs, pairs = split_files.find_near_leaks(
+                    written, files, options.near_duplicates, staged / "bands"
+                )
+                rows = split_files.written_rows(division.places, len(options.names))
                 torn = rows[np.array(pairs, dtype=np.int64).reshape(-1, 2)]
             if not len(torn) or attempt == MAX_ATTEMPTS - 1:
                 break
@@ -163,7 +166,7 @@ def split(
             num_alike += len(np.unique(torn))
         sites = _sites(options.names, index, division, hits)
         total = sum(counts.total for counts in sites.values())
-        checks = set_files.count_leaks(written, files, group_by)
+        checks = split_files.count_leaks(written, files, group_by)
         if checks["rows"] != total or checks["texts_in_two_sets"] or checks["groups_in_two_sets"]:
             raise RuntimeError("the written sets are not disjoint")
         near = None
@@ -231,12 +234,12 @@ def _check(options: SplitOptions, method: str) -> None:
     for site in options.assign or ():
         if site not in options.names:
             raise UsageError(f"--assign names site {site!r}, which is not among {', '.join(options.names)}")
-    if options.file_format == "parquet" and len(options.names) > set_files.MAX_PARQUET_SITES:
-        raise UsageError(f"--format parquet is for at most {set_files.MAX_PARQUET_SITES} hospitals")
+    if options.file_format == "parquet" and len(options.names) > split_files.MAX_PARQUET_SITES:
+        raise UsageError(f"--format parquet is for at most {split_files.MAX_PARQUET_SITES} hospitals")
 
 
 def _sites(
-    names: Sequence[str], index: indexing.Index, division: partition.Partition, hits: indexing.Hits | None
+    names: Sequence[str], index: row_index.Index, division: partition.Partition, hits: row_index.Hits | None
 ) -> dict[str, SiteCounts]:
     site_of = np.where(division.places == partition.NOWHERE, -1, division.places // len(partition.SETS))
     pool = partition.histogram(index.label, site_of >= 0)

@@ -8,7 +8,7 @@ from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
-    from fedmed_cli.examples import Example
+    from fedmed_cli.data.examples import Example
 
 EXAMPLES_NAME = "coordinator.jsonl"
 DEFAULT_SAMPLES = 100
@@ -19,7 +19,7 @@ def half(workspace: Workspace, use: Literal["decide", "report"]) -> list[Example
 
     A number that chose the weights is never the number reported. Empty where the coordinator has none.
     """
-    from fedmed_cli.examples import read_jsonl
+    from fedmed_cli.data.examples import read_jsonl
 
     path = workspace.data / EXAMPLES_NAME
     if not path.exists():
