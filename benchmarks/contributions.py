@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli import adapters, cards
-from fedmed_cli.adapters import Adapter
-from fedmed_cli.aggregation.factors import update_norm
+from fedmed_cli.adapters import card, gate
+from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters.low_rank import update_norm
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.plan import Plan
@@ -22,15 +22,15 @@ def random_adapter(plan: Plan, seed: int) -> Adapter:
             (a + rng.normal(0, 1e-3, a.shape)).astype(np.float32),
             rng.normal(0, 1e-3, b.shape).astype(np.float32),
         )
-        for module, (a, b) in adapters.initial_factors(plan).items()
+        for module, (a, b) in gate.initial_factors(plan).items()
     }
-    return adapters.plan_adapter(plan, factors)
+    return gate.plan_adapter(plan, factors)
 
 
 def write_contribution(plan: Plan, site: str, seed: int, home: Path) -> None:
-    initial = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    initial = gate.plan_adapter(plan, gate.initial_factors(plan))
     adapter = random_adapter(plan, seed)
-    files = adapters.adapter_files(adapter, cards.card(plan.base, adapter, "Random", "Random numbers."))
+    files = gate.adapter_files(adapter, card.card(plan.base, adapter, "Random", "Random numbers."))
     record = Contribution(
         site=site, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint=plan.base.fingerprint,
         parent=initial.digest, adapter=adapter.digest, adapter_bytes=sum(map(len, files.values())),
@@ -40,5 +40,5 @@ def write_contribution(plan: Plan, site: str, seed: int, home: Path) -> None:
         files={file: sha256_bytes(data) for file, data in files.items()},
     )  # fmt: skip
     home.mkdir(parents=True)
-    for file, data in (files | {adapters.CONTRIBUTION_NAME: record.to_bytes()}).items():
+    for file, data in (files | {gate.CONTRIBUTION_NAME: record.to_bytes()}).items():
         (home / file).write_bytes(data)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fedmed_cli.adapters import Adapter
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.candidates import BASE
 from fedmed_cli.data.examples import Example, prompt_messages
 from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval

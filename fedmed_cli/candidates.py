@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedmed_cli import adapters, rounds
-from fedmed_cli.adapters import Adapter
+from fedmed_cli import rounds
+from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.aggregation.rules import factor_mean
 from fedmed_cli.errors import CombineError, TrustError, UsageError
 from fedmed_cli.records.comparison import Score
@@ -36,14 +37,14 @@ def workspace_adapters(
     for site in plan.sites.names:
         number = next((n for n in range(newest, 0, -1) if (workspace.round(n) / site).is_dir()), None)
         if number is not None:
-            found[site] = adapters.read_folder(workspace.round(number) / site, plan).adapter
+            found[site] = gate.read_folder(workspace.round(number) / site, plan).adapter
             if number != newest:
                 say(f"site {site}: its last adapter is of round {number}, the newest round is {newest}")
         elif workspace.contribution(site).is_dir():
-            found[site] = adapters.read_folder(workspace.contribution(site), plan).adapter
+            found[site] = gate.read_folder(workspace.contribution(site), plan).adapter
     for number in range(1 if all_rounds else max(newest, 1), newest + 1):
         name = GLOBAL if number == newest else f"{GLOBAL}-{number}"
-        _add(found, name, adapters.read_global(workspace.global_adapter(number), plan).adapter)
+        _add(found, name, gate.read_global(workspace.global_adapter(number), plan).adapter)
     mean = _mean_of_factors(workspace, plan, newest, say) if newest else None
     if mean is not None:
         _add(found, FACTOR_MEAN, mean)
@@ -61,7 +62,7 @@ def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) ->
 
     That is how most federations of LoRA adapters aggregate; None, said, where it cannot be made here.
     """
-    record = adapters.read_global(workspace.global_adapter(newest), plan).aggregate
+    record = gate.read_global(workspace.global_adapter(newest), plan).aggregate
     assert record is not None
     used = {site: decision for site, decision in record.sites.items() if decision.verdict != "rejected"}
     missing = [site for site in used if not (workspace.round(newest) / site).is_dir()]
@@ -72,7 +73,7 @@ def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) ->
     taken = []
     for site, decision in used.items():
         path = workspace.round(newest) / site
-        adapter = adapters.read_folder(path, plan).adapter
+        adapter = gate.read_folder(path, plan).adapter
         if adapter.digest != decision.adapter:
             raise TrustError(
                 f"{workspace.relative(path)}: expected adapter {short(decision.adapter)}…, which the round's record "
@@ -100,7 +101,7 @@ def named_adapters(plan: Plan, given: Sequence[str], taken: Mapping[str, Adapter
             raise UsageError(f"--adapter {text}: the name {name!r} is taken", hint="give another: --adapter NAME=PATH")
         if not (0 < len(name) <= 80 and name.isprintable()):
             raise UsageError(f"--adapter {text[:80]!a}: the name must be 1 to 80 printable characters")
-        found[name] = adapters.read_folder(Path(path), plan).adapter
+        found[name] = gate.read_folder(Path(path), plan).adapter
     return found
 
 
@@ -114,7 +115,7 @@ def local_only(plan: Plan, given: Sequence[str], taken: Mapping[str, Adapter]) -
         name = f"{ALONE}-{site}"
         if name in taken or name in found:
             raise UsageError(f"--alone {text}: the name {name!r} is taken")
-        found[name] = (site, adapters.read_folder(Path(path), plan).adapter)
+        found[name] = (site, gate.read_folder(Path(path), plan).adapter)
     return found
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli import adapters, guardrails
-from fedmed_cli.adapters import Adapter
+from fedmed_cli import guardrails
+from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.data.examples import prompt_ids, prompt_messages
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.escapes import clean
@@ -63,14 +64,14 @@ def choose_adapter(
                 )
             say("there is no global adapter yet: the base model answers")
             return BASE
-        adapter = adapters.read_global(workspace.global_adapter(newest), plan).adapter
+        adapter = gate.read_global(workspace.global_adapter(newest), plan).adapter
         return Chosen(f"global adapter of round {newest} ({short(adapter.digest)})", adapter)
     assert name is not None
     if name == "best":
         return _best(workspace, plan, say, measure)
     if name in plan.sites.names:
         return site_adapter(workspace, plan, name)
-    adapter = adapters.read_folder(Path(name), plan).adapter
+    adapter = gate.read_folder(Path(name), plan).adapter
     return Chosen(f"adapter {name} ({short(adapter.digest)})", adapter)
 
 
@@ -84,7 +85,7 @@ def site_adapter(workspace: Workspace, plan: Plan, site: str) -> Chosen:
         (workspace.contribution(site), "in the mailbox"),
     ):
         if path.is_dir():
-            adapter = adapters.read_folder(path, plan).adapter
+            adapter = gate.read_folder(path, plan).adapter
             return Chosen(f"adapter of site {site} {where} ({short(adapter.digest)})", adapter)
     raise InputError(f"site {site} has no adapter yet", hint=f"run 'fedmed train-local --site {site}'")
 

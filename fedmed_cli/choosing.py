@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedmed_cli import continuations, evaluation
-from fedmed_cli.adapters import Adapter
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.candidates import BASE
 from fedmed_cli.choices import Question, QuestionSet
 from fedmed_cli.continuations import Continued

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmed_cli import answering, choosing, evaluation, intervals
-from fedmed_cli.adapters import Adapter
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.candidates import BASE, GLOBAL, POOLED, worst_sites
 from fedmed_cli.choices import QuestionSet
 from fedmed_cli.data import examples

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import transformers
 
-from fedmed_cli.adapters import Adapter
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.data.examples import Encoded
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models.language_model import LanguageModel

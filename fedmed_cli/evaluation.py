@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedmed_cli.adapters import Adapter
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.aggregation.cases import Examiner
 from fedmed_cli.data.examples import Encoded, Example, encode, home_site, set_digest
 from fedmed_cli.errors import InputError

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fedmed_cli import adapters, evaluation, rounds, site
+from fedmed_cli import evaluation, rounds, site
+from fedmed_cli.adapters import gate
 from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.errors import InputError
@@ -110,7 +111,7 @@ def _measured(
 ) -> tuple[Loss, Loss, Interval]:
     """Measure what a round started from and what it made on the reporting examples, and log both."""
     parent = rounds.starting_adapter(workspace, plan, round_number)
-    result = adapters.read_global(workspace.global_adapter(round_number), plan).adapter
+    result = gate.read_global(workspace.global_adapter(round_number), plan).adapter
     first, second = (
         evaluation.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)
         for adapter in (parent, result)
@@ -151,10 +152,10 @@ def _existing(workspace: Workspace, plan: Plan, name: str, round_number: int, pa
     path = workspace.contribution(name)
     if not path.exists():
         return None
-    record = adapters.read_folder(path, plan).contribution
+    record = gate.read_folder(path, plan).contribution
     if record is None or record.round < round_number:
         return None
     if record.site != name:
         raise InputError(f"{workspace.relative(path)}: expected a contribution of site {name}, found {record.site}")
-    adapters.read_contribution(path, plan, round_number, parent)
+    gate.read_contribution(path, plan, round_number, parent)
     return record

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fedmed_cli import adapters, cards, rounds
-from fedmed_cli.adapters import Adapter
+from fedmed_cli import rounds
+from fedmed_cli.adapters import card, gate
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.candidates import POOLED
 from fedmed_cli.data import examples
 from fedmed_cli.data.examples import Encoded, Example
@@ -86,13 +87,13 @@ def pooled_adapter(
         losses=tuple(round(loss, 6) for loss in trained.losses),
         run=lm.environment() | {"created": utc_now(), "seconds": round(time.perf_counter() - started, 3)},
     )
-    readme = cards.card(
+    readme = card.card(
         plan.base,
         trained.adapter,
         "Pooled adapter: an upper bound",
         "Trained by fedmed on all sites' examples together, to compare a federation with. It is no global adapter.",
     )
-    files = {f"adapter/{name}": data for name, data in adapters.adapter_files(trained.adapter, readme).items()}
+    files = {f"adapter/{name}": data for name, data in gate.adapter_files(trained.adapter, readme).items()}
     workspace.replace_folder(workspace.reports / "pooled", {**files, RECORD_NAME: record.to_bytes()})
     return trained.adapter
 
@@ -127,7 +128,7 @@ def gather(workspace: Workspace, plan: Plan, say: Say) -> PooledInput:
         raise InputError("--pooled: there is no round to compare with", hint="run 'fedmed round' first")
     found: list[Contribution] = []
     for number in range(1, newest + 1):
-        record = adapters.read_global(workspace.global_adapter(number), plan).aggregate
+        record = gate.read_global(workspace.global_adapter(number), plan).aggregate
         assert record is not None
         for site in record.sites:
             path = workspace.round(number) / site
@@ -136,9 +137,9 @@ def gather(workspace: Workspace, plan: Plan, say: Say) -> PooledInput:
                     f"--pooled: {workspace.relative(path)} is not here",
                     hint="a pooled adapter is for one machine that has all sites' examples and contributions",
                 )
-            contribution = adapters.read_folder(path, plan).contribution
+            contribution = gate.read_folder(path, plan).contribution
             if contribution is None:
-                raise InputError(f"{workspace.relative(path)}: has no {adapters.CONTRIBUTION_NAME}")
+                raise InputError(f"{workspace.relative(path)}: has no {gate.CONTRIBUTION_NAME}")
             found.append(contribution)
     sizes = Counter((record.per_device_train_batch_size, record.gradient_accumulation_steps) for record in found)
     (size, accumulation), _ = sizes.most_common(1)[0]
@@ -171,5 +172,5 @@ def _kept(workspace: Workspace, plan: Plan, key: str) -> Adapter | None:
     record = Pooled.read(folder / RECORD_NAME)
     if record.key != key:
         return None
-    adapter = adapters.read_folder(folder / "adapter", plan).adapter
+    adapter = gate.read_folder(folder / "adapter", plan).adapter
     return adapter if adapter.digest == record.adapter else None

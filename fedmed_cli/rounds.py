@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli import adapters, cards, trust
-from fedmed_cli.adapters import Adapter, AdapterFolder
+from fedmed_cli import trust
+from fedmed_cli.adapters import card, gate
+from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle
+from fedmed_cli.adapters.gate import Adapter, AdapterFolder
 from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
 from fedmed_cli.aggregation.coordinator import Combination, combine
-from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle
 from fedmed_cli.data import coordinator_examples
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records.aggregate import Aggregate
@@ -28,7 +29,7 @@ from fedmed_cli.staging import stage
 from fedmed_cli.workspace import Workspace, new_folder, syncing, utc_now, write_new
 
 if TYPE_CHECKING:
-    from fedmed_cli.signatures import Signer
+    from fedmed_cli.adapters.signatures import Signer
 
 Say = Callable[[str], None]
 
@@ -50,9 +51,9 @@ def default_weights(workspace: Workspace) -> str:
 def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Adapter:
     """The adapter that a round starts from: the round before's global one, or the plan's initial one."""
     if round_number == 1:
-        return adapters.plan_adapter(plan, adapters.initial_factors(plan))
+        return gate.plan_adapter(plan, gate.initial_factors(plan))
     path = workspace.global_adapter(round_number - 1)
-    folder = adapters.read_global(path, plan)
+    folder = gate.read_global(path, plan)
     assert folder.aggregate is not None
     if folder.aggregate.round != round_number - 1:
         raise InputError(f"{path}: expected round {round_number - 1}, found round {folder.aggregate.round}")
@@ -130,7 +131,7 @@ def aggregate(
             excluded=tuple(sorted(exclude)),
             examination=result.examination,
             truncation=result.truncation,
-            files=adapters.file_digests(result.adapter, files),
+            files=gate.file_digests(result.adapter, files),
             parent_record=_parent_record(workspace, round_number),
             signers=dict(sorted(signers.items())),
             run={
@@ -140,8 +141,8 @@ def aggregate(
                 "machine": platform.machine(),
             },
         )
-        files[adapters.AGGREGATE_NAME] = record.to_bytes()
-        files |= trust.signed(adapters.AGGREGATE_NAME, files, signer)
+        files[gate.AGGREGATE_NAME] = record.to_bytes()
+        files |= trust.signed(gate.AGGREGATE_NAME, files, signer)
         num_bytes = sum(map(len, files.values()))
         if target is None:
             return RoundResult(record, None, num_bytes)
@@ -246,7 +247,7 @@ def _check_number(plan: Plan, submissions: dict[str, Submission]) -> None:
 
 
 def _global_files(plan: Plan, result: Combination, round_number: int, rules: Rules) -> dict[str, bytes]:
-    readme = cards.global_card(
+    readme = card.global_card(
         plan.base,
         result.adapter,
         round_number=round_number,
@@ -256,7 +257,7 @@ def _global_files(plan: Plan, result: Combination, round_number: int, rules: Rul
         examination=result.examination,
         truncation=result.truncation,
     )
-    return adapters.adapter_files(result.adapter, readme)
+    return gate.adapter_files(result.adapter, readme)
 
 
 def _read_scores(workspace: Workspace, plan: Plan, round_number: int, say: Say) -> list[Scores]:
@@ -298,19 +299,19 @@ def _parent_record(workspace: Workspace, round_number: int) -> str | None:
     """SHA-256 of the aggregate.json of the round before, so that records form a chain; None for round 1."""
     if round_number == 1:
         return None
-    return sha256_bytes(read_file(workspace.global_adapter(round_number - 1) / adapters.AGGREGATE_NAME))
+    return sha256_bytes(read_file(workspace.global_adapter(round_number - 1) / gate.AGGREGATE_NAME))
 
 
 def _stated_round(path: Path) -> int:
-    record = adapters.read_folder(path).contribution
+    record = gate.read_folder(path).contribution
     if record is None:
-        raise InputError(f"{path}: has no {adapters.CONTRIBUTION_NAME}")
+        raise InputError(f"{path}: has no {gate.CONTRIBUTION_NAME}")
     return record.round
 
 
 def _gate(path: Path, plan: Plan, round_number: int, parent: str) -> AdapterFolder:
     try:
-        return adapters.read_contribution(path, plan, round_number, parent)
+        return gate.read_contribution(path, plan, round_number, parent)
     except FedmedError as error:
         raise _with_way_out(error, path) from None
 
@@ -338,13 +339,13 @@ def accept_global(
 
     It must be of the newest round known here or a later one; a different adapter for a known round is refused.
     """
-    folder = adapters.read_global(path, plan)
+    folder = gate.read_global(path, plan)
     trust.check_signer(folder, plan, require_signatures, say)
     record = folder.aggregate
     assert record is not None
     filed = workspace.global_adapter(record.round)
     if filed.exists():
-        known = adapters.read_global(filed, plan)
+        known = gate.read_global(filed, plan)
         if known.adapter.digest != folder.adapter.digest:
             raise ConflictError(
                 f"{path}: round {record.round} is already filed here with adapter {short(known.adapter.digest)}, "

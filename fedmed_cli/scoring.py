@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedmed_cli import adapters, evaluation, rounds, site, trust
+from fedmed_cli import evaluation, rounds, site, trust
+from fedmed_cli.adapters import gate
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models.language_model import LanguageModel
@@ -28,7 +29,7 @@ def score(
     gains = {}
     for path in sorted(workspace.adapters.glob("*")):
         if path.is_dir() and not path.name.startswith("."):
-            folder = adapters.read_contribution(path, plan, round_number, parent.digest)
+            folder = gate.read_contribution(path, plan, round_number, parent.digest)
             trust.check_signer(folder, plan, False, events.say)
             adapter = folder.adapter
             losses = evaluation.measure_cached(workspace, plan, lm, adapter, items, events.measured)

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli import adapters, cards, evaluation
-from fedmed_cli.adapters import Adapter, AdapterFolder
-from fedmed_cli.aggregation.factors import cut_to_rank, update_norm
+from fedmed_cli import evaluation
+from fedmed_cli.adapters import card as cards
+from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.gate import Adapter, AdapterFolder
+from fedmed_cli.adapters.low_rank import cut_to_rank, update_norm
+from fedmed_cli.adapters.signatures import Signer
 from fedmed_cli.checkpoints import Checkpoints
 from fedmed_cli.data import examples, identifiers, partition, row_index, split
 from fedmed_cli.data.examples import Encoded, Example
@@ -28,7 +31,6 @@ from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import DivisionRecord, NearDuplicates
-from fedmed_cli.signatures import Signer
 from fedmed_cli.training import Step, order_seed, peak_memory, train
 from fedmed_cli.training_options import Choices, Options
 from fedmed_cli.trust import signed
@@ -296,7 +298,7 @@ def train_local(
         before=before,
         after=after,
     )
-    files = adapters.adapter_files(trained.adapter, card)
+    files = gate.adapter_files(trained.adapter, card)
     record = Contribution(
         site=site,
         round=round_number,
@@ -321,7 +323,7 @@ def train_local(
         validation_before=before,
         validation_after=after,
         update_norm=update_norm(start, trained.adapter),
-        files=adapters.file_digests(trained.adapter, files),
+        files=gate.file_digests(trained.adapter, files),
         run=lm.environment()
         | {
             "created": utc_now(),
@@ -330,8 +332,8 @@ def train_local(
             "tokens_per_second": round(trained.tokens_per_second, 1),
         },
     )
-    files[adapters.CONTRIBUTION_NAME] = record.to_bytes()
-    files |= signed(adapters.CONTRIBUTION_NAME, files, signer)
+    files[gate.CONTRIBUTION_NAME] = record.to_bytes()
+    files |= signed(gate.CONTRIBUTION_NAME, files, signer)
 
     if accepted is not None:
         round_before = {f"global/{name}": content for name, content in accepted.files.items()}

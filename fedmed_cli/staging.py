@@ -13,11 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli.adapters import CONTRIBUTION_NAME, WEIGHTS_NAME, AdapterFolder, Factors, module_and_end, tensor_name
+from fedmed_cli.adapters.gate import (
+    CONTRIBUTION_NAME,
+    WEIGHTS_NAME,
+    AdapterFolder,
+    Factors,
+    module_and_end,
+    tensor_name,
+)
+from fedmed_cli.adapters.safetensors import TensorInfo, parse_header, to_float32
 from fedmed_cli.aggregation.cases import Submission
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.digests import sha256_bytes
-from fedmed_cli.safetensors_io import TensorInfo, parse_header, to_float32
 from fedmed_cli.workspace import write_new
 
 

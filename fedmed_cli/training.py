@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmed_cli.adapters import Adapter, plan_adapter
+from fedmed_cli.adapters.gate import Adapter, plan_adapter
 from fedmed_cli.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.data.examples import Encoded
 from fedmed_cli.errors import InputError, MachineError

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli.adapters import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
+from fedmed_cli.adapters.gate import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
 from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
 
 if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned folder
-    from fedmed_cli.signatures import Signer
+    from fedmed_cli.adapters.signatures import Signer
 
 Say = Callable[[str], None]
 
@@ -31,7 +31,7 @@ def signed(name: str, files: Mapping[str, bytes], signer: Signer | None) -> dict
     """The signature file of the record `name` among `files`; empty without a key."""
     if signer is None:
         return {}
-    from fedmed_cli.signatures import sign
+    from fedmed_cli.adapters.signatures import sign
 
     return {f"{name}.sig": sign(signer, files[name])}
 
@@ -41,7 +41,7 @@ def signer_for(name: str, plan: Plan, signer: Signer | None) -> Signer | None:
     pinned = plan.sites.keys.get(name)
     if pinned is None or (signer is not None and signer.public == pinned):
         return signer
-    from fedmed_cli.signatures import fingerprint
+    from fedmed_cli.adapters.signatures import fingerprint
 
     who = "the coordinator" if name == COORDINATOR else f"site {name}"
     found = f"found {signer.fingerprint}" if signer else "there is no key here"
@@ -80,7 +80,7 @@ def check_signer(folder: AdapterFolder, plan: Plan, require: bool, say: Say = la
             )
         say(f"{folder.path}: is not signed: nothing proves that it comes from {who}")
         return None
-    from fedmed_cli.signatures import fingerprint
+    from fedmed_cli.adapters.signatures import fingerprint
 
     found = fingerprint(folder.signer)
     if pinned is None:
@@ -108,7 +108,7 @@ def pin(plan: Plan, name: str, public: str, replace_other: bool) -> Plan:
         )
     known = plan.sites.keys.get(name)
     if known is not None and known != public and not replace_other:
-        from fedmed_cli.signatures import fingerprint
+        from fedmed_cli.adapters.signatures import fingerprint
 
         raise ConflictError(
             f"the plan pins the key {fingerprint(known)} for {name}, found {fingerprint(public)}",

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli import adapters
-from fedmed_cli.adapters import AGGREGATE_NAME, CONTRIBUTION_NAME, Adapter, AdapterFolder
-from fedmed_cli.aggregation.factors import product_norm
+from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.bundle import is_bundle
+from fedmed_cli.adapters.gate import AGGREGATE_NAME, CONTRIBUTION_NAME, Adapter, AdapterFolder
+from fedmed_cli.adapters.low_rank import product_norm
 from fedmed_cli.aggregation.rules import RULES
-from fedmed_cli.bundles import is_bundle
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
@@ -112,7 +112,7 @@ def verify_folder(path: Path, workspace: Workspace, plan: Plan | None, require: 
     result = Verification()
 
     def check() -> None:
-        folder = adapters.read_folder(path, plan)
+        folder = gate.read_folder(path, plan)
         record = folder.contribution or folder.aggregate
         if plan is None:
             if require:
@@ -155,9 +155,9 @@ def _other_parent(path: Path, found: str, expected: str, number: int) -> TrustEr
 def _digest_before(workspace: Workspace, plan: Plan, number: int) -> str | None:
     """The digest of the adapter that a round starts from; None where the round before is not here."""
     if number == 1:
-        return adapters.plan_adapter(plan, adapters.initial_factors(plan)).digest
+        return gate.plan_adapter(plan, gate.initial_factors(plan)).digest
     before = workspace.global_adapter(number - 1)
-    return adapters.read_global(before, plan).adapter.digest if before.is_dir() else None
+    return gate.read_global(before, plan).adapter.digest if before.is_dir() else None
 
 
 # --- the whole workspace ----------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class _Rounds:
 
             def read() -> None:
                 path = self.workspace.global_adapter(number)
-                folder = adapters.read_global(path, self.plan)
+                folder = gate.read_global(path, self.plan)
                 assert folder.aggregate is not None
                 if folder.aggregate.round != number:
                     raise TrustError(f"{path}: expected the record of round {number}, found {folder.aggregate.round}")
@@ -300,7 +300,7 @@ class _Rounds:
             ) -> None:
                 if site not in present:
                     raise TrustError(f"{path}: is missing, but the record of round {number} names it")
-                folder = adapters.read_contribution(path, self.plan, number, record.parent)
+                folder = gate.read_contribution(path, self.plan, number, record.parent)
                 if folder.contribution is None or folder.contribution.site != site:
                     raise TrustError(f"{path}: expected a contribution of site {site}")
                 for what, stated, digest in (
@@ -323,7 +323,7 @@ class _Rounds:
     def _contribution_signature(self, folder: AdapterFolder, stated: str | None, trusted: bool) -> str:
         """How a contribution in the archive is vouched for. TrustError where its record's signature is gone."""
         if stated is not None:
-            from fedmed_cli.signatures import fingerprint
+            from fedmed_cli.adapters.signatures import fingerprint
 
             if folder.signer is None or fingerprint(folder.signer) != stated:
                 found = fingerprint(folder.signer) if folder.signer else "no signature"
@@ -339,7 +339,7 @@ class _Rounds:
     def _start(self, number: int) -> Adapter | None:
         """The adapter that a round started from; None where it is not here or did not pass the gate."""
         if number == 1:
-            return adapters.plan_adapter(self.plan, adapters.initial_factors(self.plan))
+            return gate.plan_adapter(self.plan, gate.initial_factors(self.plan))
         folder = self.folder(number - 1) if self.workspace.global_adapter(number - 1).is_dir() else None
         return folder.adapter if folder else None
 
@@ -377,7 +377,7 @@ def _check_mailbox(workspace: Workspace, plan: Plan, require: bool, result: Veri
             continue
 
         def check(path: Path = path) -> None:
-            folder = adapters.read_folder(path, plan)
+            folder = gate.read_folder(path, plan)
             record = folder.contribution
             if record is None:
                 raise InputError(f"{path}: has no {CONTRIBUTION_NAME}")

@@ -153,11 +153,12 @@ def snapshot(root):
 
 def reseal(folder, **changes):
     """Edit a contribution's record and make its digests hold again, as an attacker who controls a site would."""
-    from fedmed_cli import adapter_config, adapters
+    from fedmed_cli.adapters import config as adapter_config
+    from fedmed_cli.adapters import gate
     from fedmed_cli.records.digests import sha256_bytes
 
     record = json.loads((folder / "contribution.json").read_text())
-    adapter = adapters._parse_adapter(
+    adapter = gate._parse_adapter(
         adapter_config.check_config(json.loads((folder / "adapter_config.json").read_text()), "config"),
         (folder / "adapter_model.safetensors").read_bytes(),
         sha256_bytes((folder / "adapter_model.safetensors").read_bytes()),
@@ -172,13 +173,13 @@ def reseal(folder, **changes):
 
 def change_factors(folder, plan: Plan, change):
     """Replace a contribution's factors: `change(module, A, B)` gives the new pair."""
-    from fedmed_cli import adapters
+    from fedmed_cli.adapters import gate
 
-    adapter = adapters.read_folder(folder).adapter
+    adapter = gate.read_folder(folder).adapter
     factors = {
         module: tuple(np.asarray(part, dtype=np.float32) for part in change(module, a, b))
         for module, (a, b) in adapter.factors.items()
     }
-    new = adapters.plan_adapter(plan, factors)
+    new = gate.plan_adapter(plan, factors)
     (folder / "adapter_model.safetensors").write_bytes(new.weights_bytes)
     reseal(folder)

@@ -19,8 +19,10 @@ from dataclasses import dataclass, field, replace
 import lab
 import numpy as np
 
-from fedmed_cli import adapters, bundles, matrix, rounds, signatures, trust
 from fedmed_cli import choices as choice_files
+from fedmed_cli import matrix, rounds, trust
+from fedmed_cli.adapters import bundle as bundles
+from fedmed_cli.adapters import gate, signatures
 from fedmed_cli.data import examples
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.aggregate import Aggregate
@@ -258,16 +260,16 @@ def make_targets(folder):
             targets.append(Target(f"{name} {file.name}", original, check, regions_of(file.name, original)))
 
     path = workspace.contribution("B")
-    signed(path, lambda: adapters.read_contribution(path, plan, 2, start.digest), "signed contribution")
+    signed(path, lambda: gate.read_contribution(path, plan, 2, start.digest), "signed contribution")
     newest = workspace.global_adapter(1)
-    signed(newest, lambda: adapters.read_global(newest, plan), "signed global")
+    signed(newest, lambda: gate.read_global(newest, plan), "signed global")
 
     bundle = folder / "B.fedmed.tar"
-    packed = bundles.pack(adapters.read_folder(path, plan).files)
+    packed = bundles.pack(gate.read_folder(path, plan).files)
 
     def check_bundle(data):
         bundle.write_bytes(data)
-        trust.check_signer(adapters.read_contribution(bundle, plan, 2, start.digest), plan, True)
+        trust.check_signer(gate.read_contribution(bundle, plan, 2, start.digest), plan, True)
         if data != packed:
             raise Silent("a bundle was accepted changed")
 
@@ -280,26 +282,26 @@ def make_targets(folder):
         """The config and the weights of a folder without a record: what passes is what the plan says."""
         plain = folder / kind
         plain.mkdir()
-        for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
+        for name in (gate.CONFIG_NAME, gate.WEIGHTS_NAME):
             (plain / name).write_bytes(files[name])
-        for name in (adapters.CONFIG_NAME, adapters.WEIGHTS_NAME):
+        for name in (gate.CONFIG_NAME, gate.WEIGHTS_NAME):
 
             def check_plain(data, name=name):
                 try:
                     (plain / name).write_bytes(data)
-                    adapter_in_range(adapters.read_folder(plain, plan).adapter, plan)
+                    adapter_in_range(gate.read_folder(plain, plan).adapter, plan)
                 finally:
                     (plain / name).write_bytes(files[name])
 
             targets.append(Target(f"{kind} {name}", files[name], check_plain, regions_of(name, files[name])))
 
-    first = adapters.plan_adapter(patterned, adapters.initial_factors(patterned))
+    first = gate.plan_adapter(patterned, gate.initial_factors(patterned))
     unsigned("patterned", patterned, lab.contribution(patterned, "B", first, 1))
     files = lab.contribution(bare, "B", start, 2)
     unsigned("unsigned", bare, files)
 
-    contribution = files[adapters.CONTRIBUTION_NAME]
-    aggregate = (newest / adapters.AGGREGATE_NAME).read_bytes()
+    contribution = files[gate.CONTRIBUTION_NAME]
+    aggregate = (newest / gate.AGGREGATE_NAME).read_bytes()
     plan_bytes = plan.to_bytes()
     counts = SiteCounts(80, 10, 5, 5, {"a": 60, "other": 40}, 0.25)
     split = SplitRecord(
@@ -438,7 +440,7 @@ def table_files():
 
 def regions_of(name, data):
     """Where to aim at in a file: the parts of a safetensors file, else the whole file and its two ends."""
-    if name == adapters.WEIGHTS_NAME:
+    if name == gate.WEIGHTS_NAME:
         end = 8 + int.from_bytes(data[:8], "little")
         return {"length": (0, 8), "header": (8, end), "data": (end, len(data))}
     return {"all": (0, len(data)), "head": (0, min(40, len(data))), "tail": (max(0, len(data) - 40), len(data))}

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import lab
 import numpy as np
 
-from fedmed_cli import bundles, signatures
+from fedmed_cli.adapters import bundle as bundles
+from fedmed_cli.adapters import signatures
 from fedmed_cli.records.digests import sha256_bytes
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "contribution.json"

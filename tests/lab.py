@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 
-from fedmed_cli import adapters, cards, rounds
+from fedmed_cli import rounds
+from fedmed_cli.adapters import card, gate
+from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
 from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
-from fedmed_cli.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
 from fedmed_cli.workspace import Workspace, write_folder
 
 SITES = ("A", "B", "C")
@@ -50,13 +51,13 @@ def trained(plan, start, seed):
         module: tuple((x + rng.normal(0, 0.02, x.shape)).astype(np.float32) for x in pair)
         for module, pair in start.factors.items()
     }
-    return adapters.plan_adapter(plan, factors)
+    return gate.plan_adapter(plan, factors)
 
 
 def contribution(plan, site, start, number=1, seed=None, signer=None):
     """The files of a site's contribution."""
     adapter = trained(plan, start, sum(site.encode()) + number if seed is None else seed)
-    files = adapters.adapter_files(adapter, cards.card(plan.base, adapter, "a title", "an origin"))
+    files = gate.adapter_files(adapter, card.card(plan.base, adapter, "a title", "an origin"))
     record = Contribution(
         site=site,
         round=number,
@@ -82,9 +83,9 @@ def contribution(plan, site, start, number=1, seed=None, signer=None):
         files={name: sha256_bytes(data) for name, data in files.items()},
         run={"created": "2026-01-01T00:00:00Z", "seconds": 1.5},
     )
-    files[adapters.CONTRIBUTION_NAME] = record.to_bytes()
+    files[gate.CONTRIBUTION_NAME] = record.to_bytes()
     if signer is not None:
-        name = adapters.CONTRIBUTION_NAME
+        name = gate.CONTRIBUTION_NAME
         files[f"{name}.sig"] = sign(signer, files[name])
     return files
 

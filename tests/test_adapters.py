@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedmed_cli import cards
-from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters import card
+from fedmed_cli.adapters.gate import adapter_files, initial_factors, plan_adapter
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 
@@ -23,7 +23,7 @@ def test_an_adapter_folder_loads_with_plain_peft_without_missing_or_unexpected_k
     rng = np.random.default_rng(0)
     factors = {m: (a, rng.normal(size=b.shape).astype(np.float32)) for m, (a, b) in initial_factors(plan).items()}
     adapter = plan_adapter(plan, factors)
-    for name, data in adapter_files(adapter, cards.card(plan.base, adapter, "t", "o")).items():
+    for name, data in adapter_files(adapter, card.card(plan.base, adapter, "t", "o")).items():
         (tmp_path / name).write_bytes(data)
     ids = torch.arange(10)[None]
     with torch.no_grad():

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from fedmed_cli.adapters import Adapter, initial_factors, plan_adapter
+from fedmed_cli.adapters.gate import Adapter, initial_factors, plan_adapter
+from fedmed_cli.adapters.low_rank import cut_to_rank, decompose, gram_of_innovations, thin_qr
 from fedmed_cli.aggregation import weights as weighting
-from fedmed_cli.aggregation.factors import cut_to_rank, decompose, gram_of_innovations, thin_qr
 from fedmed_cli.aggregation.robust import ROBUST, distances_to
 from fedmed_cli.aggregation.rules import factor_mean, stack, svd
 from fedmed_cli.errors import CombineError

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from fedmed_cli import adapters, cards
+from fedmed_cli.adapters import card, gate
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Loss
@@ -19,7 +19,7 @@ def plan(round_workspace):
 
 
 def adapter_of(plan: Plan):
-    return adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    return gate.plan_adapter(plan, gate.initial_factors(plan))
 
 
 def renamed(plan, name):
@@ -35,7 +35,7 @@ def test_every_adapter_folder_of_a_round_has_a_card_that_the_hub_reads(round_wor
         assert data.pipeline_tag == "text-generation"
         assert data.license == "unknown"
         assert {"lora", "federated-learning", "medical"} <= set(data.tags)
-        digest = adapters.read_folder(folder).adapter.digest
+        digest = gate.read_folder(folder).adapter.digest
         assert digest in (folder / "README.md").read_text()
 
 
@@ -56,18 +56,18 @@ def test_a_sites_card_shows_its_validation_loss(round_workspace, plan):
     record = Contribution.read(round_workspace.round(1) / "A/contribution.json")
     adapter = adapter_of(plan)
     facts = {"site": "A", "round_number": 1, "steps": 3, "num_examples": 57}
-    text = cards.site_card(plan.base, adapter, **facts, before=record.validation_before, after=record.validation_after)
+    text = card.site_card(plan.base, adapter, **facts, before=record.validation_before, after=record.validation_after)
     (result,) = ModelCard(text).data.eval_results
     assert result.metric_value == round(record.validation_after.mean, 4)
     assert result.dataset_name == "validation examples of site A"
     assert f"| this adapter | {record.validation_after.mean:.4f} ± " in text
     assert "57 examples" in text
-    unmeasured = cards.site_card(plan.base, adapter, **facts, before=None, after=None)
+    unmeasured = card.site_card(plan.base, adapter, **facts, before=None, after=None)
     assert ModelCard(unmeasured).data.eval_results is None
     assert "no loss was measured" in unmeasured
     loss = Loss(2.0, 0.1, 10, 5, 100)
-    again = cards.site_card(plan.base, adapter, **facts, before=loss, after=loss)
-    assert again == cards.site_card(plan.base, adapter, **facts, before=loss, after=loss)
+    again = card.site_card(plan.base, adapter, **facts, before=loss, after=loss)
+    assert again == card.site_card(plan.base, adapter, **facts, before=loss, after=loss)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_sites_card_shows_its_validation_loss(round_workspace, plan):
     ],
 )
 def test_the_base_model_is_named_as_the_hub_knows_it_or_not_at_all(plan, name, expected):
-    data = ModelCard(cards.card(renamed(plan, name), adapter_of(plan), "t", "o")).data
+    data = ModelCard(card.card(renamed(plan, name), adapter_of(plan), "t", "o")).data
     assert data.base_model == expected
     assert (f"base_model:adapter:{expected}" in data.tags) is (expected is not None)
 
@@ -99,7 +99,7 @@ def test_the_base_model_is_named_as_the_hub_knows_it_or_not_at_all(plan, name, e
     ],
 )
 def test_a_base_models_name_is_never_markup(plan, name):
-    text = cards.card(renamed(plan, name), adapter_of(plan), "t", "o")
+    text = card.card(renamed(plan, name), adapter_of(plan), "t", "o")
     front = text.split("---\n", 2)[1]
     keys = {"license", "library_name", "pipeline_tag", "tags"} | (
         {"base_model", "base_model_relation"} & front_keys(front)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from scripted import ScriptedDecoder
 
-from fedmed_cli import adapters, chatting, decoding, terminal
+from fedmed_cli import chatting, decoding, terminal
+from fedmed_cli.adapters import gate
 from fedmed_cli.app import main
 from fedmed_cli.chatting import BASE, Chosen, Conversation, Settings
 from fedmed_cli.drafting import MAX_DRAFT, Drafts
@@ -31,7 +32,7 @@ def loaded(round_workspace, tiny_base):
     """The tiny base in memory, and the global adapter of round 1."""
     plan = round_workspace.read_plan()
     lm = language_model.load(find_for_plan(plan.base, str(tiny_base), None, lambda text: None), "cpu")
-    adapter = adapters.read_global(round_workspace.global_adapter(1), plan).adapter
+    adapter = gate.read_global(round_workspace.global_adapter(1), plan).adapter
     return lm, adapter, plan, round_workspace
 
 
@@ -200,7 +201,7 @@ def test_an_adapter_of_other_shapes_is_refused(loaded):
     lm, adapter, _, _ = loaded
     decoder = decoding.MergedDecoder(lm, 64)
     factors = {module: (a[:, :-1], b) for module, (a, b) in adapter.factors.items()}
-    wrong = adapters.Adapter(adapter.r, adapter.alpha, adapter.targets, adapter.base_name, factors)
+    wrong = gate.Adapter(adapter.r, adapter.alpha, adapter.targets, adapter.base_name, factors)
     with pytest.raises(CombineError, match="does not fit"):
         decoder.use(wrong)
 
@@ -471,10 +472,10 @@ def test_wrong_adapters_and_questions(round_workspace, tiny_base, fails):
 
 def test_an_adapter_of_another_base(round_workspace, tiny_base, fails):
     config = round_workspace.root / "x"
-    adapter = adapters.read_global(round_workspace.global_adapter(1), round_workspace.read_plan()).adapter
-    other = adapters.Adapter(adapter.r, adapter.alpha, adapter.targets, "another/base", adapter.factors)
+    adapter = gate.read_global(round_workspace.global_adapter(1), round_workspace.read_plan()).adapter
+    other = gate.Adapter(adapter.r, adapter.alpha, adapter.targets, "another/base", adapter.factors)
     config.mkdir()
-    for name, data in adapters.adapter_files(other, "x").items():
+    for name, data in gate.adapter_files(other, "x").items():
         (config / name).write_bytes(data)
     where = ("chat", "-C", round_workspace.root, "--base", tiny_base)
     assert "base_model_name_or_path" in fails(4, *where, "--adapter", config, "hello")

@@ -7,8 +7,8 @@ import sys
 import pytest
 import typer
 
-from fedmed_cli import cards
-from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters import card
+from fedmed_cli.adapters.gate import adapter_files, initial_factors, plan_adapter
 from fedmed_cli.app import COMMANDS, GROUPS, main, make_app
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import SplitRecord
@@ -56,7 +56,7 @@ def test_a_damaged_adapter_is_refused(tmp_path, capsys):
     adapter = plan_adapter(plan, initial_factors(plan))
     folder = tmp_path / "x"
     folder.mkdir()
-    for name, data in adapter_files(adapter, cards.card(plan.base, adapter, "t", "o")).items():
+    for name, data in adapter_files(adapter, card.card(plan.base, adapter, "t", "o")).items():
         (folder / name).write_bytes(data)
     assert main(["inspect-adapter", str(folder), "-C", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["adapter"]["digest"] == adapter.digest

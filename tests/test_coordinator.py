@@ -9,7 +9,7 @@ import pytest
 from test_aggregation import dense, make_plan, submission
 
 from fedmed_cli import options
-from fedmed_cli.adapters import initial_factors, plan_adapter
+from fedmed_cli.adapters.gate import initial_factors, plan_adapter
 from fedmed_cli.aggregation.cases import Examiner, Rules
 from fedmed_cli.aggregation.coordinator import combine
 from fedmed_cli.errors import CombineError, InputError

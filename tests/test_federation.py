@@ -158,14 +158,14 @@ def test_fedmed_and_plain_peft_agree_on_the_logits_of_the_global_adapter(round_w
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fedmed_cli import adapters
+    from fedmed_cli.adapters import gate
     from fedmed_cli.models import base as bases
     from fedmed_cli.models import language_model
 
     plan = round_workspace.read_plan()
     path = round_workspace.global_adapter(1)
     lm = language_model.load(bases.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
-    lm.use(adapters.read_global(path, plan).adapter)
+    lm.use(gate.read_global(path, plan).adapter)
     plain = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), path)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
@@ -289,7 +289,7 @@ def test_stack_is_the_exact_mean_of_the_logits_deltas(trained_workspace, tiny_ba
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fedmed_cli import adapters
+    from fedmed_cli.adapters import gate
 
     root = trained_workspace.root
     stacked = tmp_path / "stacked"
@@ -306,7 +306,7 @@ def test_stack_is_the_exact_mean_of_the_logits_deltas(trained_workspace, tiny_ba
             * one.factors[module][1].astype(np.float64)
             @ one.factors[module][0]
             for site in "ABC"
-            for one in [adapters.read_folder(root / "adapters" / site).adapter]
+            for one in [gate.read_folder(root / "adapters" / site).adapter]
         )
         weight = dense.get_submodule(module).weight
         weight.data += torch.from_numpy(delta).to(weight.dtype)

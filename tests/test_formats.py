@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedmed_cli import records
-from fedmed_cli.adapters import read_contribution, read_folder, read_global
+from fedmed_cli.adapters.gate import read_contribution, read_folder, read_global
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import Record

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedmed_cli.adapters.safetensors import parse_header
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import parse_json
@@ -12,7 +13,6 @@ from fedmed_cli.records.comparison import Comparison, Matrix, Pooled
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import canonical_json
 from fedmed_cli.records.split import SplitRecord
-from fedmed_cli.safetensors_io import parse_header
 
 NUM_MUTATIONS = 20_100
 SEED = 1

@@ -10,7 +10,8 @@ import lab
 import pytest
 from conftest import snapshot
 
-from fedmed_cli import adapters, rounds, trust
+from fedmed_cli import rounds, trust
+from fedmed_cli.adapters import gate
 from fedmed_cli.app import main
 from fedmed_cli.errors import FedmedError
 
@@ -68,7 +69,7 @@ def test_half_precision_is_read_as_it_is_meant(place, dtype):
     from safetensors.torch import save_file
 
     plan = place.plan
-    adapter = adapters.read_folder(place.folder, plan).adapter
+    adapter = gate.read_folder(place.folder, plan).adapter
     kind = {"F16": torch.float16, "BF16": torch.bfloat16}[dtype]
     tensors = {}
     for module, (a, b) in adapter.factors.items():
@@ -77,7 +78,7 @@ def test_half_precision_is_read_as_it_is_meant(place, dtype):
     save_file(tensors, place.folder / hostile.WEIGHTS, metadata={"format": "pt"})
     for name in (hostile.RECORD, hostile.SIGNATURE):
         (place.folder / name).unlink()
-    read = adapters.read_folder(place.folder, plan).adapter
+    read = gate.read_folder(place.folder, plan).adapter
     for module, (a, b) in read.factors.items():
         for name, array in (("A", a), ("B", b)):
             wanted = tensors[f"base_model.model.{module}.lora_{name}.weight"].float().numpy()
@@ -101,7 +102,7 @@ def test_a_file_that_shrinks_while_it_is_read_never_ends_the_process(place):
     path = place.folder / hostile.WEIGHTS
     whole = path.read_bytes()
     plan = lab.make_plan(hidden=512, layers=4)
-    big = lab.contribution(plan, "B", adapters.plan_adapter(plan, adapters.initial_factors(plan)))[hostile.WEIGHTS]
+    big = lab.contribution(plan, "B", gate.plan_adapter(plan, gate.initial_factors(plan)))[hostile.WEIGHTS]
     refused = 0
     for trial in range(100):
         path.write_bytes(big)
@@ -115,13 +116,13 @@ def test_a_file_that_shrinks_while_it_is_read_never_ends_the_process(place):
         thread.start()
         start.wait()
         try:
-            adapters.read_folder(place.folder)
+            gate.read_folder(place.folder)
         except FedmedError:
             refused += 1
         thread.join()
     assert refused == 100  # it is not what the record names in any case; what counts is that we are still here
     path.write_bytes(whole)
-    adapters.read_folder(place.folder)
+    gate.read_folder(place.folder)
 
 
 def test_a_file_that_grows_is_refused(tmp_path):
@@ -182,5 +183,5 @@ def test_an_excluded_bundle_is_left_out(place, capsys):
 def test_the_door_of_a_round_checks_the_signer(signed_once):
     workspace, plan = signed_once
     start = rounds.starting_adapter(workspace, plan, 1).digest
-    folder = adapters.read_contribution(workspace.contribution("B"), plan, 1, start)
+    folder = gate.read_contribution(workspace.contribution("B"), plan, 1, start)
     assert trust.check_signer(folder, plan, require=True) == lab.SIGNERS["B"].fingerprint

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fedmed_cli import adapters, decoding
-from fedmed_cli.adapters import adapter_files, initial_factors, plan_adapter, read_folder
-from fedmed_cli.aggregation.factors import cut_to_rank
+from fedmed_cli import decoding
+from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.gate import adapter_files, initial_factors, plan_adapter, read_folder
+from fedmed_cli.adapters.low_rank import cut_to_rank
 from fedmed_cli.aggregation.rules import RULES
 from fedmed_cli.app import main
 from fedmed_cli.models import base as bases
@@ -150,7 +151,7 @@ def test_two_rounds_with_rslora_patterns_and_a_site_of_lower_rank(tiny_base, tmp
     assert main(["round", "-q", "-C", str(tmp_path), "--base", str(tiny_base), "--rounds", "2"]) == 0
     assert main(["verify", "-q", "-C", str(tmp_path)]) == 0
     capsys.readouterr()
-    final = adapters.read_global(place.global_adapter(2), plan).adapter
+    final = gate.read_global(place.global_adapter(2), plan).adapter
     assert final.config["rank_pattern"] == {"model.layers.0.self_attn.q_proj": 6, "v_proj": 2}
     lower = read_folder(place.round(2) / "B", plan).adapter
     assert {lower.rank(module) for module in plan.modules} == {2, 3}

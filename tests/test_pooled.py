@@ -44,7 +44,8 @@ def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_a
 
 
 def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_workspace, tiny_base, argv):
-    from fedmed_cli import adapters, rounds, training
+    from fedmed_cli import rounds, training
+    from fedmed_cli.adapters import gate
     from fedmed_cli.data import examples
     from fedmed_cli.models import base, language_model
 
@@ -56,7 +57,7 @@ def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_works
     start = rounds.starting_adapter(round_workspace, plan, 1)
     seed = training.order_seed(plan, "pooled", 1)
     again = training.train(lm, plan, start, encoded, 9, seed=seed)
-    kept = adapters.read_folder(round_workspace.reports / "pooled/adapter", plan).adapter
+    kept = gate.read_folder(round_workspace.reports / "pooled/adapter", plan).adapter
     assert kept.digest == again.adapter.digest
 
 

@@ -11,7 +11,7 @@ import lab
 import pytest
 from conftest import snapshot
 
-from fedmed_cli import signatures
+from fedmed_cli.adapters import signatures
 from fedmed_cli.app import main
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.plan import Plan

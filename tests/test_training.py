@@ -12,7 +12,8 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli import adapters, checkpoints, rounds, site, training
+from fedmed_cli import checkpoints, rounds, site, training
+from fedmed_cli.adapters import gate
 from fedmed_cli.aggregation.rules import svd
 from fedmed_cli.app import main
 from fedmed_cli.data import examples
@@ -105,9 +106,9 @@ VARIANTS = {
 def test_components_that_aggregation_left_at_zero_learn_again(ready, monkeypatch):
     """Both factors at zero would have no gradient for good: A·x and B·y multiply each other's."""
     _, plan, lm, encoded = ready
-    start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    start = gate.plan_adapter(plan, gate.initial_factors(plan))
     one = {name: (a, np.pad(b[:, :1] + 0.01, ((0, 0), (0, len(a) - 1)))) for name, (a, b) in start.factors.items()}
-    result, _ = svd(plan, start, [adapters.plan_adapter(plan, one)], [1.0])
+    result, _ = svd(plan, start, [gate.plan_adapter(plan, one)], [1.0])
     gradients = first_gradients(monkeypatch, lm, plan, result, encoded, Options(per_device_train_batch_size=6))
     of_b = gradients[1::2]  # sorted by name: A before B
     for (_, b), gradient in zip(result.factors.values(), of_b, strict=True):
@@ -123,7 +124,7 @@ def test_gradients_with_rank_and_alpha_patterns_are_those_of_peft(use_rslora, re
     targets = ("q_proj", "v_proj", "gate_proj", "down_proj")
     lora = Lora(4, 8.0, targets, use_rslora, {"v_proj": 2, "down_proj": 6}, {"down_proj": 3.0, "q_proj": 5.0})
     plan = dataclasses.replace(plan, lora=lora)
-    start = moved(adapters.plan_adapter(plan, adapters.initial_factors(plan)))
+    start = moved(gate.plan_adapter(plan, gate.initial_factors(plan)))
     batch = next(training.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
     found = first_gradients(monkeypatch, lm, plan, start, encoded, Options(per_device_train_batch_size=6))
@@ -362,7 +363,7 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
         seed = training.order_seed(wild, "A", 1)
         training.train(lm, wild, start, encoded, 8, seed=seed, progress=stop)
         # `progress` runs behind the step's update
-        adapter = adapters.plan_adapter(wild, caught["factors"])
+        adapter = gate.plan_adapter(wild, caught["factors"])
         losses[step] = (summarize(site.evaluation.measure(lm, adapter, items.encoded), items.groups).mean, adapter)
     best = min(losses, key=lambda step: losses[step][0])
     assert record.kept_step == best

@@ -9,7 +9,9 @@ import pytest
 from conftest import snapshot
 from hostile import RECORD, WEIGHTS
 
-from fedmed_cli import adapter_config, adapters, signatures, verification
+from fedmed_cli import verification
+from fedmed_cli.adapters import config as adapter_config
+from fedmed_cli.adapters import gate, signatures
 from fedmed_cli.aggregation.cases import Rules
 from fedmed_cli.app import main
 from fedmed_cli.records.digests import sha256_bytes
@@ -47,7 +49,7 @@ def reseal_global(folder, sign=True, **changes):
     names = ("adapter_config.json", WEIGHTS, "README.md")
     record["files"] = {name: sha256_bytes((folder / name).read_bytes()) for name in names}
     config = adapter_config.check_config(json.loads((folder / "adapter_config.json").read_text()), "config")
-    record_adapter = adapters._parse_adapter(config, (folder / WEIGHTS).read_bytes(), "", folder)
+    record_adapter = gate._parse_adapter(config, (folder / WEIGHTS).read_bytes(), "", folder)
     vars(record_adapter).pop("weights_digest", None)
     record["adapter"] = record_adapter.digest
     (folder / "aggregate.json").write_text(json.dumps(record))
@@ -78,14 +80,14 @@ def test_three_rounds_hold_and_give_the_same_bytes_again(workspace, capsys):
 def test_a_recomputed_round_is_what_dense_matrices_give(workspace):
     """The reference: dense weighted means of s·B·A in float64, and their best approximation of rank r."""
     plan = workspace.read_plan()
-    one, two = (adapters.read_global(workspace.global_adapter(number), plan) for number in (1, 2))
+    one, two = (gate.read_global(workspace.global_adapter(number), plan) for number in (1, 2))
     for module in plan.modules:
         start = (
             one.adapter.scale(module) * one.adapter.factors[module][1].astype(float) @ one.adapter.factors[module][0]
         )
         mean = start.copy()
         for site, decision in two.aggregate.sites.items():
-            adapter = adapters.read_folder(workspace.round(2) / site).adapter
+            adapter = gate.read_folder(workspace.round(2) / site).adapter
             product = adapter.scale(module) * adapter.factors[module][1].astype(float) @ adapter.factors[module][0]
             mean += decision.weight * decision.clip_factor * (product - start)
         u, s, vt = np.linalg.svd(mean)
@@ -324,7 +326,7 @@ def test_an_interrupted_command_is_mentioned_and_is_no_fault(signed, capsys):
 
 def test_relative_difference_is_that_of_the_products():
     plan = lab.make_plan()
-    start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    start = gate.plan_adapter(plan, gate.initial_factors(plan))
     one, two = lab.trained(plan, start, 1), lab.trained(plan, start, 2)
     dense = [
         np.concatenate([(x.scale(m) * b.astype(float) @ a).ravel() for m, (a, b) in x.factors.items()])

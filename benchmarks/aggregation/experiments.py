@@ -21,8 +21,9 @@ from unittest import mock
 
 import numpy as np
 
-from fedmed_cli import adapters, evaluation, rounds, site
-from fedmed_cli.adapters import Adapter, plan_adapter
+from fedmed_cli import evaluation, rounds, site
+from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.gate import Adapter, plan_adapter
 from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
 from fedmed_cli.aggregation.coordinator import combine
 from fedmed_cli.aggregation.rules import RULES
@@ -118,7 +119,7 @@ class Federation:
             where.root.mkdir(parents=True, exist_ok=True)
             site.train_local(where, self.plan, self.lm, name, data, parent, number, Choices(max_eval_samples=12))
             print(f"trained {path}", flush=True)
-        folder = adapters.read_contribution(path, self.plan, number, parent.digest)
+        folder = gate.read_contribution(path, self.plan, number, parent.digest)
         assert folder.contribution is not None
         return Submission(folder.adapter, folder.contribution, "0" * 64)
 

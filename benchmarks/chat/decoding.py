@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fedmed_cli import adapters, decoding, evaluation
+from fedmed_cli import decoding, evaluation
+from fedmed_cli.adapters import gate
 from fedmed_cli.data import examples
 from fedmed_cli.drafting import MAX_DRAFT
 from fedmed_cli.models import language_model
@@ -71,7 +72,7 @@ def main():
     place = Workspace(options.workspace)
     plan = place.read_plan()
     local = find_for_plan(plan.base, None, None, lambda text: None)
-    adapter = adapters.read_global(place.global_adapter(place.newest_round()), plan).adapter
+    adapter = gate.read_global(place.global_adapter(place.newest_round()), plan).adapter
     # Float32 whatever the CPU: that is what the goal is measured against.
     reference = language_model.load(local, "cpu")
     reference.model.float()

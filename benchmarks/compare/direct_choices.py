@@ -14,7 +14,8 @@ import peft
 import torch
 import transformers
 
-from fedmed_cli import adapters, choosing, continuations
+from fedmed_cli import choosing, continuations
+from fedmed_cli.adapters import gate
 from fedmed_cli.choices import read_questions
 from fedmed_cli.models import base, language_model
 from fedmed_cli.workspace import Workspace
@@ -45,7 +46,7 @@ def main(root, file, number="100", which=None):
     language_model.has_bfloat16 = lambda device: False
     lm = language_model.load(local, "cpu", print)
     items = choosing.prepare(lm, plan, questions)
-    adapter = adapters.read_folder(path, plan).adapter if path else None
+    adapter = gate.read_folder(path, plan).adapter if path else None
     began = time.perf_counter()
     ours = -continuations.measure(lm, adapter, items.texts).nll
     middle = time.perf_counter()

@@ -194,7 +194,8 @@ def peak_so_far(device):
 
 
 def with_fedmed(data, device, four_bit, steps, seed):
-    from fedmed_cli import adapters, training, training_options
+    from fedmed_cli import training, training_options
+    from fedmed_cli.adapters import gate
     from fedmed_cli.models import language_model
 
     plan, local, _, _, pairs = data
@@ -203,7 +204,7 @@ def with_fedmed(data, device, four_bit, steps, seed):
     encoded = [pair[1] for pair in pairs]
     order = training.batches(encoded, BATCH, seed)
     counts = [sum(len(one.ids) for one in next(order)) for _ in range(steps)]
-    start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    start = gate.plan_adapter(plan, gate.initial_factors(plan))
     times = [settle(device)]
     options = training_options.Options(BATCH)
     trained = training.train(
@@ -218,7 +219,7 @@ def with_trl(data, device, four_bit, steps, seed, best):
     import transformers
     import trl
 
-    from fedmed_cli import adapters
+    from fedmed_cli.adapters import gate
     from fedmed_cli.data.examples import prompt_messages
     from fedmed_cli.models import language_model
 
@@ -256,7 +257,7 @@ def with_trl(data, device, four_bit, steps, seed, best):
             callbacks=[Clock()],
             quantization_config=quantization if four_bit else None,
         )
-        parameters = start_factors(trainer.model, adapters.initial_factors(plan))
+        parameters = start_factors(trainer.model, gate.initial_factors(plan))
         collate = trainer.data_collator
 
         def counting(items):
@@ -271,7 +272,7 @@ def with_trl(data, device, four_bit, steps, seed, best):
     factors = dict(zip(modules, zip(values[::2], values[1::2], strict=True), strict=True))
     base = trainer.model.unload().eval().requires_grad_(False)
     lm = language_model.LanguageModel(base, tokenizer, torch.device(device), dtype, local, quantized=four_bit)
-    return times, counts[:steps], adapters.plan_adapter(plan, factors), lm, loading
+    return times, counts[:steps], gate.plan_adapter(plan, factors), lm, loading
 
 
 def train(base, device, four_bit, contender, steps, seed):
@@ -303,12 +304,13 @@ def train(base, device, four_bit, contender, steps, seed):
 
 def measure(base, device, folder):
     """Tokens a second of measuring the adapter in `folder` on 200 examples, after 30 that are not timed."""
-    from fedmed_cli import adapters, evaluation
+    from fedmed_cli import evaluation
+    from fedmed_cli.adapters import gate
     from fedmed_cli.models import language_model
 
     _, local, _, held, pairs = prepare(base, 200, 0)
     lm = language_model.load(local, device, print_error, load_in_4bit=True)
-    adapter = adapters.read_folder(Path(folder)).adapter
+    adapter = gate.read_folder(Path(folder)).adapter
     evaluation.measure(lm, adapter, [pair[1] for pair in held])
     started = settle(device)
     evaluation.measure(lm, adapter, [pair[1] for pair in pairs])
@@ -323,15 +325,16 @@ def gradients(base, device):
     import torch
     import transformers
 
-    from fedmed_cli import adapters, evaluation, training, training_options
+    from fedmed_cli import evaluation, training, training_options
+    from fedmed_cli.adapters import gate
     from fedmed_cli.models import language_model
 
     plan, local, _, _, pairs = prepare(base, 4, 0)
     batch = [pair[1] for pair in pairs]
     rng = np.random.default_rng(3)
-    initial = adapters.initial_factors(plan).items()
+    initial = gate.initial_factors(plan).items()
     moved = {name: (a, rng.normal(0, 0.05, b.shape).astype(np.float32)) for name, (a, b) in initial}
-    start = adapters.plan_adapter(plan, moved)
+    start = gate.plan_adapter(plan, moved)
     clip = torch.nn.utils.clip_grad_norm_
 
     def load(dtype, four_bit=False):

@@ -83,9 +83,9 @@ def start_factors(model, plan):
     """Put the plan's initial adapter on a PEFT model, so that all contenders start alike."""
     import torch
 
-    from fedmed_cli import adapters
+    from fedmed_cli.adapters import gate
 
-    factors = adapters.initial_factors(plan)
+    factors = gate.initial_factors(plan)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             module, _, factor = name.removeprefix("base_model.model.").removesuffix(".default.weight").rpartition(".")
@@ -100,7 +100,8 @@ def read_factors(model):
 
 
 def with_fedmed(data, steps, seed):
-    from fedmed_cli import adapters, training, training_options
+    from fedmed_cli import training, training_options
+    from fedmed_cli.adapters import gate
     from fedmed_cli.models import language_model
 
     plan, local, _, _, pairs = data
@@ -108,7 +109,7 @@ def with_fedmed(data, steps, seed):
     base = peak_memory()
     times = []
     options = training_options.Options(BATCH)
-    start = adapters.plan_adapter(plan, adapters.initial_factors(plan))
+    start = gate.plan_adapter(plan, gate.initial_factors(plan))
     encoded = [pair[1] for pair in pairs]
     times = [time.perf_counter()]
     counts = []
@@ -245,12 +246,13 @@ def worker(contender, dataset, steps, seed):
     times, counts, factors, _ = found
     peak = peak_memory()
     seconds = times[-1] - times[UNTIMED]
-    from fedmed_cli import adapters, evaluation
+    from fedmed_cli import evaluation
+    from fedmed_cli.adapters import gate
     from fedmed_cli.models import language_model
 
     plan, local, _, held, _ = data
     lm = language_model.load(local, "cpu", print_error)
-    losses = evaluation.measure(lm, adapters.plan_adapter(plan, factors), [pair[1] for pair in held])
+    losses = evaluation.measure(lm, gate.plan_adapter(plan, factors), [pair[1] for pair in held])
     result = {
         "contender": contender,
         "seed": seed,

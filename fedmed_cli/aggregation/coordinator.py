@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmed_cli.adapters import Adapter
+from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.aggregation import agent, server_step
 from fedmed_cli.aggregation import weights as weighting
 from fedmed_cli.aggregation.cases import Case, Examiner, Round, Rules, Submission

@@ -10,7 +10,7 @@ import typer
 from fedmed_cli import options as o
 
 if TYPE_CHECKING:
-    from fedmed_cli.inspection import AdapterFacts
+    from fedmed_cli.adapters.inspect import AdapterFacts
     from fedmed_cli.records.plan import Plan
     from fedmed_cli.screen import Screen
 
@@ -30,7 +30,7 @@ def inspect_adapter(
 
     Example: fedmed inspect-adapter adapters/B
     """
-    from fedmed_cli.inspection import relate
+    from fedmed_cli.adapters.inspect import relate
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
@@ -54,9 +54,9 @@ def inspect_adapter(
 
 def _inspect(path: Path, plan: Plan | None, screen: Screen) -> AdapterFacts:
     """The facts of an adapter; where the gate refuses it, all its faults are said and the first is raised."""
-    from fedmed_cli.adapters import find_faults
+    from fedmed_cli.adapters.gate import find_faults
+    from fedmed_cli.adapters.inspect import inspect
     from fedmed_cli.errors import FedmedError
-    from fedmed_cli.inspection import inspect
 
     try:
         return inspect(path, plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmed_cli.inspection import AdapterFacts
+from fedmed_cli.adapters.inspect import AdapterFacts
 from fedmed_cli.records.lora import described
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.screen import Table, number_of_bytes
@@ -48,7 +48,7 @@ def _signature(facts: AdapterFacts, plan: Plan | None) -> str:
     folder = facts.folder
     if folder.signer is None:
         return "none"
-    from fedmed_cli.signatures import fingerprint
+    from fedmed_cli.adapters.signatures import fingerprint
     from fedmed_cli.trust import party
 
     pinned = plan.sites.keys.get(party(folder)) if plan else None

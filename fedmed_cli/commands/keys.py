@@ -34,9 +34,9 @@ def new(
     """
     import os
 
+    from fedmed_cli.adapters.signatures import create, public_path, refuse_inside
     from fedmed_cli.errors import UsageError
     from fedmed_cli.screen import Screen
-    from fedmed_cli.signatures import create, public_path, refuse_inside
     from fedmed_cli.trust import default_key_path
 
     screen = Screen(as_json, quiet, verbose)
@@ -69,10 +69,10 @@ def show(
 
     Example: fedmed keys show
     """
+    from fedmed_cli.adapters.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.screen import Screen, Table
-    from fedmed_cli.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
     from fedmed_cli.trust import default_key_path
     from fedmed_cli.workspace import Workspace
 
@@ -113,9 +113,9 @@ def trust(
 
     Example: fedmed keys trust B hospital-b.pub
     """
+    from fedmed_cli.adapters.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.screen import Screen
-    from fedmed_cli.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
     from fedmed_cli.trust import pin
     from fedmed_cli.workspace import Workspace, write_file
 
@@ -139,12 +139,12 @@ def trust(
 
 
 def _facts(public: str, path: Path) -> dict[str, str]:
-    from fedmed_cli.signatures import fingerprint, spoken
+    from fedmed_cli.adapters.signatures import fingerprint, spoken
 
     return {"public": public, "fingerprint": fingerprint(public), "spoken": spoken(public), "path": str(path)}
 
 
 def _lines(public: str) -> list[Any]:
-    from fedmed_cli.signatures import fingerprint, spoken
+    from fedmed_cli.adapters.signatures import fingerprint, spoken
 
     return [public, f"fingerprint    {fingerprint(public)}", f"to read aloud  {spoken(public)}"]

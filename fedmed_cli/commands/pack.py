@@ -26,9 +26,9 @@ def pack(
 
     Example: fedmed pack adapters/B
     """
-    from fedmed_cli import adapters
-    from fedmed_cli.bundles import BUNDLE_SUFFIX
-    from fedmed_cli.bundles import pack as pack_files
+    from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
+    from fedmed_cli.adapters.bundle import pack as pack_files
     from fedmed_cli.errors import ConflictError, UsageError
     from fedmed_cli.records.digests import sha256_bytes
     from fedmed_cli.screen import Screen, number_of_bytes
@@ -42,7 +42,7 @@ def pack(
     if target.exists():
         raise ConflictError(f"{target} exists already", hint="name another file with --output")
     plan = place.read_plan() if place.plan_path.exists() else None
-    passed = adapters.read_folder(folder, plan)
+    passed = gate.read_folder(folder, plan)
     data = pack_files(passed.files)
     write_file(target, data)
     screen.result(

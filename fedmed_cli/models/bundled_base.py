@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli import safetensors_io
+from fedmed_cli.adapters import safetensors
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.records.plan import Base
 from fedmed_cli.workspace import write_folder
@@ -173,7 +173,7 @@ def convert(gguf: Path) -> dict[str, bytes | memoryview]:
         values = dequantize(tensor.data, tensor.tensor_type)
         if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
             values = _unpermute(values, _HEADS if "attn_q" in tensor.name else _KV_HEADS)
-        tensors[name] = safetensors_io.to_bfloat16(values)
+        tensors[name] = safetensors.to_bfloat16(values)
     template = reader.fields["tokenizer.chat_template"].contents()
     tokenizer_config = {
         "bos_token": "<|im_start|>",
@@ -190,7 +190,7 @@ def convert(gguf: Path) -> dict[str, bytes | memoryview]:
         "generation_config.json": _json({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}),
         "tokenizer.json": _json(_tokenizer(reader)),
         "tokenizer_config.json": _json(tokenizer_config),
-        "model.safetensors": safetensors_io.serialize(tensors),
+        "model.safetensors": safetensors.serialize(tensors),
     }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from fedmed_cli.adapters import PREFIX, Adapter
+from fedmed_cli.adapters.gate import PREFIX, Adapter
 from fedmed_cli.errors import CombineError, InputError, MachineError
 from fedmed_cli.models import cpu
 from fedmed_cli.models.base import LocalBase

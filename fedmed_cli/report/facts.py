@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedmed_cli.adapters import AGGREGATE_NAME, ALLOWED_NAMES, CONTRIBUTION_NAME
-from fedmed_cli.bundles import BUNDLE_SUFFIX
+from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
+from fedmed_cli.adapters.gate import AGGREGATE_NAME, ALLOWED_NAMES, CONTRIBUTION_NAME
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.checks import SITE_NAME

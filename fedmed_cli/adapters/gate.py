@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedmed_cli.adapter_config import AdapterConfig, check_config, check_config_against_plan, resolved
-from fedmed_cli.bundles import BUNDLE_SUFFIX, is_bundle, unpack
+from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle, unpack
+from fedmed_cli.adapters.config import AdapterConfig, check_config, check_config_against_plan, resolved
+from fedmed_cli.adapters.safetensors import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import parse_json, read_file
@@ -33,7 +34,6 @@ from fedmed_cli.records.lora import (
     unlike,
 )
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.safetensors_io import MAX_HEADER_BYTES, header_bytes, parse_header, serialize, to_float32
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -418,7 +418,7 @@ def _check_signature(path: Path, files: Mapping[str, bytes], name: str) -> str |
     """The key that signed a record, as a public key line; None without a signature. TrustError if it is wrong."""
     if f"{name}.sig" not in files or name not in files:
         return None
-    from fedmed_cli.signatures import verify  # not needed to read unsigned folders
+    from fedmed_cli.adapters.signatures import verify  # not needed to read unsigned folders
 
     return verify(files[name], files[f"{name}.sig"], str(path / f"{name}.sig"))
 
