@@ -8,7 +8,7 @@ from pathlib import Path
 from fedmed_cli import rounds
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.aggregation.rules import factor_mean
+from fedmed_cli.aggregation.methods import factor_mean
 from fedmed_cli.errors import CombineError, TrustError, UsageError
 from fedmed_cli.records.comparison import Score
 from fedmed_cli.records.digests import short

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.aggregation.cases import Examiner
+from fedmed_cli.aggregation.state import Examiner
 from fedmed_cli.data.examples import Encoded, Example, encode, home_site, set_digest
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import Losses

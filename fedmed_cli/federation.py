@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fedmed_cli import evaluation, rounds, site
 from fedmed_cli.adapters import gate
-from fedmed_cli.aggregation.cases import Rules
+from fedmed_cli.aggregation.state import Rules
 from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.errors import InputError
 from fedmed_cli.intervals import paired_interval, summarize

@@ -14,7 +14,7 @@ from fedmed_cli.errors import UsageError
 Number = typing.TypeVar("Number", int, float)
 
 if TYPE_CHECKING:
-    from fedmed_cli.aggregation.cases import Rules
+    from fedmed_cli.aggregation.state import Rules
     from fedmed_cli.training_options import Choices
 
 PLAN_PANEL = "What the plan fixes"
@@ -256,7 +256,7 @@ def rules(
     The server's step is searched for where the coordinator measures anyway: on MedQuAD that won, and cost no
     site anything (docs/benchmarks.md).
     """
-    from fedmed_cli.aggregation.cases import Rules
+    from fedmed_cli.aggregation.state import Rules
     from fedmed_cli.records.aggregate import Robust, Weights
 
     choice("--method", method, methods)

@@ -16,8 +16,8 @@ from fedmed_cli import trust
 from fedmed_cli.adapters import card, gate
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle
 from fedmed_cli.adapters.gate import Adapter, AdapterFolder
-from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
-from fedmed_cli.aggregation.coordinator import Combination, combine
+from fedmed_cli.aggregation.combine import Combination, combine
+from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.data import coordinator_examples
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records.aggregate import Aggregate

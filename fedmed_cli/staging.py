@@ -22,7 +22,7 @@ from fedmed_cli.adapters.gate import (
     tensor_name,
 )
 from fedmed_cli.adapters.safetensors import TensorInfo, parse_header, to_float32
-from fedmed_cli.aggregation.cases import Submission
+from fedmed_cli.aggregation.state import Submission
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.workspace import write_new

@@ -14,7 +14,7 @@ from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.bundle import is_bundle
 from fedmed_cli.adapters.gate import AGGREGATE_NAME, CONTRIBUTION_NAME, Adapter, AdapterFolder
 from fedmed_cli.adapters.low_rank import product_norm
-from fedmed_cli.aggregation.rules import RULES
+from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file

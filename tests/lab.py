@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from fedmed_cli import rounds
 from fedmed_cli.adapters import card, gate
 from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
-from fedmed_cli.aggregation.cases import Rules
+from fedmed_cli.aggregation.state import Rules
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.lora import Lora

@@ -7,9 +7,9 @@ import pytest
 
 from fedmed_cli.adapters.gate import Adapter, initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import cut_to_rank, decompose, gram_of_innovations, thin_qr
-from fedmed_cli.aggregation import weights as weighting
+from fedmed_cli.aggregation import weighting
+from fedmed_cli.aggregation.methods import factor_mean, stack, svd
 from fedmed_cli.aggregation.robust import ROBUST, distances_to
-from fedmed_cli.aggregation.rules import factor_mean, stack, svd
 from fedmed_cli.errors import CombineError
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
@@ -130,8 +130,8 @@ def test_gauge_leaves_svd_unchanged_and_changes_factor_mean(plan):
 
 
 def test_the_order_of_the_sites_changes_no_bit(plan):
-    from fedmed_cli.aggregation.cases import Rules
-    from fedmed_cli.aggregation.coordinator import combine
+    from fedmed_cli.aggregation.combine import combine
+    from fedmed_cli.aggregation.state import Rules
 
     submissions = {site: submission(plan, site, random_adapter(plan, i)) for i, site in enumerate("ABC", 1)}
     parent = random_adapter(plan, 0)
@@ -328,7 +328,7 @@ def test_a_false_token_count_moves_a_weight_at_most_to_the_cap():
 
 
 def submission(plan, site, adapter, num_tokens=1000, before=3.0, after=2.5):
-    from fedmed_cli.aggregation.cases import Submission
+    from fedmed_cli.aggregation.state import Submission
     from fedmed_cli.records.contribution import Contribution
     from fedmed_cli.records.measures import Loss
 

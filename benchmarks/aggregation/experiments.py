@@ -24,10 +24,10 @@ import numpy as np
 from fedmed_cli import evaluation, rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import Adapter, plan_adapter
-from fedmed_cli.aggregation.cases import Examiner, Rules, Submission
-from fedmed_cli.aggregation.coordinator import combine
-from fedmed_cli.aggregation.rules import RULES
+from fedmed_cli.aggregation.combine import combine
+from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.aggregation.server_step import LINE_SEARCH
+from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.intervals import Losses, paired_interval

@@ -24,7 +24,7 @@ import numpy as np
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.aggregation.evidence import PAIRWISE_UP_TO
-from fedmed_cli.aggregation.rules import svd
+from fedmed_cli.aggregation.methods import svd
 from fedmed_cli.models import bundled_base
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training

@@ -10,8 +10,8 @@ import numpy as np
 
 from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.adapters.low_rank import gram_of_innovations, update_norm
-from fedmed_cli.aggregation import weights as weighting
-from fedmed_cli.aggregation.cases import Case, Submission
+from fedmed_cli.aggregation import weighting
+from fedmed_cli.aggregation.state import Case, Submission
 from fedmed_cli.errors import CombineError
 from fedmed_cli.records.aggregate import Weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fedmed_cli.aggregation.cases import Round
+from fedmed_cli.aggregation.state import Round
 from fedmed_cli.intervals import Losses, paired_interval
 
 LINE_SEARCH = (1.0, 1.5, 2.0, 3.0)

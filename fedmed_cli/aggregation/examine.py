@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedmed_cli.aggregation import weights as weighting
-from fedmed_cli.aggregation.cases import Case, Round
-from fedmed_cli.aggregation.rules import svd
+from fedmed_cli.aggregation import weighting
+from fedmed_cli.aggregation.methods import svd
+from fedmed_cli.aggregation.state import Case, Round
 from fedmed_cli.intervals import Losses, standard_error
 
 # A site is rejected where the round gains more than this without it, dilution aside (see `_dilution`): in nats,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.aggregation.rules import RULES
+from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.records.aggregate import Truncation, Weights
 from fedmed_cli.records.contribution import Contribution

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.aggregation import agent, server_step
-from fedmed_cli.aggregation import weights as weighting
-from fedmed_cli.aggregation.cases import Case, Examiner, Round, Rules, Submission
+from fedmed_cli.aggregation import examine, server_step, weighting
 from fedmed_cli.aggregation.evidence import PAIRWISE_UP_TO, collect
 from fedmed_cli.aggregation.robust import ROBUST
+from fedmed_cli.aggregation.state import Case, Examiner, Round, Rules, Submission
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.intervals import summarize
 from fedmed_cli.records.aggregate import Evidence, Examination, SiteDecision, Truncation
@@ -66,7 +65,7 @@ def combine(
         case "agentic":
             if examiner is None:
                 raise InputError("--weights agentic needs the coordinator's examples (data/coordinator.jsonl)")
-            agent.judge(round_)
+            examine.judge(round_)
         case "crosseval":
             _crosseval(cases, scores, parent)
         case "self-reported":
