@@ -112,7 +112,8 @@ def measure_on_coordinator(
     """Mean losses of adapters on the coordinator's deciding examples, remembered. InputError where it has none."""
 
     def measure(candidates: dict[str, Adapter]) -> dict[str, float]:
-        from fedmed_cli import evaluation, federation, intervals
+        from fedmed_cli import federation, intervals
+        from fedmed_cli.evaluation import losses as evaluation
 
         items = federation.coordinator_set(workspace, plan, lm, "decide", None, say)
         if items is None:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fedmed_cli import evaluation, rounds, site
+from fedmed_cli import rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.aggregation.state import Rules
 from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.errors import InputError
+from fedmed_cli.evaluation import losses as evaluation
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.aggregate import Aggregate

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fedmed_cli import evaluation, rounds, site, trust
+from fedmed_cli import rounds, site, trust
 from fedmed_cli.adapters import gate
 from fedmed_cli.errors import InputError
+from fedmed_cli.evaluation import losses as evaluation
 from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan

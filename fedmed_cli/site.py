@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli import evaluation
 from fedmed_cli.adapters import card as cards
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import Adapter, AdapterFolder
@@ -23,6 +22,7 @@ from fedmed_cli.data import examples, identifiers, partition, row_index, split
 from fedmed_cli.data.examples import Encoded, Example
 from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches
 from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.evaluation import losses as evaluation
 from fedmed_cli.intervals import summarize
 from fedmed_cli.journal import journal
 from fedmed_cli.models.language_model import LanguageModel

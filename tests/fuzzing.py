@@ -19,12 +19,13 @@ from dataclasses import dataclass, field, replace
 import lab
 import numpy as np
 
-from fedmed_cli import choices as choice_files
-from fedmed_cli import matrix, rounds, trust
+from fedmed_cli import rounds, trust
 from fedmed_cli.adapters import bundle as bundles
 from fedmed_cli.adapters import gate, signatures
 from fedmed_cli.data import examples
 from fedmed_cli.errors import FedmedError
+from fedmed_cli.evaluation import mcq_files as choice_files
+from fedmed_cli.evaluation import site_matrix
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import encode
 from fedmed_cli.records.comparison import (
@@ -360,7 +361,7 @@ def make_targets(folder):
 
     def check_merge(data):
         (folder / "compare-A.json").write_bytes(data)
-        merged = matrix.merge(plan, [folder / "compare-A.json", folder / "compare-B.json"])
+        merged = site_matrix.merge(plan, [folder / "compare-A.json", folder / "compare-B.json"])
         in_range(encode(merged))
 
     def check_choices(data):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fedmed_cli.app import main
-from fedmed_cli.choices import DECISIONS, Question, read_questions
 from fedmed_cli.errors import InputError
+from fedmed_cli.evaluation.mcq_files import DECISIONS, Question, read_questions
 from fedmed_cli.records.comparison import Comparison
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -254,10 +254,10 @@ def test_a_question_that_does_not_fit_is_left_out_and_said(round_workspace, tiny
 
 
 def test_a_prompt_that_is_read_once_gives_what_whole_rows_give(round_workspace, tiny_base):
-    from fedmed_cli import continuations, evaluation
     from fedmed_cli.adapters import gate
-    from fedmed_cli.continuations import Continued
     from fedmed_cli.data.examples import Encoded
+    from fedmed_cli.evaluation import losses, mcq_scores
+    from fedmed_cli.evaluation.mcq_scores import Continued
     from fedmed_cli.models import base, language_model
 
     plan = round_workspace.read_plan()
@@ -270,9 +270,9 @@ def test_a_prompt_that_is_read_once_gives_what_whole_rows_give(round_workspace, 
 
     items = [Continued(tokens(1, 60), tuple(tokens(1, 9) for _ in range(generator.integers(2, 6)))) for _ in range(40)]
     items += [Continued(tokens(5, 30), ((5,), (6,), (7,))) for _ in range(5)]  # letters
-    found = continuations.measure(lm, adapter, items)
+    found = mcq_scores.measure(lm, adapter, items)
     whole = [Encoded((*item.prompt, *end), len(item.prompt), False) for item in items for end in item.ends]
-    expected = evaluation.measure(lm, adapter, whole)
+    expected = losses.measure(lm, adapter, whole)
     assert np.allclose(found.nll, expected.nll, atol=1e-4, rtol=1e-5)
     assert (found.num_tokens == expected.num_tokens).all()
 
@@ -280,7 +280,7 @@ def test_a_prompt_that_is_read_once_gives_what_whole_rows_give(round_workspace, 
 def test_the_loss_of_a_token_is_exact_for_a_large_vocabulary():
     import torch
 
-    from fedmed_cli.continuations import token_nll
+    from fedmed_cli.evaluation.mcq_scores import token_nll
 
     torch.manual_seed(0)
     logits, ids = torch.randn(2, 3, 50_000) * 3, torch.randint(0, 50_000, (2, 3))

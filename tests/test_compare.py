@@ -103,11 +103,11 @@ def test_the_mean_of_factors_is_the_weighted_mean_of_each_factor(compared):
 
 
 def _candidate(root, name):
-    from fedmed_cli import candidates
+    from fedmed_cli.evaluation import compared_adapters
     from fedmed_cli.workspace import Workspace
 
     place = Workspace(root)
-    return candidates.workspace_adapters(place, place.read_plan())[name]
+    return compared_adapters.workspace_adapters(place, place.read_plan())[name]
 
 
 def test_losses_tallies_and_differences_by_site_are_those_of_plain_transformers(compared, measured):
@@ -158,7 +158,7 @@ def test_a_column_of_sites_gives_the_parts_of_the_sites_and_rare_values_are_pool
 
 
 def test_values_that_are_rare_long_or_too_many_are_pooled():
-    from fedmed_cli.comparison import MAX_VALUES, column_parts
+    from fedmed_cli.evaluation.compare import MAX_VALUES, column_parts
 
     def rows(values):
         return [Example(str(i), "q", "a", {"kind": value} if value else {}) for i, value in enumerate(values)]
@@ -216,7 +216,7 @@ def test_generated_answers_are_scored_as_plain_transformers_generate_them(round_
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fedmed_cli.overlap import rouge_l, token_f1
+    from fedmed_cli.evaluation.text_overlap import rouge_l, token_f1
 
     root = round_workspace.root
     argv = ["compare", "-q", "--no-answers", "-C", str(root), "--base", str(tiny_base), "--generate", "1000"]

@@ -224,12 +224,12 @@ def test_the_test_set_is_disjoint_from_all_that_was_trained_on(round_workspace):
 
 
 def test_a_measurement_is_cached_by_adapter_and_set(round_workspace, tiny_base, monkeypatch):
-    from fedmed_cli import evaluation
+    from fedmed_cli.evaluation import losses
 
     root = round_workspace.root
     argv = ["compare", "-q", "--no-answers", "-C", str(root), "--base", str(tiny_base)]
     assert main(argv) == 0
-    monkeypatch.setattr(evaluation, "measure", None)  # a second measurement would fail
+    monkeypatch.setattr(losses, "measure", None)  # a second measurement would fail
     assert main(argv) == 0
 
 

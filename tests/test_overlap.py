@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from fedmed_cli.overlap import longest_common_subsequence, rouge_l, token_f1
+from fedmed_cli.evaluation.text_overlap import longest_common_subsequence, rouge_l, token_f1
 
 PAIRS = [
     ("The liver makes bile, and the gall bladder stores it.", "Bile is made by the liver; it is stored elsewhere."),

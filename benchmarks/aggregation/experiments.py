@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 
-from fedmed_cli import evaluation, rounds, site
+from fedmed_cli import rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import Adapter, plan_adapter
 from fedmed_cli.aggregation.combine import combine
@@ -30,6 +30,7 @@ from fedmed_cli.aggregation.server_step import LINE_SEARCH
 from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.data import coordinator_examples, examples
+from fedmed_cli.evaluation import losses as evaluation
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.models import base as bases
 from fedmed_cli.models import language_model

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedmed_cli import evaluation
 from fedmed_cli.data import examples
 from fedmed_cli.data.examples import Encoded
+from fedmed_cli.evaluation import losses as evaluation
 from fedmed_cli.models import base, bundled_base, language_model
 from fedmed_cli.records.plan import Prompt
 

@@ -14,9 +14,9 @@ import peft
 import torch
 import transformers
 
-from fedmed_cli import choosing, continuations
 from fedmed_cli.adapters import gate
-from fedmed_cli.choices import read_questions
+from fedmed_cli.evaluation import mcq, mcq_scores
+from fedmed_cli.evaluation.mcq_files import read_questions
 from fedmed_cli.models import base, language_model
 from fedmed_cli.workspace import Workspace
 
@@ -45,10 +45,10 @@ def main(root, file, number="100", which=None):
     local = base.find_for_plan(plan.base, None, None, print)
     language_model.has_bfloat16 = lambda device: False
     lm = language_model.load(local, "cpu", print)
-    items = choosing.prepare(lm, plan, questions)
+    items = mcq.prepare(lm, plan, questions)
     adapter = gate.read_folder(path, plan).adapter if path else None
     began = time.perf_counter()
-    ours = -continuations.measure(lm, adapter, items.texts).nll
+    ours = -mcq_scores.measure(lm, adapter, items.texts).nll
     middle = time.perf_counter()
     tokenizer = transformers.AutoTokenizer.from_pretrained(local.folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(local.folder, dtype=lm.dtype)

@@ -279,7 +279,7 @@ def train(base, device, four_bit, contender, steps, seed):
     """One contender's training: speed, memory, and the loss that fedmed measures of it."""
     import torch
 
-    from fedmed_cli import evaluation
+    from fedmed_cli.evaluation import losses as evaluation
 
     data = prepare(base, steps * BATCH, seed)
     torch.manual_seed(seed)
@@ -304,8 +304,8 @@ def train(base, device, four_bit, contender, steps, seed):
 
 def measure(base, device, folder):
     """Tokens a second of measuring the adapter in `folder` on 200 examples, after 30 that are not timed."""
-    from fedmed_cli import evaluation
     from fedmed_cli.adapters import gate
+    from fedmed_cli.evaluation import losses as evaluation
     from fedmed_cli.models import language_model
 
     _, local, _, held, pairs = prepare(base, 200, 0)
@@ -325,8 +325,9 @@ def gradients(base, device):
     import torch
     import transformers
 
-    from fedmed_cli import evaluation, training, training_options
+    from fedmed_cli import training, training_options
     from fedmed_cli.adapters import gate
+    from fedmed_cli.evaluation import losses as evaluation
     from fedmed_cli.models import language_model
 
     plan, local, _, _, pairs = prepare(base, 4, 0)

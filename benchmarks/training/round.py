@@ -13,8 +13,9 @@ import tempfile
 import time
 
 import fedmed_cli.site
-from fedmed_cli import evaluation, federation
+from fedmed_cli import federation
 from fedmed_cli.app import main as fedmed
+from fedmed_cli.evaluation import losses
 
 spent = {"training_seconds": 0.0, "measuring_seconds": 0.0, "round_seconds": 0.0}
 
@@ -43,7 +44,7 @@ def timed_rounds(*args, **kwargs):
 
 run_rounds = federation.run_rounds
 federation.run_rounds = timed_rounds
-evaluation.measure = timed(evaluation.measure, "measuring_seconds")
+losses.measure = timed(losses.measure, "measuring_seconds")
 fedmed_cli.site.train = timed(fedmed_cli.site.train, "training_seconds")
 options = sys.argv[1:] or ["--max-steps", "20", "--max-eval-samples", "24"]
 with tempfile.TemporaryDirectory() as folder:

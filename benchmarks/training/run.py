@@ -246,8 +246,8 @@ def worker(contender, dataset, steps, seed):
     times, counts, factors, _ = found
     peak = peak_memory()
     seconds = times[-1] - times[UNTIMED]
-    from fedmed_cli import evaluation
     from fedmed_cli.adapters import gate
+    from fedmed_cli.evaluation import losses as evaluation
     from fedmed_cli.models import language_model
 
     plan, local, _, held, _ = data

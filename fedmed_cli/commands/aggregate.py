@@ -69,15 +69,16 @@ def aggregate(
         if rules.measures and coordinator_examples.half(place, "decide"):
             # What the gate refuses need not wait for a model.
             rounds.check(place, plan, paths, exclude or (), output, require_signatures)
-            from fedmed_cli import evaluation, federation
+            from fedmed_cli import federation
             from fedmed_cli.commands.live import step_events
+            from fedmed_cli.evaluation import losses
             from fedmed_cli.models import base as bases
             from fedmed_cli.models import language_model
 
             lm = language_model.load(bases.find_for_plan(plan.base, base, base_wheel, screen.say), device, screen.say)
             events = stack.enter_context(step_events(screen, "coordinator"))
             deciding = federation.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
-            examiner = evaluation.examiner(place, plan, lm, deciding, events.measured) if deciding else None
+            examiner = losses.examiner(place, plan, lm, deciding, events.measured) if deciding else None
         elif max_eval_samples or base or base_wheel:
             screen.say("nothing is measured with these rules: --max-eval-samples, --base and --base-wheel have no use")
         result = rounds.aggregate(

@@ -108,13 +108,14 @@ def compare(
     if site is not None and site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
     with place.lock():
-        from fedmed_cli import candidates, comparison
-        from fedmed_cli.choices import read_questions as read_choices
+        from fedmed_cli.evaluation import compare as comparison
+        from fedmed_cli.evaluation import compared_adapters
+        from fedmed_cli.evaluation.mcq_files import read_questions as read_choices
 
         tests = comparison.test_set(place, site, max_eval_samples, screen.say)
-        chosen = candidates.workspace_adapters(place, plan, all_rounds, screen.say)
-        chosen |= candidates.named_adapters(plan, adapter or [], chosen)
-        local_only = candidates.local_only(plan, alone or [], chosen)
+        chosen = compared_adapters.workspace_adapters(place, plan, all_rounds, screen.say)
+        chosen |= compared_adapters.named_adapters(plan, adapter or [], chosen)
+        local_only = compared_adapters.local_only(plan, alone or [], chosen)
         chosen |= {name: one for name, (_, one) in local_only.items()}
         picked = read_choices(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
@@ -136,7 +137,9 @@ def compare(
             from fedmed_cli.pooled import pooled_adapter
 
             with step_events(screen, "pooled") as events:
-                chosen[candidates.POOLED] = pooled_adapter(place, plan, lm, pooled_input, screen.say, events.step)
+                chosen[compared_adapters.POOLED] = pooled_adapter(
+                    place, plan, lm, pooled_input, screen.say, events.step
+                )
         with screen.progress("comparing") as update:
 
             def report(name: str, done: int, total: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmed_cli import matrix
 from fedmed_cli.commands.compare_tables import matrix_lines
 from fedmed_cli.errors import UsageError
+from fedmed_cli.evaluation import site_matrix
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.screen import Screen
 from fedmed_cli.workspace import Workspace, write_file
@@ -17,7 +17,7 @@ def write_matrix(screen: Screen, place: Workspace, plan: Plan, files: list[Path]
     if len(files) < 2:
         raise UsageError("--merge takes two files or more, for example --merge reports/compare-*.json")
     with place.lock():
-        record = matrix.merge(plan, files, screen.say)
+        record = site_matrix.merge(plan, files, screen.say)
         path = place.reports / "matrix.json"
         place.set_aside(path)
         write_file(path, record.to_bytes())

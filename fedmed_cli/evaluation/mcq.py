@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmed_cli import continuations, evaluation
 from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.candidates import BASE
-from fedmed_cli.choices import Question, QuestionSet
-from fedmed_cli.continuations import Continued
 from fedmed_cli.data.examples import Example, encode, prompt_messages
 from fedmed_cli.errors import InputError
+from fedmed_cli.evaluation import losses, mcq_scores
+from fedmed_cli.evaluation.compared_adapters import BASE
+from fedmed_cli.evaluation.mcq_files import Question, QuestionSet
+from fedmed_cli.evaluation.mcq_scores import Continued
 from fedmed_cli.intervals import paired_shares, wilson
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
@@ -147,8 +147,8 @@ def _remembered(
 ) -> np.ndarray:
     """Negative log-likelihood of every option of every question, measured once for an adapter."""
     digest = sha256_json(["choices", [[item.prompt, item.ends] for item in items]])
-    return evaluation.remembered(
-        workspace, plan, lm, adapter, digest, lambda one: continuations.measure(lm, one, items, progress)
+    return losses.remembered(
+        workspace, plan, lm, adapter, digest, lambda one: mcq_scores.measure(lm, one, items, progress)
     ).nll
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.candidates import BASE
 from fedmed_cli.data.examples import Example, prompt_messages
+from fedmed_cli.evaluation.compared_adapters import BASE
+from fedmed_cli.evaluation.text_overlap import rouge_l, token_f1
 from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
-from fedmed_cli.overlap import rouge_l, token_f1
 from fedmed_cli.records.comparison import Generated, OverlapScore, Rate
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedmed_cli.candidates import worst_sites
 from fedmed_cli.errors import CombineError, InputError
+from fedmed_cli.evaluation.compared_adapters import worst_sites
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.comparison import Comparison, Matrix, MatrixSite
 from fedmed_cli.records.digests import sha256_bytes, short

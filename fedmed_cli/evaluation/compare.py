@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli import answering, choosing, evaluation, intervals
+from fedmed_cli import intervals
 from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.candidates import BASE, GLOBAL, POOLED, worst_sites
-from fedmed_cli.choices import QuestionSet
 from fedmed_cli.data import examples
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.partition import MIN_LABEL_COUNT
 from fedmed_cli.errors import CombineError, InputError
+from fedmed_cli.evaluation import generated as answering
+from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.evaluation import mcq
+from fedmed_cli.evaluation.compared_adapters import BASE, GLOBAL, POOLED, worst_sites
+from fedmed_cli.evaluation.mcq_files import QuestionSet
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
@@ -161,7 +164,7 @@ def compare(
             plan, lm, chosen, asked, tests.group_by, max_new_tokens, num_resamples=num_resamples, progress=progress
         )
     if choices is not None:
-        picked = choosing.measure(workspace, plan, lm, chosen, choices, say=say, progress=progress)
+        picked = mcq.measure(workspace, plan, lm, chosen, choices, say=say, progress=progress)
     return Comparison(
         plan=plan.digest,
         base_fingerprint=plan.base.fingerprint,

@@ -1,0 +1,1 @@
+"""Measuring adapters on examples."""
