@@ -18,7 +18,7 @@ from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval, Loss
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training_options import Choices
+from fedmed_cli.training.options import Choices
 from fedmed_cli.workspace import Workspace
 
 

@@ -15,7 +15,7 @@ Number = typing.TypeVar("Number", int, float)
 
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import Rules
-    from fedmed_cli.training_options import Choices
+    from fedmed_cli.training.options import Choices
 
 PLAN_PANEL = "What the plan fixes"
 TRAINING_PANEL = "How to train"
@@ -298,7 +298,7 @@ def training_choices(
     **given: Any,
 ) -> Choices:
     """A site's choices about its training; UsageError where two options contradict each other."""
-    from fedmed_cli.training_options import DEFAULT_EVAL_SAMPLES, Choices, Options
+    from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, Choices, Options
 
     options = Options(**given)
     if max_steps is not None and num_train_epochs is not None:

@@ -19,8 +19,8 @@ from fedmed_cli.records.comparison import Pooled
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training import Step, Trained, order_seed, train
-from fedmed_cli.training_options import Options
+from fedmed_cli.training.loop import Step, Trained, order_seed, train
+from fedmed_cli.training.options import Options
 from fedmed_cli.workspace import Workspace, utc_now
 
 RECORD_NAME = "pooled.json"

@@ -17,22 +17,22 @@ from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import Adapter, AdapterFolder
 from fedmed_cli.adapters.low_rank import cut_to_rank, update_norm
 from fedmed_cli.adapters.signatures import Signer
-from fedmed_cli.checkpoints import Checkpoints
 from fedmed_cli.data import examples, identifiers, partition, row_index, split
 from fedmed_cli.data.examples import Encoded, Example
 from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.evaluation import losses as evaluation
 from fedmed_cli.intervals import summarize
-from fedmed_cli.journal import journal
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import DivisionRecord, NearDuplicates
-from fedmed_cli.training import Step, order_seed, peak_memory, train
-from fedmed_cli.training_options import Choices, Options
+from fedmed_cli.training.checkpoints import Checkpoints
+from fedmed_cli.training.log import journal
+from fedmed_cli.training.loop import Step, order_seed, peak_memory, train
+from fedmed_cli.training.options import Choices, Options
 from fedmed_cli.trust import signed
 from fedmed_cli.workspace import DIVISION_NAME, Workspace, utc_now
 

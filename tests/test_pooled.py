@@ -44,10 +44,11 @@ def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_a
 
 
 def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_workspace, tiny_base, argv):
-    from fedmed_cli import rounds, training
+    from fedmed_cli import rounds
     from fedmed_cli.adapters import gate
     from fedmed_cli.data import examples
     from fedmed_cli.models import base, language_model
+    from fedmed_cli.training import loop
 
     assert main([*argv, "-q"]) == 0
     plan = round_workspace.read_plan()
@@ -55,8 +56,8 @@ def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_works
     rows = [row for site in "ABC" for row in examples.read_jsonl(round_workspace.site_data(site) / "train.jsonl")]
     encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     start = rounds.starting_adapter(round_workspace, plan, 1)
-    seed = training.order_seed(plan, "pooled", 1)
-    again = training.train(lm, plan, start, encoded, 9, seed=seed)
+    seed = loop.order_seed(plan, "pooled", 1)
+    again = loop.train(lm, plan, start, encoded, 9, seed=seed)
     kept = gate.read_folder(round_workspace.reports / "pooled/adapter", plan).adapter
     assert kept.digest == again.adapter.digest
 

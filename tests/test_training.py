@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli import checkpoints, rounds, site, training
+from fedmed_cli import rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.aggregation.methods import svd
 from fedmed_cli.app import main
@@ -22,8 +22,9 @@ from fedmed_cli.models import attention, base, fused_ops, language_model, loss
 from fedmed_cli.models.fast_path import ATTENTION, OPERATIONS, FastPath
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
-from fedmed_cli.training import forward_passes, learning_rate
-from fedmed_cli.training_options import Choices, Options
+from fedmed_cli.training import checkpoints, loop
+from fedmed_cli.training.loop import forward_passes, learning_rate
+from fedmed_cli.training.options import Choices, Options
 
 SEED = 5
 
@@ -83,7 +84,7 @@ def caught_gradients(monkeypatch):
 def first_gradients(monkeypatch, lm, plan, start, encoded, options, say=lambda message: None):
     """The gradients of fedmed's first step."""
     caught = caught_gradients(monkeypatch)
-    training.train(lm, plan, start, encoded, 1, options, seed=SEED, say=say)
+    loop.train(lm, plan, start, encoded, 1, options, seed=SEED, say=say)
     return caught[0][0]
 
 
@@ -125,7 +126,7 @@ def test_gradients_with_rank_and_alpha_patterns_are_those_of_peft(use_rslora, re
     lora = Lora(4, 8.0, targets, use_rslora, {"v_proj": 2, "down_proj": 6}, {"down_proj": 3.0, "q_proj": 5.0})
     plan = dataclasses.replace(plan, lora=lora)
     start = moved(gate.plan_adapter(plan, gate.initial_factors(plan)))
-    batch = next(training.batches(encoded, 6, SEED))
+    batch = next(loop.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
     found = first_gradients(monkeypatch, lm, plan, start, encoded, Options(per_device_train_batch_size=6))
     assert len(found) == len(expected) == 2 * len(plan.modules)
@@ -150,7 +151,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     lm.plain_head = changes.get("plain_head", True)
     start = moved(rounds.starting_adapter(ready[0], plan, 1))
     options = Options(**({"per_device_train_batch_size": 6} | given))
-    batch = next(training.batches(encoded, 6, SEED))
+    batch = next(loop.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
     said = []
     found = first_gradients(monkeypatch, lm, plan, start, encoded, options, said.append)
@@ -165,8 +166,8 @@ def test_fedprox_adds_the_pull_towards_the_start(ready, monkeypatch):
     start = moved(rounds.starting_adapter(workspace, plan, 1))
     caught = caught_gradients(monkeypatch)
     pulled = training_with(plan, fedprox_mu=3.0)
-    training.train(lm, plan, start, encoded, 2, seed=SEED)
-    training.train(lm, pulled, start, encoded, 2, seed=SEED)
+    loop.train(lm, plan, start, encoded, 2, seed=SEED)
+    loop.train(lm, pulled, start, encoded, 2, seed=SEED)
     # The first step starts at the anchor: no pull. The second is at the same place in both, as the first was equal.
     for ours, plain, place, origin in zip(caught[3][0], caught[1][0], caught[3][1], caught[0][1], strict=True):
         point = place.clone().requires_grad_(True)
@@ -206,7 +207,7 @@ def test_a_round_behind_the_schedules_end_is_refused(ready):
     start = rounds.starting_adapter(ready[0], plan, 1)
     plan = training_with(plan, lr_scheduler_type="cosine", lr_scheduler_rounds=2)
     with pytest.raises(Exception, match="ends with round 2"):
-        training.train(lm, plan, start, encoded, 1, seed=SEED, round_number=3)
+        loop.train(lm, plan, start, encoded, 1, seed=SEED, round_number=3)
 
 
 def test_options_that_came_later_change_no_older_plans_digest(ready):
@@ -223,11 +224,11 @@ def test_under_5_percent_of_positions_are_padding(batch_size):
     lengths = np.clip(rng.lognormal(5.2, 0.45, 2000).astype(int), 40, 1024)
     encoded = [examples.Encoded((1,) * int(n), 20, False) for n in lengths]
     options = Options(per_device_train_batch_size=batch_size)
-    order = training.batches(encoded, batch_size, SEED)
+    order = loop.batches(encoded, batch_size, SEED)
     padded = real = 0
     seen = []
     for _ in range(math.ceil(len(encoded) / batch_size)):
-        for part in forward_passes(next(order), options, training.MAX_PADDING):
+        for part in forward_passes(next(order), options, loop.MAX_PADDING):
             padded += len(part) * max(len(one.ids) for one in part)
             real += sum(len(one.ids) for one in part)
             seen += [len(one.ids) for one in part]
@@ -360,8 +361,8 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
 
         start = rounds.starting_adapter(workspace, wild, 1)
         encoded = [examples.encode(row, wild.prompt, lm.tokenizer, wild.training.max_length) for row in data.train]
-        seed = training.order_seed(wild, "A", 1)
-        training.train(lm, wild, start, encoded, 8, seed=seed, progress=stop)
+        seed = loop.order_seed(wild, "A", 1)
+        loop.train(lm, wild, start, encoded, 8, seed=seed, progress=stop)
         # `progress` runs behind the step's update
         adapter = gate.plan_adapter(wild, caught["factors"])
         losses[step] = (summarize(site.evaluation.measure(lm, adapter, items.encoded), items.groups).mean, adapter)
@@ -462,7 +463,7 @@ def test_out_of_memory_names_the_options_that_help(split_workspace, tiny_base, f
     def full(*args):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
 
-    monkeypatch.setattr(training, "nll_per_example", full)
+    monkeypatch.setattr(loop, "nll_per_example", full)
     assert "out of memory" in fails(
         5, "train-local", "-C", split_workspace.root, "--site", "A", "--base", tiny_base, "--max-eval-samples", "2"
     )

@@ -36,7 +36,7 @@ from fedmed_cli.models import base as bases
 from fedmed_cli.models import language_model
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training_options import Choices
+from fedmed_cli.training.options import Choices
 from fedmed_cli.workspace import Workspace
 
 ASSIGN = {

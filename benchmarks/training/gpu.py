@@ -185,29 +185,30 @@ def peak_so_far(device):
     """The peak of memory until now, in bytes; on a GPU it counts from here on again."""
     import torch
 
-    from fedmed_cli import training
+    from fedmed_cli.training import loop
 
-    peak = training.peak_memory(torch.device(device))
+    peak = loop.peak_memory(torch.device(device))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     return peak
 
 
 def with_fedmed(data, device, four_bit, steps, seed):
-    from fedmed_cli import training, training_options
     from fedmed_cli.adapters import gate
     from fedmed_cli.models import language_model
+    from fedmed_cli.training import loop
+    from fedmed_cli.training import options as training_options
 
     plan, local, _, _, pairs = data
     lm = language_model.load(local, device, print_error, load_in_4bit=four_bit)
     loading = peak_so_far(device)
     encoded = [pair[1] for pair in pairs]
-    order = training.batches(encoded, BATCH, seed)
+    order = loop.batches(encoded, BATCH, seed)
     counts = [sum(len(one.ids) for one in next(order)) for _ in range(steps)]
     start = gate.plan_adapter(plan, gate.initial_factors(plan))
     times = [settle(device)]
     options = training_options.Options(BATCH)
-    trained = training.train(
+    trained = loop.train(
         lm, plan, start, encoded, steps, options, seed=seed, progress=lambda step: times.append(settle(device))
     )
     return times, counts, trained.adapter, lm, loading
@@ -325,10 +326,11 @@ def gradients(base, device):
     import torch
     import transformers
 
-    from fedmed_cli import training, training_options
     from fedmed_cli.adapters import gate
     from fedmed_cli.evaluation import losses as evaluation
     from fedmed_cli.models import language_model
+    from fedmed_cli.training import loop
+    from fedmed_cli.training import options as training_options
 
     plan, local, _, _, pairs = prepare(base, 4, 0)
     batch = [pair[1] for pair in pairs]
@@ -350,7 +352,7 @@ def gradients(base, device):
             return clip(parameters, *rest)
 
         torch.nn.utils.clip_grad_norm_ = catch
-        training.train(lm, plan, start, batch, 1, training_options.Options(len(batch)), seed=0)
+        loop.train(lm, plan, start, batch, 1, training_options.Options(len(batch)), seed=0)
         return caught[0]
 
     def expected(weights):

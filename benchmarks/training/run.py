@@ -100,9 +100,10 @@ def read_factors(model):
 
 
 def with_fedmed(data, steps, seed):
-    from fedmed_cli import training, training_options
     from fedmed_cli.adapters import gate
     from fedmed_cli.models import language_model
+    from fedmed_cli.training import loop
+    from fedmed_cli.training import options as training_options
 
     plan, local, _, _, pairs = data
     lm = language_model.load(local, "cpu", print_error)
@@ -113,10 +114,10 @@ def with_fedmed(data, steps, seed):
     encoded = [pair[1] for pair in pairs]
     times = [time.perf_counter()]
     counts = []
-    order = training.batches(encoded, BATCH, seed)
+    order = loop.batches(encoded, BATCH, seed)
     for _ in range(steps):
         counts.append(sum(len(one.ids) for one in next(order)))
-    result = training.train(
+    result = loop.train(
         lm, plan, start, encoded, steps, options, seed=seed, progress=lambda step: times.append(time.perf_counter())
     )
     return times, counts, dict(result.adapter.factors), base

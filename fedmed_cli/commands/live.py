@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fedmed_cli.screen import Screen, time_left
 from fedmed_cli.site import Events
-from fedmed_cli.training import Step
+from fedmed_cli.training.loop import Step
 
 
 @contextlib.contextmanager

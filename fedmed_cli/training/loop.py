@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from fedmed_cli.adapters.gate import Adapter, plan_adapter
-from fedmed_cli.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.data.examples import Encoded
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.models.fast_path import ATTENTION, fast_path
@@ -24,7 +23,8 @@ from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.loss import nll_per_example
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan, Training
-from fedmed_cli.training_options import Options
+from fedmed_cli.training.checkpoints import Arrays, Checkpoints, State
+from fedmed_cli.training.options import Options
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MAX_PADDING = 0.05  # of a forward pass on a CPU, where positions cost more than passes

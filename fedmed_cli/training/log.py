@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from fedmed_cli.errors import MachineError
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.metrics import metric_line
-from fedmed_cli.training import Step, peak_memory
+from fedmed_cli.training.loop import Step, peak_memory
 from fedmed_cli.workspace import Workspace
 
 
