@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli import trust
 from fedmed_cli.adapters import card, gate
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle
 from fedmed_cli.adapters.gate import Adapter, AdapterFolder
@@ -26,6 +25,7 @@ from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.staging import stage
+from fedmed_cli.trust import keys
 from fedmed_cli.workspace import Workspace, new_folder, syncing, utc_now, write_new
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def aggregate(
             },
         )
         files[gate.AGGREGATE_NAME] = record.to_bytes()
-        files |= trust.signed(gate.AGGREGATE_NAME, files, signer)
+        files |= keys.signed(gate.AGGREGATE_NAME, files, signer)
         num_bytes = sum(map(len, files.values()))
         if target is None:
             return RoundResult(record, None, num_bytes)
@@ -318,7 +318,7 @@ def _gate(path: Path, plan: Plan, round_number: int, parent: str) -> AdapterFold
 
 def _check_signer(folder: AdapterFolder, plan: Plan, require: bool, say: Say) -> str | None:
     try:
-        return trust.check_signer(folder, plan, require, say)
+        return keys.check_signer(folder, plan, require, say)
     except FedmedError as error:
         raise _with_way_out(error, folder.path) from None
 
@@ -340,7 +340,7 @@ def accept_global(
     It must be of the newest round known here or a later one; a different adapter for a known round is refused.
     """
     folder = gate.read_global(path, plan)
-    trust.check_signer(folder, plan, require_signatures, say)
+    keys.check_signer(folder, plan, require_signatures, say)
     record = folder.aggregate
     assert record is not None
     filed = workspace.global_adapter(record.round)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmed_cli import rounds, site, trust
+from fedmed_cli import rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import losses as evaluation
@@ -10,6 +10,7 @@ from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores, SiteScore
+from fedmed_cli.trust import keys
 from fedmed_cli.workspace import Workspace, utc_now
 
 
@@ -31,7 +32,7 @@ def score(
     for path in sorted(workspace.adapters.glob("*")):
         if path.is_dir() and not path.name.startswith("."):
             folder = gate.read_contribution(path, plan, round_number, parent.digest)
-            trust.check_signer(folder, plan, False, events.say)
+            keys.check_signer(folder, plan, False, events.say)
             adapter = folder.adapter
             losses = evaluation.measure_cached(workspace, plan, lm, adapter, items, events.measured)
             gain = paired_interval(start, losses, items.groups).mean

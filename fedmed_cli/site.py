@@ -33,7 +33,7 @@ from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.log import journal
 from fedmed_cli.training.loop import Step, order_seed, peak_memory, train
 from fedmed_cli.training.options import Choices, Options
-from fedmed_cli.trust import signed
+from fedmed_cli.trust.keys import signed
 from fedmed_cli.workspace import DIVISION_NAME, Workspace, utc_now
 
 Say = Callable[[str], None]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import lab
 import numpy as np
 
-from fedmed_cli import rounds, trust
+from fedmed_cli import rounds
 from fedmed_cli.adapters import bundle as bundles
 from fedmed_cli.adapters import gate, signatures
 from fedmed_cli.data import examples
@@ -48,6 +48,7 @@ from fedmed_cli.records.metrics import metric_line, read_metrics
 from fedmed_cli.records.plan import _PUBLIC_KEY, Plan
 from fedmed_cli.records.scores import Scores, SiteScore
 from fedmed_cli.records.split import DivisionRecord, SiteCounts, SplitRecord
+from fedmed_cli.trust import keys
 
 SECONDS = 5.0
 TOKENS = [
@@ -252,7 +253,7 @@ def make_targets(folder):
             def check(data, file=file, original=original):
                 try:
                     file.write_bytes(data)
-                    trust.check_signer(read(), plan, True)
+                    keys.check_signer(read(), plan, True)
                     if data != original:
                         raise Silent(f"{file.name} was accepted changed")
                 finally:
@@ -270,7 +271,7 @@ def make_targets(folder):
 
     def check_bundle(data):
         bundle.write_bytes(data)
-        trust.check_signer(gate.read_contribution(bundle, plan, 2, start.digest), plan, True)
+        keys.check_signer(gate.read_contribution(bundle, plan, 2, start.digest), plan, True)
         if data != packed:
             raise Silent("a bundle was accepted changed")
 

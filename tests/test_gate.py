@@ -10,10 +10,11 @@ import lab
 import pytest
 from conftest import snapshot
 
-from fedmed_cli import rounds, trust
+from fedmed_cli import rounds
 from fedmed_cli.adapters import gate
 from fedmed_cli.app import main
 from fedmed_cli.errors import FedmedError
+from fedmed_cli.trust import keys
 
 
 @pytest.fixture(autouse=True)
@@ -184,4 +185,4 @@ def test_the_door_of_a_round_checks_the_signer(signed_once):
     workspace, plan = signed_once
     start = rounds.starting_adapter(workspace, plan, 1).digest
     folder = gate.read_contribution(workspace.contribution("B"), plan, 1, start)
-    assert trust.check_signer(folder, plan, require=True) == lab.SIGNERS["B"].fingerprint
+    assert keys.check_signer(folder, plan, require=True) == lab.SIGNERS["B"].fingerprint

@@ -9,12 +9,12 @@ import pytest
 from conftest import snapshot
 from hostile import RECORD, WEIGHTS
 
-from fedmed_cli import verification
 from fedmed_cli.adapters import config as adapter_config
 from fedmed_cli.adapters import gate, signatures
 from fedmed_cli.aggregation.state import Rules
 from fedmed_cli.app import main
 from fedmed_cli.records.digests import sha256_bytes
+from fedmed_cli.trust import verify
 from fedmed_cli.workspace import Workspace
 
 
@@ -333,5 +333,5 @@ def test_relative_difference_is_that_of_the_products():
         for x in (one, two)
     ]
     expected = np.linalg.norm(dense[0] - dense[1]) / np.linalg.norm(dense[0])
-    assert verification.relative_difference(one, two) == pytest.approx(expected, rel=1e-9)
-    assert verification.relative_difference(one, one) < 1e-7
+    assert verify.relative_difference(one, two) == pytest.approx(expected, rel=1e-9)
+    assert verify.relative_difference(one, one) < 1e-7

@@ -54,7 +54,7 @@ def aggregate(
     from fedmed_cli.data import coordinator_examples
     from fedmed_cli.records.measures import COORDINATOR
     from fedmed_cli.screen import Screen
-    from fedmed_cli.trust import signer_for
+    from fedmed_cli.trust.keys import signer_for
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)

@@ -49,7 +49,7 @@ def _signature(facts: AdapterFacts, plan: Plan | None) -> str:
     if folder.signer is None:
         return "none"
     from fedmed_cli.adapters.signatures import fingerprint
-    from fedmed_cli.trust import party
+    from fedmed_cli.trust.keys import party
 
     pinned = plan.sites.keys.get(party(folder)) if plan else None
     known = (

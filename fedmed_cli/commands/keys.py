@@ -37,7 +37,7 @@ def new(
     from fedmed_cli.adapters.signatures import create, public_path, refuse_inside
     from fedmed_cli.errors import UsageError
     from fedmed_cli.screen import Screen
-    from fedmed_cli.trust import default_key_path
+    from fedmed_cli.trust.keys import default_key_path
 
     screen = Screen(as_json, quiet, verbose)
     path = key or default_key_path()
@@ -73,7 +73,7 @@ def show(
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.screen import Screen, Table
-    from fedmed_cli.trust import default_key_path
+    from fedmed_cli.trust.keys import default_key_path
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -116,7 +116,7 @@ def trust(
     from fedmed_cli.adapters.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.screen import Screen
-    from fedmed_cli.trust import pin
+    from fedmed_cli.trust.keys import pin
     from fedmed_cli.workspace import Workspace, write_file
 
     screen = Screen(as_json, quiet, verbose)

@@ -36,7 +36,7 @@ def passphrase_for(path: Path) -> str | None:
 
 def load_signer(screen: Screen, key: Path | None, workspace: Path) -> Signer | None:
     """The key to sign with: `key`, else the default one, else None, which is said."""
-    from fedmed_cli.trust import default_key_path
+    from fedmed_cli.trust.keys import default_key_path
 
     path = key or default_key_path()
     if key is None and not path.exists():

@@ -80,7 +80,7 @@ def train_local(
     from fedmed_cli.models import base as bases
     from fedmed_cli.plans import PlanOptions, check_options
     from fedmed_cli.screen import Screen
-    from fedmed_cli.trust import signer_for
+    from fedmed_cli.trust.keys import signer_for
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)

@@ -29,7 +29,7 @@ def verify(
     """
     from fedmed_cli.errors import UsageError
     from fedmed_cli.screen import Screen, Table
-    from fedmed_cli.verification import verify_folder, verify_workspace
+    from fedmed_cli.trust.verify import verify_folder, verify_workspace
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)

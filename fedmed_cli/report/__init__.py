@@ -11,7 +11,7 @@ from fedmed_cli.errors import ConflictError
 from fedmed_cli.report import evidence, ledger, svg, training, weights, words
 from fedmed_cli.report.facts import Checks, Facts, checks_of, gather
 from fedmed_cli.report.page import GENERATOR, render
-from fedmed_cli.verification import Verification
+from fedmed_cli.trust.verify import Verification
 from fedmed_cli.workspace import Workspace, write_file
 
 REPORT_NAME = "report.html"

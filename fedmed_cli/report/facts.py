@@ -21,7 +21,7 @@ from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
-from fedmed_cli.verification import Checked, Verification
+from fedmed_cli.trust.verify import Checked, Verification
 from fedmed_cli.workspace import Workspace
 
 MAX_ANSWERS_BYTES = 1_000_000

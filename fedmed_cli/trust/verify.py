@@ -24,7 +24,7 @@ from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
-from fedmed_cli.trust import check_signer, party
+from fedmed_cli.trust.keys import check_signer, party
 from fedmed_cli.workspace import Workspace
 
 RECOMPUTED_WITHIN = 1e-6

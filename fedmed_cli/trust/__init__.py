@@ -1,0 +1,1 @@
+"""Who a file comes from, and what a workspace proves."""
