@@ -112,10 +112,11 @@ def measure_on_coordinator(
     """Mean losses of adapters on the coordinator's deciding examples, remembered. InputError where it has none."""
 
     def measure(candidates: dict[str, Adapter]) -> dict[str, float]:
-        from fedmed_cli import federation, intervals
+        from fedmed_cli import intervals
         from fedmed_cli.evaluation import losses as evaluation
+        from fedmed_cli.federation import simulation
 
-        items = federation.coordinator_set(workspace, plan, lm, "decide", None, say)
+        items = simulation.coordinator_set(workspace, plan, lm, "decide", None, say)
         if items is None:
             raise InputError("data/coordinator.jsonl: there are no coordinator's examples to find the best with")
         return {

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 import lab
 import numpy as np
 
-from fedmed_cli import rounds
 from fedmed_cli.adapters import bundle as bundles
 from fedmed_cli.adapters import gate, signatures
 from fedmed_cli.data import examples
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.evaluation import mcq_files as choice_files
 from fedmed_cli.evaluation import site_matrix
+from fedmed_cli.federation import coordinator
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import encode
 from fedmed_cli.records.comparison import (
@@ -241,7 +241,7 @@ def make_targets(folder):
     """All targets, with their files under `folder`."""
     plan = lab.make_plan(hidden=8, layers=1, r=2)
     workspace = lab.make_workspace(folder / "signed", plan, 1)
-    start = rounds.starting_adapter(workspace, plan, 2)
+    start = coordinator.starting_adapter(workspace, plan, 2)
     bare = lab.without_keys(plan)
     targets = []
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 
-from fedmed_cli import rounds
 from fedmed_cli.adapters import card, gate
 from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
 from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.federation import coordinator
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.lora import Lora
@@ -97,7 +97,7 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
     workspace.plan_path.write_bytes(plan.to_bytes())
     signed = bool(plan.sites.keys)
     for number in range(1, num_rounds + 2):
-        start = rounds.starting_adapter(workspace, plan, number)
+        start = coordinator.starting_adapter(workspace, plan, number)
         for site in SITES:
             files = contribution(plan, site, start, number, signer=SIGNERS[site] if signed else None)
             workspace.set_aside(workspace.contribution(site))
@@ -105,7 +105,7 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
                 write_folder(workspace.contribution(site), dict(files))
         if number <= num_rounds:
             paths = [workspace.contribution(site) for site in SITES]
-            rounds.aggregate(workspace, paths, rules, signer=SIGNERS["coordinator"] if signed else None)
+            coordinator.aggregate(workspace, paths, rules, signer=SIGNERS["coordinator"] if signed else None)
     return workspace
 
 

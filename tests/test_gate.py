@@ -10,10 +10,10 @@ import lab
 import pytest
 from conftest import snapshot
 
-from fedmed_cli import rounds
 from fedmed_cli.adapters import gate
 from fedmed_cli.app import main
 from fedmed_cli.errors import FedmedError
+from fedmed_cli.federation import coordinator
 from fedmed_cli.trust import keys
 
 
@@ -183,6 +183,6 @@ def test_an_excluded_bundle_is_left_out(place, capsys):
 
 def test_the_door_of_a_round_checks_the_signer(signed_once):
     workspace, plan = signed_once
-    start = rounds.starting_adapter(workspace, plan, 1).digest
+    start = coordinator.starting_adapter(workspace, plan, 1).digest
     folder = gate.read_contribution(workspace.contribution("B"), plan, 1, start)
     assert keys.check_signer(folder, plan, require=True) == lab.SIGNERS["B"].fingerprint

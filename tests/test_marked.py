@@ -76,7 +76,7 @@ def test_no_mark_in_any_record_metric_log_or_error(marked, tiny_base, capfd, mon
         (folder / name).write_text(text)
         assert main(["split", "--dataset", str(folder / name), "-C", str(folder / f"of-{name}")]) == 3, name
         assert main(["train-local", "--site", "A", "--data", str(folder / name), *base]) in (3, 6), name
-    from fedmed_cli import site
+    from fedmed_cli.federation import site
     from fedmed_cli.training import loop
 
     def broken(name):

@@ -12,11 +12,11 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli import rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.aggregation.methods import svd
 from fedmed_cli.app import main
 from fedmed_cli.data import examples
+from fedmed_cli.federation import coordinator, site
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import attention, base, fused_ops, language_model, loss
 from fedmed_cli.models.fast_path import ATTENTION, OPERATIONS, FastPath
@@ -149,7 +149,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     lm.fast_path = FastPath(used, dict.fromkeys(without, "a test says so"))
     assert lm.plain_head
     lm.plain_head = changes.get("plain_head", True)
-    start = moved(rounds.starting_adapter(ready[0], plan, 1))
+    start = moved(coordinator.starting_adapter(ready[0], plan, 1))
     options = Options(**({"per_device_train_batch_size": 6} | given))
     batch = next(loop.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
@@ -163,7 +163,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
 def test_fedprox_adds_the_pull_towards_the_start(ready, monkeypatch):
     """After one step the gradient differs by mu times the distance from the start, computed here by autograd."""
     workspace, plan, lm, encoded = ready
-    start = moved(rounds.starting_adapter(workspace, plan, 1))
+    start = moved(coordinator.starting_adapter(workspace, plan, 1))
     caught = caught_gradients(monkeypatch)
     pulled = training_with(plan, fedprox_mu=3.0)
     loop.train(lm, plan, start, encoded, 2, seed=SEED)
@@ -204,7 +204,7 @@ def test_a_decay_over_three_rounds_is_the_decay_of_one_long_training():
 
 def test_a_round_behind_the_schedules_end_is_refused(ready):
     _, plan, lm, encoded = ready
-    start = rounds.starting_adapter(ready[0], plan, 1)
+    start = coordinator.starting_adapter(ready[0], plan, 1)
     plan = training_with(plan, lr_scheduler_type="cosine", lr_scheduler_rounds=2)
     with pytest.raises(Exception, match="ends with round 2"):
         loop.train(lm, plan, start, encoded, 1, seed=SEED, round_number=3)
@@ -279,7 +279,7 @@ def run_site(ready, name="A", until=None, said=None, **choices):
     names = {field.name for field in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in given.items() if name in names})
     chosen = Choices(options, **{name: value for name, value in given.items() if name not in names})
-    parent = rounds.starting_adapter(workspace, plan, 1)
+    parent = coordinator.starting_adapter(workspace, plan, 1)
     return site.train_local(
         workspace, plan, lm, name, site.workspace_data(workspace, name), parent, 1, chosen, events=events
     ).record
@@ -359,7 +359,7 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
             if state.step == step:
                 caught["factors"] = lm.read_factors()
 
-        start = rounds.starting_adapter(workspace, wild, 1)
+        start = coordinator.starting_adapter(workspace, wild, 1)
         encoded = [examples.encode(row, wild.prompt, lm.tokenizer, wild.training.max_length) for row in data.train]
         seed = loop.order_seed(wild, "A", 1)
         loop.train(lm, wild, start, encoded, 8, seed=seed, progress=stop)
@@ -409,7 +409,7 @@ def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeyp
 
 def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch):
     workspace, plan, lm, encoded = four_bit
-    start = moved(rounds.starting_adapter(workspace, plan, 1))
+    start = moved(coordinator.starting_adapter(workspace, plan, 1))
     before = first_gradients(monkeypatch, lm, plan, start, encoded, Options())
     site.evaluation.measure(lm, start, encoded[:4])
     after = first_gradients(monkeypatch, lm, plan, start, encoded, Options())

@@ -260,13 +260,13 @@ def test_an_unsigned_round_before_the_key_was_pinned_is_covered_by_the_signed_on
     plan = lab.make_plan()
     workspace.plan_path.write_bytes(plan.to_bytes())
     assert "is not signed" in fails(7, "verify", "-C", workspace.root)
-    from fedmed_cli import rounds
+    from fedmed_cli.federation import coordinator
 
-    start = rounds.starting_adapter(workspace, plan, 2)
+    start = coordinator.starting_adapter(workspace, plan, 2)
     for site in lab.SITES:
         for name, data in lab.contribution(plan, site, start, 2, signer=lab.SIGNERS[site]).items():
             (workspace.contribution(site) / name).write_bytes(data)
-    rounds.aggregate(
+    coordinator.aggregate(
         workspace, [workspace.contribution(site) for site in lab.SITES], Rules(), signer=lab.SIGNERS["coordinator"]
     )
     capsys.readouterr()

@@ -21,7 +21,6 @@ from unittest import mock
 
 import numpy as np
 
-from fedmed_cli import rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import Adapter, plan_adapter
 from fedmed_cli.aggregation.combine import combine
@@ -31,6 +30,7 @@ from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.federation import coordinator, site
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.models import base as bases
 from fedmed_cli.models import language_model
@@ -125,7 +125,7 @@ class Federation:
         return Submission(folder.adapter, folder.contribution, "0" * 64)
 
     def honest(self) -> tuple[Adapter, dict[str, Submission]]:
-        parent = rounds.starting_adapter(self.place, self.plan, 1)
+        parent = coordinator.starting_adapter(self.place, self.plan, 1)
         return parent, {name: self.train(name, parent, 1, self.place) for name in self.plan.sites.names}
 
     def test_set(self) -> evaluation.EvaluationSet:
@@ -324,7 +324,7 @@ def exactness(bench: Bench) -> None:
 
 def compare_two(rows: Rows, fed: Federation, seed: int, what: str, one: Adapter, two: Adapter) -> None:
     if rows.missing(seed=seed, what=what):
-        base = rounds.starting_adapter(fed.place, fed.plan, 1)
+        base = coordinator.starting_adapter(fed.place, fed.plan, 1)
         losses = {"svd": nll(fed.test(one)), "factor-mean": nll(fed.test(two)), "base": nll(fed.test(base))}
         rows.add(seed=seed, what=what, groups=fed.test_set().groups, losses=losses)
 

@@ -143,8 +143,8 @@ def prepare(base, num_examples, seed):
     import transformers
 
     from fedmed_cli.data import corpus, examples
+    from fedmed_cli.federation.plan import PlanOptions, make_plan
     from fedmed_cli.models import base as bases
-    from fedmed_cli.plans import PlanOptions, make_plan
 
     plan = make_plan(PlanOptions(base=base), ("A",), None, print_error)
     local = bases.find_for_plan(plan.base, base, None, print_error)

@@ -12,10 +12,10 @@ import sys
 import tempfile
 import time
 
-import fedmed_cli.site
-from fedmed_cli import federation
+import fedmed_cli.federation.site
 from fedmed_cli.app import main as fedmed
 from fedmed_cli.evaluation import losses
+from fedmed_cli.federation import simulation
 
 spent = {"training_seconds": 0.0, "measuring_seconds": 0.0, "round_seconds": 0.0}
 
@@ -42,10 +42,10 @@ def timed_rounds(*args, **kwargs):
         yield summary
 
 
-run_rounds = federation.run_rounds
-federation.run_rounds = timed_rounds
+run_rounds = simulation.run_rounds
+simulation.run_rounds = timed_rounds
 losses.measure = timed(losses.measure, "measuring_seconds")
-fedmed_cli.site.train = timed(fedmed_cli.site.train, "training_seconds")
+fedmed_cli.federation.site.train = timed(fedmed_cli.federation.site.train, "training_seconds")
 options = sys.argv[1:] or ["--max-steps", "20", "--max-eval-samples", "24"]
 with tempfile.TemporaryDirectory() as folder:
     assert fedmed(["split", "-q", "-C", folder]) == 0

@@ -36,8 +36,8 @@ def prepare(dataset, steps, seed):
     import transformers
 
     from fedmed_cli.data import examples
+    from fedmed_cli.federation.plan import PlanOptions, make_plan
     from fedmed_cli.models import base as bases
-    from fedmed_cli.plans import PlanOptions, make_plan
 
     plan = make_plan(PlanOptions(), ("A",), None, print_error)
     local = bases.find_for_plan(plan.base, None, None, print_error)

@@ -49,9 +49,9 @@ def aggregate(
     """
     import contextlib
 
-    from fedmed_cli import rounds
     from fedmed_cli.commands.signing import load_signer
     from fedmed_cli.data import coordinator_examples
+    from fedmed_cli.federation import coordinator
     from fedmed_cli.records.measures import COORDINATOR
     from fedmed_cli.screen import Screen
     from fedmed_cli.trust.keys import signer_for
@@ -60,7 +60,7 @@ def aggregate(
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
-    chosen = weights or rounds.default_weights(place)
+    chosen = weights or coordinator.default_weights(place)
     rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum)
     signer = signer_for(COORDINATOR, plan, load_signer(screen, key, workspace))
     paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
@@ -68,20 +68,20 @@ def aggregate(
         examiner = None
         if rules.measures and coordinator_examples.half(place, "decide"):
             # What the gate refuses need not wait for a model.
-            rounds.check(place, plan, paths, exclude or (), output, require_signatures)
-            from fedmed_cli import federation
+            coordinator.check(place, plan, paths, exclude or (), output, require_signatures)
             from fedmed_cli.commands.live import step_events
             from fedmed_cli.evaluation import losses
+            from fedmed_cli.federation import simulation
             from fedmed_cli.models import base as bases
             from fedmed_cli.models import language_model
 
             lm = language_model.load(bases.find_for_plan(plan.base, base, base_wheel, screen.say), device, screen.say)
             events = stack.enter_context(step_events(screen, "coordinator"))
-            deciding = federation.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
+            deciding = simulation.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
             examiner = losses.examiner(place, plan, lm, deciding, events.measured) if deciding else None
         elif max_eval_samples or base or base_wheel:
             screen.say("nothing is measured with these rules: --max-eval-samples, --base and --base-wheel have no use")
-        result = rounds.aggregate(
+        result = coordinator.aggregate(
             place,
             paths,
             rules,

@@ -121,7 +121,7 @@ def compare(
         asked = comparison.read_questions(questions) if answers else []
         pooled_input = None
         if pooled:
-            from fedmed_cli.pooled import gather
+            from fedmed_cli.federation.pooled import gather
 
             pooled_input = gather(place, plan, screen.say)
         if not (chosen or pooled):
@@ -134,7 +134,7 @@ def compare(
         lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
         if pooled_input is not None:
             from fedmed_cli.commands.live import step_events
-            from fedmed_cli.pooled import pooled_adapter
+            from fedmed_cli.federation.pooled import pooled_adapter
 
             with step_events(screen, "pooled") as events:
                 chosen[compared_adapters.POOLED] = pooled_adapter(

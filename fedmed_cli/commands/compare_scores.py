@@ -27,14 +27,14 @@ def write_scores(
     with place.lock():
         local = find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli import scoring
         from fedmed_cli.commands.live import step_events
         from fedmed_cli.commands.tables import scores_table
+        from fedmed_cli.federation import cross_scores
         from fedmed_cli.models import language_model
 
         lm = language_model.load(local, device, screen.say, screen.detail)
         with step_events(screen, f"scoring at {site}") as events:
-            record = scoring.score(place, plan, lm, site, max_eval_samples, events)
+            record = cross_scores.score(place, plan, lm, site, max_eval_samples, events)
         path = place.scores / f"{site}.json"
         place.set_aside(path)
         write_file(path, record.to_bytes())

@@ -42,7 +42,7 @@ def init(
     Example: fedmed init --names A,B,C --base smollm2-135m
     """
     from fedmed_cli.errors import ConflictError
-    from fedmed_cli.plans import PlanOptions, make_plan
+    from fedmed_cli.federation.plan import PlanOptions, make_plan
     from fedmed_cli.records.digests import short
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace, write_file

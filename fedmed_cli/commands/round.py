@@ -58,8 +58,8 @@ def run_round(
     """
     from fedmed_cli.data import coordinator_examples
     from fedmed_cli.errors import TrustError
+    from fedmed_cli.federation.coordinator import default_weights
     from fedmed_cli.models import base as bases
-    from fedmed_cli.rounds import default_weights
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
@@ -99,11 +99,11 @@ def run_round(
     with place.lock(), contextlib.ExitStack() as stack:
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli import federation
         from fedmed_cli.commands.live import step_events
         from fedmed_cli.commands.tables import aggregate_table, contribution_lines, loss_curves, round_table
+        from fedmed_cli.federation import simulation
+        from fedmed_cli.federation.site import Events
         from fedmed_cli.models import language_model
-        from fedmed_cli.site import Events
 
         def events_for(name: str, number: int) -> Events:
             stack.close()
@@ -113,7 +113,7 @@ def run_round(
 
         summaries = []
         lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
-        for summary in federation.run_rounds(
+        for summary in simulation.run_rounds(
             place,
             plan,
             lm,

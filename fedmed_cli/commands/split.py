@@ -142,7 +142,7 @@ def split(
     from fedmed_cli.data.identifiers import MODES
     from fedmed_cli.data.sources import Source
     from fedmed_cli.data.split_files import FORMATS
-    from fedmed_cli.plans import PlanOptions
+    from fedmed_cli.federation.plan import PlanOptions
     from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 

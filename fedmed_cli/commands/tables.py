@@ -18,8 +18,8 @@ from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from fedmed_cli.data.split import SplitResult
-    from fedmed_cli.federation import RoundSummary
-    from fedmed_cli.rounds import RoundResult
+    from fedmed_cli.federation.coordinator import RoundResult
+    from fedmed_cli.federation.simulation import RoundSummary
 
 
 BAR_WIDTH = 28

@@ -72,13 +72,13 @@ def train_local(
 
     Example: fedmed train-local --site B --data records.jsonl
     """
-    from fedmed_cli import rounds
     from fedmed_cli.commands.signing import load_signer
     from fedmed_cli.data.examples import read_dataset
     from fedmed_cli.data.identifiers import MODES, Mode
     from fedmed_cli.errors import InputError, UsageError
+    from fedmed_cli.federation import coordinator
+    from fedmed_cli.federation.plan import PlanOptions, check_options
     from fedmed_cli.models import base as bases
-    from fedmed_cli.plans import PlanOptions, check_options
     from fedmed_cli.screen import Screen
     from fedmed_cli.trust.keys import signer_for
     from fedmed_cli.workspace import Workspace
@@ -129,12 +129,12 @@ def train_local(
         rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
         accepted, round_number, start = None, place.newest_round() + 1, None
         if global_adapter is not None:
-            folder, number, new = rounds.accept_global(place, plan, global_adapter, require_signatures, screen.say)
+            folder, number, new = coordinator.accept_global(place, plan, global_adapter, require_signatures, screen.say)
             accepted, round_number, start = folder if new else None, number + 1, folder.adapter
-        start = start or rounds.starting_adapter(place, plan, round_number)
+        start = start or coordinator.starting_adapter(place, plan, round_number)
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli import site as core
+        from fedmed_cli.federation import site as core
         from fedmed_cli.models import language_model
 
         if rows is None:

@@ -16,7 +16,7 @@ from fedmed_cli.data import partition, row_index, split_files, topics
 from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches, merge
 from fedmed_cli.data.sources import DEFAULT_MAX_BAD, BadRows, Source
 from fedmed_cli.errors import ConflictError, InputError, UsageError
-from fedmed_cli.plans import PlanOptions, check_options, make_plan
+from fedmed_cli.federation.plan import PlanOptions, check_options, make_plan
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import BadRowCounts, NearDuplicates, SiteCounts, SplitRecord
 from fedmed_cli.workspace import Workspace, utc_now, write_file

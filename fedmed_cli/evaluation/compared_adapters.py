@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from fedmed_cli import rounds
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.aggregation.methods import factor_mean
 from fedmed_cli.errors import CombineError, TrustError, UsageError
+from fedmed_cli.federation import coordinator
 from fedmed_cli.records.comparison import Score
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan
@@ -84,7 +84,7 @@ def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) ->
     if record.server_momentum:
         say(f"{FACTOR_MEAN} is without the round's server momentum: it has no meaning for factors")
     try:
-        return factor_mean(plan, rounds.starting_adapter(workspace, plan, newest), taken, weights)[0]
+        return factor_mean(plan, coordinator.starting_adapter(workspace, plan, newest), taken, weights)[0]
     except CombineError as error:
         say(f"no {FACTOR_MEAN}: {error.message}")
         return None

@@ -19,12 +19,12 @@ from fedmed_cli.aggregation.combine import Combination, combine
 from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.data import coordinator_examples
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
+from fedmed_cli.federation.staging import stage
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
-from fedmed_cli.staging import stage
 from fedmed_cli.trust import keys
 from fedmed_cli.workspace import Workspace, new_folder, syncing, utc_now, write_new
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fedmed_cli import rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.aggregation.state import Rules
 from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.federation import coordinator, site
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.aggregate import Aggregate
@@ -71,7 +71,7 @@ def run_rounds(
         events.say(f"round {newest} is there, but was not measured on the coordinator's examples: doing so now")
         _measured(workspace, plan, lm, newest, reporting, events)
     for round_number in range(newest + 1, until + 1):
-        parent = rounds.starting_adapter(workspace, plan, round_number)
+        parent = coordinator.starting_adapter(workspace, plan, round_number)
         contributions = {}
         for name in plan.sites.names:
             events = events_for(name, round_number)
@@ -95,7 +95,7 @@ def run_rounds(
         events = events_for("coordinator", round_number)
         examiner = evaluation.examiner(workspace, plan, lm, deciding, events.measured) if deciding else None
         paths = [workspace.contribution(name) for name in plan.sites.names]
-        aggregated = rounds.aggregate(workspace, paths, rules, examiner=examiner, say=events.say)
+        aggregated = coordinator.aggregate(workspace, paths, rules, examiner=examiner, say=events.say)
         before = after = change = None
         if reporting is not None:
             before, after, change = _measured(workspace, plan, lm, round_number, reporting, events)
@@ -111,7 +111,7 @@ def _measured(
     events: site.Events,
 ) -> tuple[Loss, Loss, Interval]:
     """Measure what a round started from and what it made on the reporting examples, and log both."""
-    parent = rounds.starting_adapter(workspace, plan, round_number)
+    parent = coordinator.starting_adapter(workspace, plan, round_number)
     result = gate.read_global(workspace.global_adapter(round_number), plan).adapter
     first, second = (
         evaluation.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fedmed_cli import rounds, site
 from fedmed_cli.adapters import gate
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.federation import coordinator, site
 from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan
@@ -26,7 +26,7 @@ def score(
         events.say(f"site {name}: scoring on {len(chosen)} of {len(data.validation)} validation examples")
     items = evaluation.prepare(lm, plan, chosen, data.group_by)
     round_number = workspace.newest_round() + 1
-    parent = rounds.starting_adapter(workspace, plan, round_number)
+    parent = coordinator.starting_adapter(workspace, plan, round_number)
     start = evaluation.measure_cached(workspace, plan, lm, parent, items, events.measured)
     gains = {}
     for path in sorted(workspace.adapters.glob("*")):

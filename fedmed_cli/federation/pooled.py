@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fedmed_cli import rounds
 from fedmed_cli.adapters import card, gate
 from fedmed_cli.adapters.gate import Adapter
 from fedmed_cli.data import examples
 from fedmed_cli.data.examples import Encoded, Example
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.evaluation.compared_adapters import POOLED
+from fedmed_cli.federation import coordinator as rounds
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.comparison import Pooled
 from fedmed_cli.records.contribution import Contribution

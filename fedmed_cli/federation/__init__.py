@@ -1,0 +1,1 @@
+"""What sites and the coordinator do in a round."""
