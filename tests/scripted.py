@@ -47,10 +47,10 @@ def main():
     from transformers import AutoTokenizer
 
     from fedmed_cli import terminal
-    from fedmed_cli.chatting import Chosen, Conversation, Settings
+    from fedmed_cli.chat.conversation import Chosen, Conversation, Settings
+    from fedmed_cli.chat.repl import COMMANDS, Session
     from fedmed_cli.records.plan import Prompt
     from fedmed_cli.screen import Screen
-    from fedmed_cli.session import COMMANDS, Session
 
     path, seconds, *answers = sys.argv[1:]
     tokenizer = AutoTokenizer.from_pretrained(path)

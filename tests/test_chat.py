@@ -11,18 +11,20 @@ import pytest
 import torch
 from scripted import ScriptedDecoder
 
-from fedmed_cli import chatting, decoding, terminal
+from fedmed_cli import terminal
 from fedmed_cli.adapters import gate
 from fedmed_cli.app import main
-from fedmed_cli.chatting import BASE, Chosen, Conversation, Settings
-from fedmed_cli.drafting import MAX_DRAFT, Drafts
+from fedmed_cli.chat import conversation as chatting
+from fedmed_cli.chat import decoding
+from fedmed_cli.chat.conversation import BASE, Chosen, Conversation, Settings
+from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, Drafts
+from fedmed_cli.chat.repl import COMMANDS, Session
 from fedmed_cli.errors import CombineError, InputError, UsageError
 from fedmed_cli.escapes import clean, without_open_end
 from fedmed_cli.models import language_model
 from fedmed_cli.models.base import find_for_plan
 from fedmed_cli.records.chat import Chat
 from fedmed_cli.records.plan import Prompt
-from fedmed_cli.session import COMMANDS, Session
 
 pytestmark = pytest.mark.usefixtures("float32")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from fedmed_cli import decoding
 from fedmed_cli.adapters import gate
+from fedmed_cli.chat import decoding
+from fedmed_cli.chat.prompt_lookup import MAX_DRAFT
 from fedmed_cli.data import examples
-from fedmed_cli.drafting import MAX_DRAFT
 from fedmed_cli.evaluation import losses
 from fedmed_cli.models import language_model
 from fedmed_cli.models.base import find_for_plan

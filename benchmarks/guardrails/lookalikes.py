@@ -1,4 +1,4 @@
-"""Write fedmed_cli/guardrail_words.txt: real words that the speller would otherwise take for a mistyped rule word.
+"""Write fedmed_cli/chat/guardrails/words.txt: real words that the speller would otherwise take for a mistyped rule word.
 
 Usage: python benchmarks/guardrails/lookalikes.py FOLDER_OF_THE_BASE_MODEL
 
@@ -12,11 +12,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fedmed_cli import guardrails
+from fedmed_cli.chat.guardrails import check
+from fedmed_cli.chat.guardrails.normalise import Speller
 from fedmed_cli.data import corpus
-from fedmed_cli.wording import Speller
 
-WORDS = Path(guardrails.__file__).with_name("guardrail_words.txt")
+WORDS = Path(check.__file__).with_name("words.txt")
 
 
 def main(folder: str) -> None:
@@ -26,7 +26,7 @@ def main(folder: str) -> None:
     for row in corpus.examples():
         counts.update(re.findall(r"[a-z]{4,}", f"{row['question']} {row['answer']}".lower()))
     words |= {word for word, count in counts.items() if count >= 3}
-    speller = Speller(guardrails.load().speller.vocabulary, ())
+    speller = Speller(check.load().speller.vocabulary, ())
     alike = sorted(word for word in words if speller.correct(word) != word)
     WORDS.write_text("\n".join(alike) + "\n", encoding="utf-8")
     print(f"{len(alike)} of {len(words)} words look like one of {len(speller.vocabulary)} rule words")

@@ -1,4 +1,4 @@
-"""Learn the likeness model from the open sets of prompts and write fedmed_cli/guardrail_likeness.tsv.
+"""Learn the likeness model from the open sets of prompts and write fedmed_cli/chat/guardrails/classifier.tsv.
 
     python benchmarks/guardrails/train.py            learn from all open sets and write the file
     python benchmarks/guardrails/train.py --held     leave out one author's set after the other, and print how the
@@ -20,8 +20,8 @@ from sklearn.feature_selection import SelectKBest, chi2
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion
 
-from fedmed_cli import guardrails, likeness
-from fedmed_cli.likeness import BLOCKS, CLASSES, Model
+from fedmed_cli.chat.guardrails import check, classifier
+from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, Model
 
 ROOT = Path(__file__).parents[2]
 OPEN = ("development", "opened", "author_1", "author_2", "author_3")
@@ -89,7 +89,7 @@ def learn(rows: list[dict]) -> Model:
 
 def write(model: Model, path: Path) -> None:
     lines = [
-        "# The likeness model of fedmed_cli/likeness.py, made by benchmarks/guardrails/train.py.",
+        "# The likeness model of fedmed_cli/chat/guardrails/classifier.py, made by benchmarks/guardrails/train.py.",
         "# block, feature, rarity, and a weight for each of: " + ", ".join(CLASSES),
         "\t".join(["offset", "", "0", *map(str, model.offsets)]),
     ]
@@ -103,9 +103,9 @@ def held() -> None:
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for name in OPEN[1:]:
         model = learn([row for other in OPEN if other != name for row in read(other)])
-        likeness.load = lambda model=model: model  # type: ignore[assignment]
+        classifier.load = lambda model=model: model  # type: ignore[assignment]
         for row in read(name):
-            findings = guardrails.check_question(row["prompt"])
+            findings = check.check_question(row["prompt"])
             levels = {finding.level.value for finding in findings}
             none = row["expect"] == "none"
             key = f"{row['expect']} expected" if not none else f"{row['category']}: any finding"
@@ -122,4 +122,4 @@ if __name__ == "__main__":
     if "--held" in sys.argv[1:]:
         held()
     else:
-        write(learn([row for name in OPEN for row in read(name)]), ROOT / "fedmed_cli/guardrail_likeness.tsv")
+        write(learn([row for name in OPEN for row in read(name)]), ROOT / "fedmed_cli/chat/guardrails/classifier.tsv")

@@ -37,7 +37,7 @@ def chat(
     """
     import sys
 
-    from fedmed_cli import chatting
+    from fedmed_cli.chat import conversation as chatting
     from fedmed_cli.errors import UsageError
     from fedmed_cli.models.base import find_for_plan
     from fedmed_cli.screen import Screen
@@ -55,7 +55,8 @@ def chat(
         question = chatting.check_length(question)
     local = find_for_plan(plan.base, base, base_wheel, screen.say)
 
-    from fedmed_cli import decoding, session, terminal
+    from fedmed_cli import terminal
+    from fedmed_cli.chat import decoding, repl
     from fedmed_cli.models import language_model
 
     lm = language_model.load(local, device, screen.say, screen.detail)
@@ -76,9 +77,9 @@ def chat(
     screen.say(f"{plan.base.name} with {chosen.name}. {chatting.DISCLAIMER}")
     if question is None:
         history = place.private / "chat_history" if keep_history else None
-        chat_session = session.Session(screen, conversation, find, plan.base.fingerprint)
-        chat_session.run(terminal.reader(session.COMMANDS, plan.sites.names, history))
+        chat_session = repl.Session(screen, conversation, find, plan.base.fingerprint)
+        chat_session.run(terminal.reader(repl.COMMANDS, plan.sites.names, history))
     elif as_json:
         screen.result(chatting.to_json(conversation.ask(question), chosen))
     else:
-        session.ask_and_show(screen, conversation, question, set())
+        repl.ask_and_show(screen, conversation, question, set())

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from fedmed_cli.chat.decoding import Decoder, generate
 from fedmed_cli.data.examples import prompt_ids
-from fedmed_cli.decoding import Decoder, generate
 from fedmed_cli.errors import MachineError
 from fedmed_cli.escapes import clean, without_open_end
 from fedmed_cli.models.language_model import LanguageModel

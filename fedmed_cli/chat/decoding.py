@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.drafting import MAX_DRAFT, Drafts
+from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, Drafts
 from fedmed_cli.errors import CombineError
 from fedmed_cli.models.language_model import LanguageModel
 

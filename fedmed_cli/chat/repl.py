@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from fedmed_cli import guardrails
-from fedmed_cli.chatting import LABEL, Chosen, Conversation, Reply, check_length
+from fedmed_cli.chat.conversation import LABEL, Chosen, Conversation, Reply, check_length
+from fedmed_cli.chat.guardrails import check
+from fedmed_cli.chat.guardrails.check import Finding, Level
 from fedmed_cli.errors import ConflictError, FedmedError, InputError, UsageError
-from fedmed_cli.guardrails import Finding, Level
 from fedmed_cli.records.chat import Chat
 from fedmed_cli.workspace import write_file
 
@@ -142,7 +142,7 @@ class Session:
         if chosen.adapter is None:
             chosen = self.find("global")
         question = check_length(question)
-        findings = guardrails.check_question(question)
+        findings = check.check_question(question)
         show_findings(self.view, findings, self._told)
         columns = self.conversation.compare(question, [self.find("base"), chosen])
         if columns:
@@ -211,9 +211,9 @@ def ask_and_show(view: View, conversation: Conversation, question: str, told: se
     `told` are the notices that were said before: those that are only a notice are said once.
     """
     question = check_length(question)
-    findings = guardrails.check_question(question)
+    findings = check.check_question(question)
     show_findings(view, findings, told)
-    if guardrails.holds_answer_back(findings):
+    if check.holds_answer_back(findings):
         return Reply(question, findings, None, (), 0)
     with view.answer(LABEL) as on_text:
         reply = conversation.ask(question, on_text, findings)

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli import guardrails
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.chat.guardrails import check
+from fedmed_cli.chat.guardrails.check import Finding
 from fedmed_cli.data.examples import prompt_ids, prompt_messages
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.escapes import clean
-from fedmed_cli.guardrails import Finding
 from fedmed_cli.records.chat import Chat, Turn
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan, Prompt
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
-    from fedmed_cli.decoding import Decoder
+    from fedmed_cli.chat.decoding import Decoder
     from fedmed_cli.models.batch_generation import Answer
     from fedmed_cli.models.language_model import LanguageModel
 
@@ -223,8 +223,8 @@ class Conversation:
 
         question = check_length(question)
         if findings is None:
-            findings = guardrails.check_question(question)
-        if guardrails.holds_answer_back(findings):
+            findings = check.check_question(question)
+        if check.holds_answer_back(findings):
             return Reply(question, findings, None, (), 0)
         messages, forgotten = self.messages(question)
         result = answer(
@@ -237,7 +237,7 @@ class Conversation:
         )
         self.stats.append(result)
         self.turns.append(Turn(question, result.text))
-        return Reply(question, findings, result, guardrails.check_answer(result.text, findings), forgotten)
+        return Reply(question, findings, result, check.check_answer(result.text, findings), forgotten)
 
     def compare(self, question: str, others: list[Chosen]) -> list[tuple[str, str]]:
         """The answers of several adapters to a question on its own, by name. Nothing is remembered.
@@ -247,7 +247,7 @@ class Conversation:
         from fedmed_cli.models.batch_generation import answer
 
         question = check_length(question)
-        if guardrails.holds_answer_back(guardrails.check_question(question)):
+        if check.holds_answer_back(check.check_question(question)):
             return []
         turns, self.turns = self.turns, []
         before = self.chosen

@@ -1,7 +1,7 @@
 """How much a text is like those that people in need, or with bad intent, have written: a linear model, learnt once.
 
 It sees words, pairs of words and letters, and knows which words stand behind a denial. Its numbers are in
-guardrail_likeness.tsv; benchmarks/guardrails/train.py makes that file. No library is needed to apply it, and the
+classifier.tsv; benchmarks/guardrails/train.py makes that file. No library is needed to apply it, and the
 same text gives the same shares everywhere.
 """
 
@@ -91,7 +91,7 @@ class Model:
 @functools.cache
 def load() -> Model:
     """The model that ships with fedmed."""
-    text = (resources.files("fedmed_cli") / "guardrail_likeness.tsv").read_text(encoding="utf-8")
+    text = (resources.files(__package__) / "classifier.tsv").read_text(encoding="utf-8")
     offsets: list[float] = []
     features: dict[str, dict[str, tuple[float, Sequence[float]]]] = {block: {} for block in BLOCKS}
     for line in text.splitlines():

@@ -1,6 +1,6 @@
 """What a question or an answer must not pass without: emergencies, harm, doses, identifiers.
 
-Two readers look at a question: rules, which stand in guardrail_rules.toml, each with its source, and the likeness
+Two readers look at a question: rules, which stand in rules.toml, each with its source, and the likeness
 model (likeness.py), which knows how people write. Either may raise a finding, and neither alone against the clear
 word of the other. Nothing here loads torch; the same text gives the same findings everywhere. docs/guardrails.md
 says what was measured and what is not covered.
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from fedmed_cli import likeness, wording
-from fedmed_cli.wording import Sentence, Speller
+from fedmed_cli.chat.guardrails import classifier, normalise
+from fedmed_cli.chat.guardrails.normalise import Sentence, Speller
 
 MAX_CHARACTERS = 20_000  # of a text that is looked at; what the chat takes in is not longer
 WINDOW = 14  # words between the parts of a pattern
@@ -106,7 +106,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of guardrail_rules.toml, compiled."""
+    """A row of rules.toml, compiled."""
 
     id: str
     kind: Kind
@@ -154,7 +154,7 @@ class _Compiler:
         self.bounds = []
         expression = self._phrase(text)
         if re.fullmatch(expression, ""):
-            raise ValueError(f"guardrail_rules.toml: {text!r} matches everything")
+            raise ValueError(f"rules.toml: {text!r} matches everything")
         return Item(re.compile(r"(?<= )" + expression), tuple(self.bounds), anywhere)
 
     def any_of(self, phrases: Iterable[str], start: str = "(?<= )") -> re.Pattern[str]:
@@ -162,7 +162,7 @@ class _Compiler:
         compiled = [(phrase, self._phrase(phrase)) for phrase in phrases]
         for phrase, expression in compiled:
             if re.fullmatch(expression, ""):
-                raise ValueError(f"guardrail_rules.toml: {phrase!r} matches everything")
+                raise ValueError(f"rules.toml: {phrase!r} matches everything")
         return re.compile(start + "(?:" + "|".join(expression for _, expression in compiled) + ")")
 
     def _phrase(self, text: str) -> str:
@@ -191,16 +191,16 @@ class _Compiler:
                 phrases = (phrase.strip() for phrase in self.names[word].split(","))
                 self._expanded[word] = "|".join(self._phrase(phrase) for phrase in phrases if phrase)
                 if re.fullmatch(self._expanded[word], ""):
-                    raise ValueError(f"guardrail_rules.toml: a phrase of {word} matches everything")
+                    raise ValueError(f"rules.toml: a phrase of {word} matches everything")
                 if "(\\d" in self._expanded[word]:
-                    raise ValueError(f"guardrail_rules.toml: {word} holds a number, which only a pattern may")
+                    raise ValueError(f"rules.toml: {word} holds a number, which only a pattern may")
             return self._expanded[word]
         parts = []
         for part in word.split("_"):
             plain = part.strip("*")
-            if (plain in wording.FILLERS or plain in wording.NOW_FILLERS) and after != "not":
+            if (plain in normalise.FILLERS or plain in normalise.NOW_FILLERS) and after != "not":
                 continue
-            plain = " ".join(wording.plain_form(plain)) or plain
+            plain = " ".join(normalise.plain_form(plain)) or plain
             self._learn(plain, part.endswith("*"))
             plain = re.escape(plain).replace(r"\ ", " ")
             parts.append((r"\S*" if part.startswith("*") else "") + plain + (r"[^ _]*" if part.endswith("*") else ""))
@@ -216,7 +216,7 @@ class _Compiler:
 @functools.cache
 def load() -> Rules:
     """The table, read and compiled once."""
-    text = (resources.files("fedmed_cli") / "guardrail_rules.toml").read_text(encoding="utf-8")
+    text = (resources.files("fedmed_cli") / "rules.toml").read_text(encoding="utf-8")
     table: dict[str, Any] = tomllib.loads(text)
     names: dict[str, str] = dict(table["names"])
     small = "SMALLBABY"
@@ -244,7 +244,7 @@ def load() -> Rules:
     for name, phrases in table["context"].items():
         start = "^ " if name == "informational_start" else "(?<= )"
         context[name] = compiler.any_of(phrases, start)
-    others = (resources.files("fedmed_cli") / "guardrail_words.txt").read_text(encoding="utf-8").split()
+    others = (resources.files("fedmed_cli") / "words.txt").read_text(encoding="utf-8").split()
     return Rules(rules, table["notices"], context, compounds, Speller(vocabulary, {*others, *compiler.words}))
 
 
@@ -434,8 +434,8 @@ def check_question(text: str) -> tuple[Finding, ...]:
     """
     text = text[:MAX_CHARACTERS]
     rules = load()
-    message = [_read(sentence, rules) for sentence in wording.sentences(text, rules.speller, rules.compounds)]
-    shares = likeness.shares(text)
+    message = [_read(sentence, rules) for sentence in normalise.sentences(text, rules.speller, rules.compounds)]
+    shares = classifier.shares(text)
     near = {level: sum(shares[kind.value] for kind in kinds) for level, kinds in _LIKE.items()}
     stands = near | {Level.URGENT: 1 - shares["none"]}
     found: list[Finding] = []
@@ -444,7 +444,7 @@ def check_question(text: str) -> tuple[Finding, ...]:
         if finding is not None and stands[finding.level] > TOO_LITTLE[finding.level]:
             found.append(finding)
     for level, kinds in _LIKE.items():
-        enough_words = len(likeness.words(text)) >= FEWEST_WORDS
+        enough_words = len(classifier.words(text)) >= FEWEST_WORDS
         if enough_words and near[level] > ENOUGH[level] and not any(finding.level is level for finding in found):
             kind = max(kinds, key=lambda kind: shares[kind.value])
             notice = rules.notices[kind.value]

@@ -1,0 +1,1 @@
+"""What a question may need instead of an answer of the model."""
