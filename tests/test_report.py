@@ -33,7 +33,7 @@ from fedmed_cli.records.comparison import (
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.split import SplitRecord
-from fedmed_cli.report import evidence, facts, page, training
+from fedmed_cli.report import evidence, page, training, workspace_facts
 from fedmed_cli.workspace import Workspace
 
 GOLDEN = Path(__file__).parent / "golden/v1"
@@ -326,7 +326,7 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(golden, capsy
 @pytest.mark.parametrize("root", ["/a/b", "a", "data", "."])
 def test_paths_are_shown_from_the_workspace_on(root):
     text = f"{Path(root) / 'data/a/x.json'}: is of x/a, not of b/data/a"
-    assert facts.without_root(text, Workspace(Path(root))) == "data/a/x.json: is of x/a, not of b/data/a"
+    assert workspace_facts.without_root(text, Workspace(Path(root))) == "data/a/x.json: is of x/a, not of b/data/a"
 
 
 def test_no_plan_is_an_error(tmp_path, fails):
@@ -487,11 +487,11 @@ def test_answers_are_shown_side_by_side_unless_unwanted(golden):
     # A line of a model's answer that looks like a name is an answer's own, unless it stands under the first question.
     text += "\n## Q two?\n\n**base**\n\nfirst\n\n**other**\n\nsecond\n\n**global**\n\nlast\n"
     (golden.reports / "answers.md").write_text(text)
-    found = facts.gather(golden).questions
+    found = workspace_facts.gather(golden).questions
     assert found == (
-        facts.Question("Q one?", {"base": "yes", "bold": "", "global": ""}),
-        facts.Question("no", {}),
-        facts.Question("Q two?", {"base": "first\n\n**other**\n\nsecond", "global": "last"}),
+        workspace_facts.Question("Q one?", {"base": "yes", "bold": "", "global": ""}),
+        workspace_facts.Question("no", {}),
+        workspace_facts.Question("Q two?", {"base": "first\n\n**other**\n\nsecond", "global": "last"}),
     )
     assert "Q two?" in section(parse(written(golden)), "answers").text
     unwanted = parse(written(golden, "--no-answers"))

@@ -186,13 +186,13 @@ def split(
         file_format=o.choice("--format", file_format, FORMATS),  # type: ignore[arg-type]  # one of FORMATS
     )
     if plot is not None:
-        from fedmed_cli import plots
+        from fedmed_cli.report import split_plot
 
-        plots.check(plot)
+        split_plot.check(plot)
     source = Source(dataset or ["corpus"], o.mapping("--columns", columns) if columns else None, limit)
     with place.lock(), rows_progress(screen, "split") as progress:
         result = splitting.split(place, source, plan_options, options, screen.say, progress)
     if plot is not None:
-        plots.draw(result.record, plot)
+        split_plot.draw(result.record, plot)
         screen.say(f"wrote {plot}")
     screen.result(result.record.to_dict(), *split_table(place, result))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fedmed_cli import __version__
 from fedmed_cli.errors import ConflictError
-from fedmed_cli.report import evidence, ledger, svg, training, weights, words
-from fedmed_cli.report.facts import Checks, Facts, checks_of, gather
+from fedmed_cli.report import evidence, federation, svg, training, weights, wording
 from fedmed_cli.report.page import GENERATOR, render
+from fedmed_cli.report.workspace_facts import Checks, Facts, checks_of, gather
 from fedmed_cli.trust.verify import Verification
 from fedmed_cli.workspace import Workspace, write_file
 
@@ -65,22 +65,22 @@ def _is_report(path: Path) -> bool:
 def html(facts: Facts, drawn: bool = True, answers: bool = True, checks: Checks | None = None) -> str:
     """The report's page."""
     sections = [
-        ledger.overview_section(facts, checks),
+        federation.overview_section(facts, checks),
         evidence.comparison_section(facts, drawn),
         evidence.matrix_section(facts),
         weights.weights_section(facts, drawn),
         training.training_section(facts, drawn),
         training.data_section(facts, drawn),
-        ledger.plan_section(facts),
+        federation.plan_section(facts),
         evidence.answers_section(facts, answers),
-        ledger.bytes_section(facts),
-        ledger.lineage_section(facts, checks),
-        ledger.limits_section(),
+        federation.bytes_section(facts),
+        federation.lineage_section(facts, checks),
+        federation.limits_section(),
     ]
     plan = facts.plan
     done = sum(one.aggregate is not None for one in facts.rounds)
     lead = [
-        f"{words.count(len(plan.sites.names), 'site')}, {words.count(done, 'round')}, adapters for {plan.base.name}. "
+        f"{wording.count(len(plan.sites.names), 'site')}, {wording.count(done, 'round')}, adapters for {plan.base.name}. "
         "Sites exchange adapters and numbers; this report was made from their records, not from their data."
     ]
     if facts.newest:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from fedmed_cli.records.comparison import Choices, Comparison, Generated, Score
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import OVERALL, Interval
-from fedmed_cli.report import plots, words
-from fedmed_cli.report.facts import Facts
+from fedmed_cli.report import plots, wording
 from fedmed_cli.report.page import Answers, Cell, Figure, Grid, Group, Part, Section, Text
+from fedmed_cli.report.workspace_facts import Facts
 
 MAX_ROWS_IN_A_FOREST = 40
 SHADES = 4
@@ -62,17 +62,17 @@ def _comparison_parts(facts: Facts, record: Comparison, name: str, drawn: bool) 
         parts.append(Text("This comparison was made under another plan than the one of this workspace.", "fault"))
     if stale := _stale(facts, record):
         parts.append(Text(stale, "fault"))
-    if sentence := words.verdict(record):
+    if sentence := wording.verdict(record):
         parts.append(Text(sentence, "verdict"))
     parts.append(
         Text(
-            f"{words.count(first.num_examples, 'example')} of {record.examples} "
-            f"({words.count(first.num_tokens, 'answer token')}), the base loaded once. Losses are in nats per answer "
+            f"{wording.count(first.num_examples, 'example')} of {record.examples} "
+            f"({wording.count(first.num_tokens, 'answer token')}), the base loaded once. Losses are in nats per answer "
             f"token; differences are paired by example, below 0 is better; the 95 % intervals resample "
-            f"{words.count(first.num_groups, 'group')} {record.num_resamples:,} times."
+            f"{wording.count(first.num_groups, 'group')} {record.num_resamples:,} times."
         )
     )
-    parts += [Text(warning, "note")] if (warning := words.few_groups(first.num_groups)) else []
+    parts += [Text(warning, "note")] if (warning := wording.few_groups(first.num_groups)) else []
     if record.num_skipped or record.num_truncated:
         parts.append(
             Text(
@@ -100,13 +100,13 @@ def _comparison_parts(facts: Facts, record: Comparison, name: str, drawn: bool) 
     if facts.pooled is not None and facts.pooled.adapter in record.adapters.values():
         parts.append(
             Text(
-                f"Pooled is one adapter trained on all sites' {words.count(facts.pooled.num_examples, 'example')} "
+                f"Pooled is one adapter trained on all sites' {wording.count(facts.pooled.num_examples, 'example')} "
                 f"together, {facts.pooled.num_trained_tokens:,} answer tokens in all (the federation: "
                 f"{facts.pooled.num_federated_tokens:,}): an upper bound that no federation of real hospitals has."
             )
         )
     if record.on_other_sites:
-        rows = [[name, words.interval(one)] for name, one in record.on_other_sites.items()]
+        rows = [[name, wording.interval(one)] for name, one in record.on_other_sites.items()]
         title = "Global adapter minus one site's, on all other sites' examples (below 0: federating helped)"
         parts.append(Grid(title, ["adapter of one site", "difference in nats, 95 %"], rows))
     for column, values in record.columns.items():
@@ -143,13 +143,13 @@ def _forest(scores: Mapping[str, Mapping[str, Score]], name: str, drawn: bool) -
         "Difference to the base model (nats per answer token)",
         ["adapter and share", "mean", "95 % from", "to"],
         [
-            [row.name, *(words.signed(x) for x in (row.interval.mean, row.interval.low, row.interval.high))]
+            [row.name, *(wording.signed(x) for x in (row.interval.mean, row.interval.low, row.interval.high))]
             for row in rows
         ],
     )
     if not rows:
         return Text("Only the base model was measured.", "missing")
-    described = "; ".join(f"{row.name} {words.interval(row.interval, 3)}" for row in shown if row.strong)
+    described = "; ".join(f"{row.name} {wording.interval(row.interval, 3)}" for row in shown if row.strong)
     left_out = f" {len(rows) - len(shown)} rows are in the table only." if len(shown) < len(rows) else ""
     description = f"Forest plot of differences to the base model with 95 % intervals; left of 0 is better. {described}."
     drawing = plots.forest(f"forest-{name}", shown, "nats against the base (left is better)") if drawn else None
@@ -165,8 +165,8 @@ def _overall(scores: Mapping[str, Mapping[str, Score]]) -> Grid:
     rows = []
     for name, by_part in scores.items():
         score = by_part[OVERALL]
-        row = [name, words.loss(score), f"{score.perplexity:.2f}", words.interval(score.against_base)]
-        row += [words.interval(score.against_global)] * with_global
+        row = [name, wording.loss(score), f"{score.perplexity:.2f}", wording.interval(score.against_base)]
+        row += [wording.interval(score.against_global)] * with_global
         tally = score.tally
         row += [f"{tally.wins:,} / {tally.ties:,} / {tally.losses:,}" if tally else ""] * with_tally
         rows.append(row)
@@ -177,7 +177,7 @@ def _by_part(scores: Mapping[str, Mapping[str, Score]], sites: Sequence[str]) ->
     first = next(iter(scores.values()))
     heads = [f"{site} ({first[site].num_examples:,})" for site in sites]
     rows = [
-        [name, *(words.loss(by_part[site]) if site in by_part else "" for site in sites)]
+        [name, *(wording.loss(by_part[site]) if site in by_part else "" for site in sites)]
         for name, by_part in scores.items()
     ]
     return Grid("Loss on each site's share (number of examples)", ["adapter", *heads], rows)
@@ -188,25 +188,25 @@ def _column(facts: Facts, column: str, values: Mapping[str, Mapping[str, Score]]
     rows = []
     for value, by_adapter in values.items():
         number = next(iter(by_adapter.values())).num_examples if by_adapter else 0
-        cells = [words.loss(by_adapter[name]) if name in by_adapter else "" for name in adapters]
+        cells = [wording.loss(by_adapter[name]) if name in by_adapter else "" for name in adapters]
         rows.append([value, f"{number:,}", *cells])
     return Grid(f"Loss by {column}", [column, "examples", *adapters], rows, folded=True)
 
 
 def _choice_parts(facts: Facts, choices: Choices) -> list[Part]:
     about = (
-        f"{words.count(choices.num_questions, 'question')} of {choices.examples}; guessing is right in "
-        f"{words.percent(choices.chance, 1)}. By text takes the option of the highest log-probability, per character "
+        f"{wording.count(choices.num_questions, 'question')} of {choices.examples}; guessing is right in "
+        f"{wording.percent(choices.chance, 1)}. By text takes the option of the highest log-probability, per character "
         "divides that by its length, by letter takes the most probable letter of the listed options; when asked, the "
         "model writes a letter, and an answer without one counts as wrong. Differences are those per character."
     )
     if choices.num_skipped:
-        about += f" {words.count(choices.num_skipped, 'question')} did not fit and were left out."
+        about += f" {wording.count(choices.num_skipped, 'question')} did not fit and were left out."
     rows = []
     for name in _in_order(facts, list(choices.adapters)):
         score = choices.adapters[name]
-        row = [name, words.rate(score.accuracy), words.rate(score.accuracy_norm)]
-        row += [_points(score.accuracy_norm.against_base), words.rate(score.by_letter), words.rate(score.asked)]
+        row = [name, wording.rate(score.accuracy), wording.rate(score.accuracy_norm)]
+        row += [_points(score.accuracy_norm.against_base), wording.rate(score.by_letter), wording.rate(score.asked)]
         rows.append([*row, f"{score.num_unparseable:,} of {choices.num_asked:,}" if score.asked else ""])
     columns = ["adapter", "by text", "per character", "against base", "by letter", "asked", "without a letter"]
     title = "Multiple choice: accuracy with 95 % intervals; differences in percentage points"
@@ -215,16 +215,16 @@ def _choice_parts(facts: Facts, choices: Choices) -> list[Part]:
 
 def _generated_parts(facts: Facts, generated: Generated) -> list[Part]:
     about = (
-        f"Answers to {words.count(generated.num_questions, 'question')} "
-        f"({words.count(generated.num_groups, 'group')}), at most {generated.max_new_tokens:,} tokens each. Overlap "
+        f"Answers to {wording.count(generated.num_questions, 'question')} "
+        f"({wording.count(generated.num_groups, 'group')}), at most {generated.max_new_tokens:,} tokens each. Overlap "
         "with one reference answer says little about whether an answer is right."
     )
     rows = [
         [
             name,
-            words.rate(score.rouge_l),
+            wording.rate(score.rouge_l),
             _points(score.rouge_l.against_base),
-            words.rate(score.token_f1),
+            wording.rate(score.token_f1),
             _points(score.token_f1.against_base),
             f"{score.num_empty:,}",
             f"{score.num_unfinished:,}",
@@ -240,7 +240,7 @@ def _generated_parts(facts: Facts, generated: Generated) -> list[Part]:
 def _points(value: Interval | None) -> str:
     if value is None:
         return ""
-    return words.interval(Interval(100 * value.mean, 100 * value.low, 100 * value.high), 1)
+    return wording.interval(Interval(100 * value.mean, 100 * value.low, 100 * value.high), 1)
 
 
 # --- site × adapter ---------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def _shaded(score: Score | None, largest: float, lowest: float) -> Cell:
         found = score.against_base
         shade = max(1, round(SHADES * abs(found.mean) / largest)) if not found.low <= 0 <= found.high else 0
         kinds += [f"{'better' if found.mean < 0 else 'worse'}-{shade}"] if shade else []
-        lines = (words.signed(found.mean),)
+        lines = (wording.signed(found.mean),)
     return Cell(f"{score.loss:.4f}", " ".join(kinds), lines)
 
 

@@ -8,9 +8,9 @@ from collections import Counter
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.split import BadRowCounts, NearDuplicates
-from fedmed_cli.report import plots, words
-from fedmed_cli.report.facts import Facts, RoundFacts
+from fedmed_cli.report import plots, wording
 from fedmed_cli.report.page import Beside, Figure, Grid, Part, Section, Text
+from fedmed_cli.report.workspace_facts import Facts, RoundFacts
 
 MAX_LABELS = 7
 BINS_A_ROUND = 25
@@ -53,15 +53,15 @@ def _split_parts(facts: Facts, drawn: bool) -> list[Part]:
     how = record.method + (f" (alpha {record.alpha:g})" if record.alpha is not None else "")
     how += f" on {record.column}" if record.column else ""
     how += f" over {record.topics} topics" if record.topics else ""
-    kept = f"{words.count(record.num_groups, 'group')}" + (f" by {record.group_by}" if record.group_by else "")
+    kept = f"{wording.count(record.num_groups, 'group')}" + (f" by {record.group_by}" if record.group_by else "")
     checks = record.checks
     parts: list[Part] = [
         Text(
-            f"{words.count(record.num_examples, 'example')} of one {record.source} were divided for a trial on one "
+            f"{wording.count(record.num_examples, 'example')} of one {record.source} were divided for a trial on one "
             f"machine: {how}, seed {record.seed}. {kept}, each in one set only; the check of the written files found "
             f"{checks.get('texts_in_two_sets', 'no count of')} texts and "
             f"{checks.get('groups_in_two_sets', 'no count of')} groups in two sets. "
-            f"{words.sentence(_near(record.near_duplicates))}. {words.sentence(_phi(record.phi, record.phi_found))}."
+            f"{wording.sentence(_near(record.near_duplicates))}. {wording.sentence(_phi(record.phi, record.phi_found))}."
         )
     ]
     totals: Counter[str] = Counter()
@@ -94,8 +94,8 @@ def _split_parts(facts: Facts, drawn: bool) -> list[Part]:
         largest = max(made, key=lambda name: sum(made[name].values()))
         described = "; ".join(
             f"site {name}: "
-            + words.joined(
-                [f"{label} {words.percent(one[label] / max(1, sum(one.values())), 0)}" for label in common[:3]]
+            + wording.joined(
+                [f"{label} {wording.percent(one[label] / max(1, sum(one.values())), 0)}" for label in common[:3]]
             )
             for name, one in list(made.items())[: plots.MAX_SERIES]
         )
@@ -115,7 +115,7 @@ def _near(found: NearDuplicates | None) -> str:
     if found is None:
         return "near-duplicates were not searched for"
     return (
-        f"{words.count(found.num_rows, 'near-duplicate')} (similarity {found.similarity:g} or more) stay with what "
+        f"{wording.count(found.num_rows, 'near-duplicate')} (similarity {found.similarity:g} or more) stay with what "
         f"they are like, {found.num_torn:,} were found in two sets"
     )
 
@@ -129,7 +129,7 @@ def _phi(mode: str, found: dict[str, int]) -> str:
 
 def _bad(by_source: dict[str, dict[str, BadRowCounts]]) -> list[Part]:
     said = [
-        f"{words.count(one.count, 'row')} ({kind.replace('_', ' ')})"
+        f"{wording.count(one.count, 'row')} ({kind.replace('_', ' ')})"
         for found in by_source.values()
         for kind, one in found.items()
     ]
@@ -220,7 +220,7 @@ def _step_figure(everyone: list[RoundFacts], drawn: bool) -> list[Part]:
         f"{line.name} from {line.points[0][1]:.2f} to {line.points[-1][1]:.2f}" for line in lines if line.points
     )
     smoothed = f" Each point is the mean of up to {widest} steps." if widest > 1 else ""
-    description = f"Training loss over the steps of {words.count(len(breaks), 'round')}: {ends}.{smoothed}"
+    description = f"Training loss over the steps of {wording.count(len(breaks), 'round')}: {ends}.{smoothed}"
     table = Grid("Training loss by step (nats per answer token)", ["steps", *(f"site {s}" for s in sites)], rows)
     drawing = plots.curves("steps", lines, "step", "nats per answer token", breaks[1:]) if drawn else None
     parts: list[Part] = [Figure("steps", "Training loss over steps", description, drawing, table)]
@@ -239,9 +239,9 @@ def _validation_figure(everyone: list[RoundFacts], drawn: bool) -> list[Part]:
     for one in everyone:
         for site, record in sorted(one.contributions.items()):
             before, after = record.validation_before, record.validation_after
-            change = words.signed(after.mean - before.mean) if before and after else ""
+            change = wording.signed(after.mean - before.mean) if before and after else ""
             made_of = f"{after.num_examples:,} in {after.num_groups:,} groups" if after else ""
-            rows.append([f"{one.number}", site, words.loss(before), words.loss(after), change, made_of])
+            rows.append([f"{one.number}", site, wording.loss(before), wording.loss(after), change, made_of])
             if before and after:
                 gap = [(math.nan, math.nan)] if points.get(site) else []
                 points.setdefault(site, []).extend([*gap, (one.number - 1, before.mean), (one.number, after.mean)])
@@ -276,7 +276,7 @@ def _validation_figure(everyone: list[RoundFacts], drawn: bool) -> list[Part]:
             "training. Validation examples are the site's own and are never trained on."
         ),
     ]
-    parts += [Text(warning, "note")] if (warning := words.few_groups(few)) else []
+    parts += [Text(warning, "note")] if (warning := wording.few_groups(few)) else []
     return parts
 
 
@@ -285,7 +285,7 @@ def _coordinator_part(facts: Facts) -> list[Part]:
         [str(one.number), f"{one.measured_before:.4f}", f"{one.measured_after:.4f}", change, f"{one.measured_examples}"]
         for one in facts.rounds
         if one.measured_before is not None and one.measured_after is not None
-        for change in [words.signed(one.measured_after - one.measured_before)]
+        for change in [wording.signed(one.measured_after - one.measured_before)]
     ]
     if not rows:
         return []

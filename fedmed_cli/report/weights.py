@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fedmed_cli.records.aggregate import Aggregate, SiteDecision
 from fedmed_cli.records.digests import short
-from fedmed_cli.report import plots, words
-from fedmed_cli.report.facts import Facts
+from fedmed_cli.report import plots, wording
 from fedmed_cli.report.page import Cell, Figure, Grid, Group, Pairs, Part, Section, Text
+from fedmed_cli.report.workspace_facts import Facts
 
 
 def weights_section(facts: Facts, drawn: bool) -> Section:
@@ -25,7 +25,7 @@ def weights_section(facts: Facts, drawn: bool) -> Section:
         [[name, *(f"{one[site]:.3f}" for site in sites)] for name, one in shares.items()],
     )
     newest = next(reversed(shares.items()))
-    said = words.joined([f"{site} {weight:.2f}" for site, weight in list(newest[1].items())[: plots.MAX_SERIES]])
+    said = wording.joined([f"{site} {weight:.2f}" for site, weight in list(newest[1].items())[: plots.MAX_SERIES]])
     description = f"Horizontal bars, one a round, divided by site. In {newest[0]} the weights are {said}."
     parts: list[Part] = []
     if len(sites) <= plots.MAX_SERIES:
@@ -50,7 +50,7 @@ def _scores_parts(facts: Facts) -> list[Part]:
             record.site,
             f"{record.round}",
             owners.get(adapter, short(adapter)),
-            words.signed(one.gain),
+            wording.signed(one.gain),
             f"{one.standard_error:.4f}",
             f"{record.num_examples:,}",
         ]
@@ -81,7 +81,7 @@ def _round_parts(record: Aggregate) -> list[Part]:
         reasons += [(name, why) for name in names]
     columns = ["site", "verdict", "weight", "by claims", "update norm", "measured gain"]
     parts: list[Part] = [
-        Text(f"{how}. Difference to the exact weighted mean: {words.percent(record.truncation.overall)}."),
+        Text(f"{how}. Difference to the exact weighted mean: {wording.percent(record.truncation.overall)}."),
         Grid(f"Decisions of round {record.round}", columns, rows, frozenset({1})),
         Text("Why, as the record says:"),
         Pairs(tuple(reasons)),
@@ -90,13 +90,13 @@ def _round_parts(record: Aggregate) -> list[Part]:
     if seen is not None:
         parts.append(
             Text(
-                f"Decided on {words.count(seen.num_examples, 'example')} of the coordinator's "
-                f"({words.count(seen.num_groups, 'group')}): loss {seen.parent.mean:.4f} before, "
+                f"Decided on {wording.count(seen.num_examples, 'example')} of the coordinator's "
+                f"({wording.count(seen.num_groups, 'group')}): loss {seen.parent.mean:.4f} before, "
                 f"{seen.result.mean:.4f} after. These numbers chose the weights, so they are no result.",
                 "note",
             )
         )
-        parts += [Text(warning, "note")] if (warning := words.few_groups(seen.num_groups)) else []
+        parts += [Text(warning, "note")] if (warning := wording.few_groups(seen.num_groups)) else []
     if record.weights == "self-reported":
         parts.append(Text("Self-reported weights can be won by lying about the loss; they are for comparison.", "note"))
     return parts
@@ -104,7 +104,7 @@ def _round_parts(record: Aggregate) -> list[Part]:
 
 def _decision(name: str, one: SiteDecision) -> list[str | Cell]:
     clipped = f" (to {one.clip_factor:.2f})" if one.clip_factor < 1 else ""
-    gain = words.interval(one.evidence.gain) or "not measured"
+    gain = wording.interval(one.evidence.gain) or "not measured"
     return [
         name,
         Cell(one.verdict + clipped, one.verdict),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from fedmed_cli.records.codec import encode
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.lora import described
-from fedmed_cli.report import words
-from fedmed_cli.report.facts import Checks, Facts, RoundFacts
+from fedmed_cli.report import wording
 from fedmed_cli.report.page import Cell, Grid, Pairs, Part, Section, Text
+from fedmed_cli.report.workspace_facts import Checks, Facts, RoundFacts
 from fedmed_cli.units import number_of_bytes
 
 LIMITS = (
@@ -37,11 +37,13 @@ def overview_section(facts: Facts, checks: Checks | None) -> Section:
     done = [one for one in facts.rounds if one.aggregate is not None]
     rows: list[tuple[str, str]] = [
         ("Base model", facts.plan.base.name),
-        ("Sites", f"{len(facts.plan.sites.names)} ({words.joined(_first(facts.plan.sites.names))})"),
+        ("Sites", f"{len(facts.plan.sites.names)} ({wording.joined(_first(facts.plan.sites.names))})"),
         ("Rounds aggregated", str(len(done))),
     ]
     if facts.split is not None:
-        rows.append(("Data", f"{words.count(facts.split.num_examples, 'example')}, divided on one machine for a trial"))
+        rows.append(
+            ("Data", f"{wording.count(facts.split.num_examples, 'example')}, divided on one machine for a trial")
+        )
     records = [c for one in facts.rounds for c in one.contributions.values()] or list(facts.waiting.values())
     if records:
         newest = records[-1]
@@ -50,16 +52,16 @@ def overview_section(facts: Facts, checks: Checks | None) -> Section:
             (
                 "A site sends in a round",
                 f"{number_of_bytes(newest.adapter_bytes)} instead of {number_of_bytes(newest.base_bytes)} of model "
-                f"({words.percent(share)})",
+                f"({wording.percent(share)})",
             )
         )
     if last is not None and last.aggregate is not None:
         verdicts = [f"{name} {one.verdict}" for name, one in last.aggregate.sites.items()]
         rows.append((f"Verdicts of round {last.number}", ", ".join(_first(verdicts))))
     rows.append(("Verified", _verified(checks)))
-    found = [words.verdict(facts.comparison)]
+    found = [wording.verdict(facts.comparison)]
     if facts.comparison is None:
-        said = {site: words.verdict(record) for site, record in facts.site_comparisons.items()}
+        said = {site: wording.verdict(record) for site, record in facts.site_comparisons.items()}
         found = [f"Site {site}, on its own test examples: {sentence}" for site, sentence in said.items() if sentence]
     parts: list[Part] = [Text(sentence, "verdict") for sentence in found if sentence]
     if not parts:
@@ -78,8 +80,8 @@ def _verified(checks: Checks | None) -> str:
     if checks is None:
         return "no: this report repeats what the records say; 'fedmed verify' checks them"
     if checks.faults:
-        return f"no: {words.count(len(checks.faults), 'fault')} found, see Lineage"
-    return f"yes: {words.count(len(checks.checked), 'adapter')} checked when this report was made, see Lineage"
+        return f"no: {wording.count(len(checks.faults), 'fault')} found, see Lineage"
+    return f"yes: {wording.count(len(checks.checked), 'adapter')} checked when this report was made, see Lineage"
 
 
 def plan_section(facts: Facts) -> Section:
@@ -96,7 +98,7 @@ def plan_section(facts: Facts) -> Section:
         ("Training", f"{training.max_steps:,} steps a round, learning rate {training.learning_rate:g}"),
         (
             "Schedule",
-            f"{training.lr_scheduler_type} over {words.count(training.lr_scheduler_rounds, 'round')}, "
+            f"{training.lr_scheduler_type} over {wording.count(training.lr_scheduler_rounds, 'round')}, "
             f"{training.warmup_steps} warm-up steps, weight decay "
             f"{training.weight_decay:g}, gradients clipped at {training.max_grad_norm:g}",
         ),
@@ -152,7 +154,7 @@ def bytes_section(facts: Facts) -> Section:
         parts.append(
             Text(
                 f"In all {number_of_bytes(up)} from the sites and {number_of_bytes(down)} back to them. The same "
-                f"{words.count(transfers, 'transfer')} of the whole model would be "
+                f"{wording.count(transfers, 'transfer')} of the whole model would be "
                 f"{number_of_bytes(base * transfers)}: the adapters are {_share(up + down, base * transfers)} of that."
             )
         )
@@ -165,7 +167,7 @@ def bytes_section(facts: Facts) -> Section:
 
 
 def _share(size: int, base: int) -> str:
-    return words.percent(size / base) if base else ""
+    return wording.percent(size / base) if base else ""
 
 
 def lineage_section(facts: Facts, checks: Checks | None) -> Section:
@@ -174,7 +176,7 @@ def lineage_section(facts: Facts, checks: Checks | None) -> Section:
     if checks is not None:
         parts += [Text(f"Fault: {fault}.", "fault") for fault in checks.faults]
         if checks.notes:
-            title = f"Not proved: {words.count(len(checks.notes), 'note')}"
+            title = f"Not proved: {wording.count(len(checks.notes), 'note')}"
             unproved = [[what, why] for what, _, why in (note.partition(": ") for note in checks.notes)]
             parts.append(Grid(title, ["what", "why"], unproved, frozenset({1}), folded=len(unproved) > 3))
         if checks.checked:
