@@ -3,7 +3,7 @@
 import gc
 import sys
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 
 
 def run() -> None:

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.data import corpus
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace

@@ -29,7 +29,7 @@ def child(argv, log, prepare=lambda: None):
     os.dup2(handle, 2)
     code = 99
     try:
-        from fedmed_cli.app import main
+        from fedmed_cli.cli.app import main
 
         prepare()
         code = main(argv)
@@ -47,7 +47,7 @@ def wait(pid):
 
 def run(argv, log):
     """Run a command in this process, undisturbed; its exit code."""
-    from fedmed_cli.app import main
+    from fedmed_cli.cli.app import main
 
     with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         return main(argv)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import make_tiny_llama
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 
 
 def run(*argv: object) -> None:

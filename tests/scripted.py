@@ -46,11 +46,11 @@ class ScriptedDecoder:
 def main():
     from transformers import AutoTokenizer
 
-    from fedmed_cli import terminal
     from fedmed_cli.chat.conversation import Chosen, Conversation, Settings
     from fedmed_cli.chat.repl import COMMANDS, Session
+    from fedmed_cli.cli import terminal
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.records.plan import Prompt
-    from fedmed_cli.screen import Screen
 
     path, seconds, *answers = sys.argv[1:]
     tokenizer = AutoTokenizer.from_pretrained(path)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from scripted import ScriptedDecoder
 
-from fedmed_cli import terminal
 from fedmed_cli.adapters import gate
-from fedmed_cli.app import main
 from fedmed_cli.chat import conversation as chatting
 from fedmed_cli.chat import decoding
 from fedmed_cli.chat.conversation import BASE, Chosen, Conversation, Settings
 from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, Drafts
 from fedmed_cli.chat.repl import COMMANDS, Session
+from fedmed_cli.cli import terminal
+from fedmed_cli.cli.app import main
 from fedmed_cli.errors import CombineError, InputError, UsageError
 from fedmed_cli.escapes import clean, without_open_end
 from fedmed_cli.models import language_model

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation.mcq_files import DECISIONS, Question, read_questions
 from fedmed_cli.records.comparison import Comparison

@@ -9,7 +9,7 @@ import typer
 
 from fedmed_cli.adapters import card
 from fedmed_cli.adapters.gate import adapter_files, initial_factors, plan_adapter
-from fedmed_cli.app import COMMANDS, GROUPS, main, make_app
+from fedmed_cli.cli.app import COMMANDS, GROUPS, main, make_app
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import SplitRecord
 
@@ -92,13 +92,13 @@ def test_help_shows_every_text_whole(command, capsys, monkeypatch):
 
 @pytest.mark.parametrize("argv", [["--help"], ["split", "-q"], ["init", "--names", "A", "-q"]])
 def test_these_never_load_torch(argv, tmp_path):
-    code = f"import sys; from fedmed_cli.app import main; main({argv!r}); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from fedmed_cli.cli.app import main; main({argv!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
 
 
 def test_aggregating_without_contributions_is_an_error_and_loads_no_torch(tmp_path):
     code = (
-        "import sys; from fedmed_cli.app import main; main(['init', '--names', 'A,B', '-q']);"
+        "import sys; from fedmed_cli.cli.app import main; main(['init', '--names', 'A,B', '-q']);"
         "code = main(['aggregate']); sys.exit(99 if 'torch' in sys.modules else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.data.examples import Example
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison

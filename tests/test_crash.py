@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import snapshot
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests fork")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmed_cli.commands import drawings
-from fedmed_cli.commands.compare_tables import comparison_lines
-from fedmed_cli.commands.tables import loss_curves
+from fedmed_cli.cli.tables import sparklines
+from fedmed_cli.cli.tables.comparison import comparison_lines
+from fedmed_cli.cli.tables.federation import loss_curves
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
 
@@ -18,16 +18,16 @@ GOLDEN = Path(__file__).parent / "golden/v1"
 
 
 def test_a_curve_rises_with_its_values():
-    assert drawings.curve([0, 1, 2, 3, 4, 5, 6, 7], 0, 7) == "▁▂▃▄▅▆▇█"
-    assert drawings.curve([7, 0], 0, 7) == "█▁"
-    assert drawings.curve([2.0, 2.0], 2.0, 2.0) == "▅▅"
-    assert drawings.curve([], 0, 1) == ""
+    assert sparklines.curve([0, 1, 2, 3, 4, 5, 6, 7], 0, 7) == "▁▂▃▄▅▆▇█"
+    assert sparklines.curve([7, 0], 0, 7) == "█▁"
+    assert sparklines.curve([2.0, 2.0], 2.0, 2.0) == "▅▅"
+    assert sparklines.curve([], 0, 1) == ""
 
 
 @pytest.mark.parametrize("number", [1, 31, 32, 33, 100, 1000])
 def test_shares_are_means_of_all_values(number):
     values = np.random.default_rng(number).uniform(0, 5, number)
-    found = drawings.shares(values.tolist())
+    found = sparklines.shares(values.tolist())
     assert len(found) == min(number, 32)
     sizes = [len(values) * (i + 1) // len(found) - len(values) * i // len(found) for i in range(len(found))]
     assert np.dot(found, sizes) == pytest.approx(values.sum(), rel=1e-12)
@@ -35,10 +35,10 @@ def test_shares_are_means_of_all_values(number):
 
 
 def test_an_interval_stands_where_its_numbers_are():
-    assert drawings.interval(-0.8, -0.5, -0.2, -1.0, 0.0, 11) == "  ├──●──┤ │"
-    assert drawings.interval(-0.2, 0.1, 0.4, -0.5, 0.5, 11) == "   ├─┼●──┤ "
-    assert drawings.interval(0.5, 0.5, 0.5, 0.0, 1.0, 5) == "│ ●  "
-    assert drawings.interval(0.0, 0.0, 0.0, 0.0, 0.0, 5) == "  ●  "
+    assert sparklines.interval(-0.8, -0.5, -0.2, -1.0, 0.0, 11) == "  ├──●──┤ │"
+    assert sparklines.interval(-0.2, 0.1, 0.4, -0.5, 0.5, 11) == "   ├─┼●──┤ "
+    assert sparklines.interval(0.5, 0.5, 0.5, 0.0, 1.0, 5) == "│ ●  "
+    assert sparklines.interval(0.0, 0.0, 0.0, 0.0, 0.0, 5) == "  ●  "
 
 
 def test_round_and_compare_draw_every_site_and_adapter():
@@ -49,21 +49,21 @@ def test_round_and_compare_draw_every_site_and_adapter():
     assert f"{min(everything):.2f} to {max(everything):.2f}" in table.title
     for row, record in zip(table.rows, records.values(), strict=True):
         assert len(row[2]) == len(record.losses)
-        assert set(row[2]) <= set(drawings.LEVELS)
+        assert set(row[2]) <= set(sparklines.LEVELS)
     assert loss_curves({}) == []
     record = Comparison.read(GOLDEN / "reports/compare.json")
     drawn = next(part for part in comparison_lines(record) if getattr(part, "columns", ())[1:] == ("95 % interval",))
     assert {row[0] for row in drawn.rows} == set(record.scores) - {"base"}
-    assert all(len(row[1]) == drawings.INTERVAL_WIDTH and row[1].count("●") == 1 for row in drawn.rows)
+    assert all(len(row[1]) == sparklines.INTERVAL_WIDTH and row[1].count("●") == 1 for row in drawn.rows)
 
 
 SHOW = """
 import json, pathlib, sys
-from fedmed_cli.commands.tables import loss_curves
-from fedmed_cli.commands.compare_tables import comparison_lines
+from fedmed_cli.cli.tables.federation import loss_curves
+from fedmed_cli.cli.tables.comparison import comparison_lines
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
-from fedmed_cli.screen import Screen
+from fedmed_cli.cli.screen import Screen
 golden = pathlib.Path(sys.argv[1])
 records = {site: Contribution.read(golden / f"rounds/001/{site}/contribution.json") for site in "ABC"}
 screen = Screen()
@@ -85,7 +85,7 @@ def shown(**environment):
 def test_pictures_go_into_a_pipe_as_they_are_without_colour():
     text = shown(PYTHONIOENCODING="utf-8", NO_COLOR="1").decode()
     assert "●" in text
-    assert any(level in text for level in drawings.LEVELS)
+    assert any(level in text for level in sparklines.LEVELS)
     assert "\x1b" not in text
     assert shown(PYTHONIOENCODING="utf-8").decode() == text
 
@@ -102,7 +102,7 @@ def test_without_utf_8_everything_is_shown_in_what_there_is(encoding):
 def test_a_dumb_terminal_gets_ascii(monkeypatch):
     from rich.console import Console
 
-    from fedmed_cli import screen
+    from fedmed_cli.cli import screen
 
     dumb = Console(force_terminal=True, _environ={"TERM": "dumb"})
     assert screen._fitting(dumb, "▁█ ├●┤ ±1") == "_% |o| +-1".replace("%", screen._ASCII[ord("█")])

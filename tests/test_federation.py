@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import snapshot
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution

@@ -11,7 +11,7 @@ import pytest
 from conftest import snapshot
 
 from fedmed_cli.adapters import gate
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.federation import coordinator
 from fedmed_cli.trust import keys

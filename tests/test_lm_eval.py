@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_choices import as_medqa, direct, make_rows, write
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.records.comparison import Comparison
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ import os
 import pytest
 from conftest import NUM_EXAMPLES
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 
 NUM_MARKS = 1000
 

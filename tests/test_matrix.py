@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.records.comparison import Comparison, Matrix
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -58,7 +58,7 @@ def test_merging_loads_no_torch(workspace):
     import sys
 
     code = (
-        "import sys; from fedmed_cli.app import main; code = main(sys.argv[1:]); "
+        "import sys; from fedmed_cli.cli.app import main; code = main(sys.argv[1:]); "
         "sys.exit(code or 10 * ('torch' in sys.modules))"
     )
     argv = ["compare", "-q", "--merge", "-C", str(workspace), *files(workspace)]

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.records.split import SplitRecord
 
 MEDQUAD = os.environ.get("MEDQUAD")

@@ -14,8 +14,8 @@ from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.gate import adapter_files, initial_factors, plan_adapter, read_folder
 from fedmed_cli.adapters.low_rank import cut_to_rank
 from fedmed_cli.aggregation.methods import RULES
-from fedmed_cli.app import main
 from fedmed_cli.chat import decoding
+from fedmed_cli.cli.app import main
 from fedmed_cli.models import base as bases
 from fedmed_cli.models import language_model
 from fedmed_cli.records.lora import Lora, pattern_of, resolve

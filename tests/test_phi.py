@@ -7,7 +7,7 @@ import pytest
 from planted import MAKERS, sentence
 from test_split import make_rows, read_sets, split, write
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.data import identifiers
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
 

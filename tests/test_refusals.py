@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import change_factors, make_tiny_llama, reseal, snapshot
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 
 
 def edit(path, **changes):

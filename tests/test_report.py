@@ -15,7 +15,7 @@ import pytest
 from pages import parse, section, table
 
 from fedmed_cli import report
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import (
     Choices,

@@ -12,7 +12,7 @@ import pytest
 from conftest import snapshot
 
 from fedmed_cli.adapters import signatures
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.plan import Plan
 

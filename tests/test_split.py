@@ -14,7 +14,7 @@ from conftest import snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.data import partition, row_index, split_files
 from fedmed_cli.data.near_duplicates import merge
 from fedmed_cli.data.partition import SETS

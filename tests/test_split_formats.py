@@ -9,7 +9,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.data import sources
 from fedmed_cli.data.examples import read_dataset
 from fedmed_cli.data.sources import BadRows, Source

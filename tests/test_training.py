@@ -14,7 +14,7 @@ import transformers
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.aggregation.methods import svd
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.data import examples
 from fedmed_cli.federation import coordinator, site
 from fedmed_cli.intervals import summarize

@@ -12,7 +12,7 @@ from hostile import RECORD, WEIGHTS
 from fedmed_cli.adapters import config as adapter_config
 from fedmed_cli.adapters import gate, signatures
 from fedmed_cli.aggregation.state import Rules
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.trust import verify
 from fedmed_cli.workspace import Workspace

@@ -27,7 +27,7 @@ from fedmed_cli.aggregation.combine import combine
 from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.aggregation.server_step import LINE_SEARCH
 from fedmed_cli.aggregation.state import Examiner, Rules, Submission
-from fedmed_cli.app import main as fedmed
+from fedmed_cli.cli.app import main as fedmed
 from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.evaluation import losses as evaluation
 from fedmed_cli.federation import coordinator, site

@@ -43,7 +43,7 @@ REPEATS = 7
 MEASURED = """
 import resource, sys, time
 from fedmed_cli.aggregation import evidence
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 evidence.PAIRWISE_UP_TO = int(sys.argv[1])
 def aggregate(root):
     started = time.perf_counter()

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import hostile  # noqa: E402
 import lab  # noqa: E402
 
-from fedmed_cli.app import main  # noqa: E402
+from fedmed_cli.cli.app import main  # noqa: E402
 from fedmed_cli.workspace import Workspace  # noqa: E402
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fedmed_cli.app import main
+from fedmed_cli.cli.app import main
 from fedmed_cli.records.split import SplitRecord
 
 

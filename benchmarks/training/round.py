@@ -13,7 +13,7 @@ import tempfile
 import time
 
 import fedmed_cli.federation.site
-from fedmed_cli.app import main as fedmed
+from fedmed_cli.cli.app import main as fedmed
 from fedmed_cli.evaluation import losses
 from fedmed_cli.federation import simulation
 

@@ -216,7 +216,7 @@ class _Compiler:
 @functools.cache
 def load() -> Rules:
     """The table, read and compiled once."""
-    text = (resources.files("fedmed_cli") / "rules.toml").read_text(encoding="utf-8")
+    text = (resources.files(__package__) / "rules.toml").read_text(encoding="utf-8")
     table: dict[str, Any] = tomllib.loads(text)
     names: dict[str, str] = dict(table["names"])
     small = "SMALLBABY"
@@ -244,7 +244,7 @@ def load() -> Rules:
     for name, phrases in table["context"].items():
         start = "^ " if name == "informational_start" else "(?<= )"
         context[name] = compiler.any_of(phrases, start)
-    others = (resources.files("fedmed_cli") / "words.txt").read_text(encoding="utf-8").split()
+    others = (resources.files(__package__) / "words.txt").read_text(encoding="utf-8").split()
     return Rules(rules, table["notices"], context, compounds, Speller(vocabulary, {*others, *compiler.words}))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def report(
@@ -33,7 +33,7 @@ def report(
     Example: fedmed report
     """
     from fedmed_cli import report as core
-    from fedmed_cli.screen import Screen
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.trust.verify import verify_workspace
     from fedmed_cli.units import number_of_bytes
     from fedmed_cli.workspace import Workspace

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedmed_cli.commands import drawings
-from fedmed_cli.commands.tables import interval_text
+from fedmed_cli.cli.screen import Table
+from fedmed_cli.cli.tables import sparklines
+from fedmed_cli.cli.tables.federation import interval_text
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records.comparison import Choices, Comparison, Generated, Matrix, Rate, Score
 from fedmed_cli.records.measures import OVERALL
-from fedmed_cli.screen import Table
 
 NO_EFFECT = "The interval includes 0: these examples do not show a difference between global adapter and base."
 
@@ -99,7 +99,7 @@ def _intervals(record: Comparison) -> list[Table | str]:
         return []
     start = min(0.0, *(interval.low for interval in drawn.values()))
     end = max(0.0, *(interval.high for interval in drawn.values()))
-    rows = [[name, drawings.interval(one.low, one.mean, one.high, start, end)] for name, one in drawn.items()]
+    rows = [[name, sparklines.interval(one.low, one.mean, one.high, start, end)] for name, one in drawn.items()]
     title = f"Against the base, {start:+.3f} to {end:+.3f} nats; left is better"
     return [Table(title, ("adapter", "95 % interval"), rows, frozenset({0, 1}))]
 

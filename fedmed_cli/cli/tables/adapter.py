@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fedmed_cli.adapters.inspect import AdapterFacts
+from fedmed_cli.cli.screen import Table, number_of_bytes
 from fedmed_cli.records.lora import described
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.screen import Table, number_of_bytes
 
 
 def facts_table(facts: AdapterFacts, plan: Plan | None) -> Table:

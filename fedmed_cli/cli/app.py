@@ -91,12 +91,12 @@ def make_app(only: str | None = None) -> typer.Typer:
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(f"fedmed_cli.commands.{name}")
+    return importlib.import_module(f"fedmed_cli.cli.commands.{name}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fedmed with `argv` (default: the process's arguments) and return its exit code."""
-    from fedmed_cli.screen import show_error
+    from fedmed_cli.cli.screen import show_error
 
     # The matrices of LoRA are small: more BLAS threads only wait for each other, and change the last bits.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 if TYPE_CHECKING:
     from fedmed_cli.adapters.inspect import AdapterFacts
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.records.plan import Plan
-    from fedmed_cli.screen import Screen
 
 
 def inspect_adapter(
@@ -31,7 +31,7 @@ def inspect_adapter(
     Example: fedmed inspect-adapter adapters/B
     """
     from fedmed_cli.adapters.inspect import relate
-    from fedmed_cli.screen import Screen
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -41,7 +41,7 @@ def inspect_adapter(
         screen.say("no plan here: the adapter is checked against itself alone")
     facts = _inspect(path, plan, screen)
     value = {"adapter": facts.to_dict()}
-    from fedmed_cli.commands.inspect_tables import facts_table, modules_table, relation_table
+    from fedmed_cli.cli.tables.adapter import facts_table, modules_table, relation_table
 
     shown = [facts_table(facts, plan), modules_table(facts, everything=modules)]
     if other is not None:

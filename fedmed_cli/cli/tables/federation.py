@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fedmed_cli.commands import drawings
+from fedmed_cli.cli.screen import Table, number_of_bytes
+from fedmed_cli.cli.tables import sparklines
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import Interval, Loss
 from fedmed_cli.records.scores import Scores
-from fedmed_cli.screen import Table, number_of_bytes
 from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -188,16 +188,16 @@ def scores_table(record: Scores) -> Table:
 
 def loss_curves(records: Mapping[str, Contribution]) -> list[Table | str]:
     """Each site's training loss over its steps as a small curve, all on one scale; nothing where no step has one."""
-    losses = {name: drawings.shares(record.losses) for name, record in records.items() if record.losses}
+    losses = {name: sparklines.shares(record.losses) for name, record in records.items() if record.losses}
     if not losses:
         return []
     low, high = (edge(edge(values) for values in losses.values()) for edge in (min, max))
     rows = [
-        [name, f"{values[0]:.3f}", drawings.curve(values, low, high), f"{values[-1]:.3f}"]
+        [name, f"{values[0]:.3f}", sparklines.curve(values, low, high), f"{values[-1]:.3f}"]
         for name, values in losses.items()
     ]
     steps = max(len(record.losses) for record in records.values())
-    each = f", a block is up to {-(-steps // drawings.CURVE_WIDTH)} steps" if steps > drawings.CURVE_WIDTH else ""
+    each = f", a block is up to {-(-steps // sparklines.CURVE_WIDTH)} steps" if steps > sparklines.CURVE_WIDTH else ""
     title = f"Training loss, {low:.2f} to {high:.2f} nats{each}"
     return [Table(title, ("site", "first", "loss", "last"), rows, frozenset({0, 2}))]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 DIVISION_PANEL = "How to divide"
 
@@ -136,14 +136,14 @@ def split(
 
     Example: fedmed split --hospitals 3
     """
-    from fedmed_cli.commands.rows import rows_progress
-    from fedmed_cli.commands.tables import split_table
+    from fedmed_cli.cli.rows import rows_progress
+    from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.cli.tables.federation import split_table
     from fedmed_cli.data import split as splitting
     from fedmed_cli.data.identifiers import MODES
     from fedmed_cli.data.sources import Source
     from fedmed_cli.data.split_files import FORMATS
     from fedmed_cli.federation.plan import PlanOptions
-    from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from fedmed_cli.screen import Screen
+from fedmed_cli.cli.screen import Screen
 
 
 @contextlib.contextmanager

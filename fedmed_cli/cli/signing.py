@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedmed_cli.cli.screen import Screen
 from fedmed_cli.errors import InputError
-from fedmed_cli.screen import Screen
 
 if TYPE_CHECKING:
     from fedmed_cli.adapters.signatures import Signer

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedmed_cli.commands.compare_tables import matrix_lines
+from fedmed_cli.cli.screen import Screen
+from fedmed_cli.cli.tables.comparison import matrix_lines
 from fedmed_cli.errors import UsageError
 from fedmed_cli.evaluation import site_matrix
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.screen import Screen
 from fedmed_cli.workspace import Workspace, write_file
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def keys() -> None:
@@ -35,8 +35,8 @@ def new(
     import os
 
     from fedmed_cli.adapters.signatures import create, public_path, refuse_inside
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.screen import Screen
     from fedmed_cli.trust.keys import default_key_path
 
     screen = Screen(as_json, quiet, verbose)
@@ -70,9 +70,9 @@ def show(
     Example: fedmed keys show
     """
     from fedmed_cli.adapters.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
+    from fedmed_cli.cli.screen import Screen, Table
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
-    from fedmed_cli.screen import Screen, Table
     from fedmed_cli.trust.keys import default_key_path
     from fedmed_cli.workspace import Workspace
 
@@ -114,8 +114,8 @@ def trust(
     Example: fedmed keys trust B hospital-b.pub
     """
     from fedmed_cli.adapters.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.records.codec import read_file
-    from fedmed_cli.screen import Screen
     from fedmed_cli.trust.keys import pin
     from fedmed_cli.workspace import Workspace, write_file
 

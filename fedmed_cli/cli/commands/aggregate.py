@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def aggregate(
@@ -49,11 +49,11 @@ def aggregate(
     """
     import contextlib
 
-    from fedmed_cli.commands.signing import load_signer
+    from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.data import coordinator_examples
     from fedmed_cli.federation import coordinator
     from fedmed_cli.records.measures import COORDINATOR
-    from fedmed_cli.screen import Screen
     from fedmed_cli.trust.keys import signer_for
     from fedmed_cli.workspace import Workspace
 
@@ -69,7 +69,7 @@ def aggregate(
         if rules.measures and coordinator_examples.half(place, "decide"):
             # What the gate refuses need not wait for a model.
             coordinator.check(place, plan, paths, exclude or (), output, require_signatures)
-            from fedmed_cli.commands.live import step_events
+            from fedmed_cli.cli.live import step_events
             from fedmed_cli.evaluation import losses
             from fedmed_cli.federation import simulation
             from fedmed_cli.models import base as bases
@@ -93,6 +93,6 @@ def aggregate(
             signer=signer,
             say=screen.say,
         )
-    from fedmed_cli.commands.tables import aggregate_table, end_of_aggregate
+    from fedmed_cli.cli.tables.federation import aggregate_table, end_of_aggregate
 
     screen.result(result.record.to_dict(), *aggregate_table(result.record), *end_of_aggregate(result))

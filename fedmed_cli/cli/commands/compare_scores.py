@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedmed_cli.cli.screen import Screen
 from fedmed_cli.errors import UsageError
 from fedmed_cli.models.base import find_for_plan
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.screen import Screen
 from fedmed_cli.workspace import Workspace, write_file
 
 
@@ -27,8 +27,8 @@ def write_scores(
     with place.lock():
         local = find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli.commands.live import step_events
-        from fedmed_cli.commands.tables import scores_table
+        from fedmed_cli.cli.live import step_events
+        from fedmed_cli.cli.tables.federation import scores_table
         from fedmed_cli.federation import cross_scores
         from fedmed_cli.models import language_model
 

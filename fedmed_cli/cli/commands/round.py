@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 if TYPE_CHECKING:
-    from fedmed_cli.screen import Screen
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
 
@@ -56,11 +56,11 @@ def run_round(
 
     Example: fedmed round --rounds 3
     """
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.data import coordinator_examples
     from fedmed_cli.errors import TrustError
     from fedmed_cli.federation.coordinator import default_weights
     from fedmed_cli.models import base as bases
-    from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -99,8 +99,8 @@ def run_round(
     with place.lock(), contextlib.ExitStack() as stack:
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli.commands.live import step_events
-        from fedmed_cli.commands.tables import aggregate_table, contribution_lines, loss_curves, round_table
+        from fedmed_cli.cli.live import step_events
+        from fedmed_cli.cli.tables.federation import aggregate_table, contribution_lines, loss_curves, round_table
         from fedmed_cli.federation import simulation
         from fedmed_cli.federation.site import Events
         from fedmed_cli.models import language_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from fedmed_cli.cli.screen import Screen, time_left
 from fedmed_cli.federation.site import Events
-from fedmed_cli.screen import Screen, time_left
 from fedmed_cli.training.loop import Step
 
 

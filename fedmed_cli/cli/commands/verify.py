@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def verify(
@@ -27,8 +27,8 @@ def verify(
 
     Example: fedmed verify --recompute
     """
+    from fedmed_cli.cli.screen import Screen, Table
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.screen import Screen, Table
     from fedmed_cli.trust.verify import verify_folder, verify_workspace
     from fedmed_cli.workspace import Workspace
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def chat(
@@ -38,9 +38,9 @@ def chat(
     import sys
 
     from fedmed_cli.chat import conversation as chatting
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
     from fedmed_cli.models.base import find_for_plan
-    from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -55,8 +55,8 @@ def chat(
         question = chatting.check_length(question)
     local = find_for_plan(plan.base, base, base_wheel, screen.say)
 
-    from fedmed_cli import terminal
     from fedmed_cli.chat import decoding, repl
+    from fedmed_cli.cli import terminal
     from fedmed_cli.models import language_model
 
     lm = language_model.load(local, device, screen.say, screen.detail)

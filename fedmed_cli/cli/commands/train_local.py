@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def train_local(
@@ -72,14 +72,14 @@ def train_local(
 
     Example: fedmed train-local --site B --data records.jsonl
     """
-    from fedmed_cli.commands.signing import load_signer
+    from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.data.examples import read_dataset
     from fedmed_cli.data.identifiers import MODES, Mode
     from fedmed_cli.errors import InputError, UsageError
     from fedmed_cli.federation import coordinator
     from fedmed_cli.federation.plan import PlanOptions, check_options
     from fedmed_cli.models import base as bases
-    from fedmed_cli.screen import Screen
     from fedmed_cli.trust.keys import signer_for
     from fedmed_cli.workspace import Workspace
 
@@ -143,7 +143,7 @@ def train_local(
             examples = core.file_data(
                 place, plan, site, rows, group_by, screen.say, near_duplicates=alike, phi_mode=phi_mode
             )
-        from fedmed_cli.commands.live import step_events
+        from fedmed_cli.cli.live import step_events
 
         screen.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")
         with step_events(screen, site) as events:
@@ -160,7 +160,7 @@ def train_local(
                 signer=signer,
                 events=events,
             )
-    from fedmed_cli.commands.tables import contribution_lines
+    from fedmed_cli.cli.tables.federation import contribution_lines
 
     if result.replaced:
         screen.say(f"the older contribution is kept in {place.relative(result.replaced)}")

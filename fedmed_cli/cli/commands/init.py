@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def init(
@@ -41,10 +41,10 @@ def init(
 
     Example: fedmed init --names A,B,C --base smollm2-135m
     """
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import ConflictError
     from fedmed_cli.federation.plan import PlanOptions, make_plan
     from fedmed_cli.records.digests import short
-    from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace, write_file
 
     screen = Screen(as_json, quiet, verbose)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def pack(
@@ -29,9 +29,9 @@ def pack(
     from fedmed_cli.adapters import gate
     from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
     from fedmed_cli.adapters.bundle import pack as pack_files
+    from fedmed_cli.cli.screen import Screen, number_of_bytes
     from fedmed_cli.errors import ConflictError, UsageError
     from fedmed_cli.records.digests import sha256_bytes
-    from fedmed_cli.screen import Screen, number_of_bytes
     from fedmed_cli.workspace import Workspace, write_file
 
     screen = Screen(as_json, quiet, verbose)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedmed_cli import options as o
+from fedmed_cli.cli import options as o
 
 
 def compare(
@@ -66,9 +66,9 @@ def compare(
 
     Example: fedmed compare --all-rounds --generate 20
     """
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
     from fedmed_cli.models import base as bases
-    from fedmed_cli.screen import Screen
     from fedmed_cli.workspace import Workspace, write_file
 
     screen = Screen(as_json, quiet, verbose)
@@ -96,12 +96,12 @@ def compare(
     elif files:
         raise UsageError(f"{files[0]}: files are given with --merge")
     if merge:
-        from fedmed_cli.commands.compare_merge import write_matrix
+        from fedmed_cli.cli.commands.compare_merge import write_matrix
 
         write_matrix(screen, place, plan, files or [])
         return
     if scores:
-        from fedmed_cli.commands.compare_scores import write_scores
+        from fedmed_cli.cli.commands.compare_scores import write_scores
 
         write_scores(screen, place, plan, site, max_eval_samples, device, base, base_wheel)
         return
@@ -128,12 +128,12 @@ def compare(
             screen.say("there is no adapter yet: only the base model is measured")
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli.commands.compare_tables import comparison_lines
+        from fedmed_cli.cli.tables.comparison import comparison_lines
         from fedmed_cli.models import language_model
 
         lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
         if pooled_input is not None:
-            from fedmed_cli.commands.live import step_events
+            from fedmed_cli.cli.live import step_events
             from fedmed_cli.federation.pooled import pooled_adapter
 
             with step_events(screen, "pooled") as events:

@@ -1,1 +1,0 @@
-"""One thin file a subcommand: parse, call the core once, show."""
