@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmed_cli.adapters import card, gate
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters.adapter import Adapter, adapter_files, initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import update_norm
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
@@ -22,15 +22,15 @@ def random_adapter(plan: Plan, seed: int) -> Adapter:
             (a + rng.normal(0, 1e-3, a.shape)).astype(np.float32),
             rng.normal(0, 1e-3, b.shape).astype(np.float32),
         )
-        for module, (a, b) in gate.initial_factors(plan).items()
+        for module, (a, b) in initial_factors(plan).items()
     }
-    return gate.plan_adapter(plan, factors)
+    return plan_adapter(plan, factors)
 
 
 def write_contribution(plan: Plan, site: str, seed: int, home: Path) -> None:
-    initial = gate.plan_adapter(plan, gate.initial_factors(plan))
+    initial = plan_adapter(plan, initial_factors(plan))
     adapter = random_adapter(plan, seed)
-    files = gate.adapter_files(adapter, card.card(plan.base, adapter, "Random", "Random numbers."))
+    files = adapter_files(adapter, card.card(plan.base, adapter, "Random", "Random numbers."))
     record = Contribution(
         site=site, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint=plan.base.fingerprint,
         parent=initial.digest, adapter=adapter.digest, adapter_bytes=sum(map(len, files.values())),

@@ -7,11 +7,11 @@ import datetime
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedmed_cli.durable import end_of_last_line, make_folders, sync_folder, write_all, write_folder
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.records.metrics import metric_line
 from fedmed_cli.records.plan import Plan
@@ -25,129 +25,6 @@ _REPLACEMENT = re.compile(r"\.([^.].*)\.[0-9]+\.new\.tmp")
 def utc_now() -> str:
     """The time for a record's `run` object, to the second."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows flushes what is open for writing
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name != "nt":  # Windows cannot open a folder; its renames are journalled.
-        _sync(path)
-
-
-def sync_tree(top: Path) -> None:
-    """Have a finished folder on disk with all it holds: cheaper at once than file by file."""
-    paths = sorted(top.rglob("*"))
-    for path in paths:
-        if path.is_file():
-            _sync(path)
-    for folder in (top, *(path for path in paths if path.is_dir())):
-        _sync_folder(folder)
-
-
-@contextlib.contextmanager
-def syncing(folder: Path) -> Iterator[None]:
-    """Bring what `folder` holds so far to the disk while the caller computes."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(1) as pool:
-        synced = pool.submit(sync_tree, folder)
-        yield
-        synced.result()
-
-
-def write_new(path: Path, data: bytes | memoryview) -> None:
-    """Write a new file inside a folder that is being built; `new_folder` brings it to the disk."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        _write_all(handle, data)
-    finally:
-        os.close(handle)
-
-
-def _write_all(handle: int, data: bytes | memoryview) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(handle, left) :]
-
-
-def _make_folders(path: Path) -> None:
-    """Make a folder and those above it, durably."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Write a file atomically and durably: readers see the old bytes or the new ones, never a part."""
-    _make_folders(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        write_new(temporary, data)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target` to fill: brought to the disk and renamed to `target` at the end, removed at an error.
-
-    ConflictError where `target` exists already.
-    """
-    if target.exists():
-        raise ConflictError(f"{target} exists already")
-    _make_folders(target.parent)
-    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        staged.chmod(0o777 & ~_umask())
-        yield staged
-        sync_tree(staged)
-        os.rename(staged, target)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def write_folder(target: Path, files: dict[str, bytes | memoryview]) -> None:
-    """Write a folder of files (names may hold `/`) beside `target` and rename it whole.
-
-    ConflictError where `target` exists already.
-    """
-    with new_folder(target) as staged:
-        for name, data in files.items():
-            path = staged / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_new(path, data)
-
-
-def _end_of_last_line(handle: int, end: int) -> int:
-    """The offset behind the last line feed of an open file of `end` bytes, read backwards in pieces."""
-    while end:
-        start = max(0, end - 65536)
-        os.lseek(handle, start, os.SEEK_SET)
-        found = os.read(handle, end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return 0
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @dataclass(frozen=True)
@@ -271,7 +148,7 @@ class Workspace:
                 target = folder / replacement.group(1) if replacement else None
                 if target is not None and not target.exists():
                     os.rename(orphan, target)
-                    _sync_folder(folder)
+                    sync_folder(folder)
                     self.say(f"{self.relative(target)}: put in place what an interrupted command had finished writing")
                 else:
                     shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
@@ -282,7 +159,7 @@ class Workspace:
         if not path.exists():
             return None
         replaced = self.private / "replaced"
-        _make_folders(replaced)
+        make_folders(replaced)
         stamp = utc_now().replace(":", "").replace("-", "")
         for attempt in range(10_000):
             target = replaced / f"{path.name}-{stamp}-{attempt}"
@@ -309,7 +186,7 @@ class Workspace:
                 os.rename(kept, target)
             shutil.rmtree(staged, ignore_errors=True)
             raise
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
         return kept
 
     def log(self, event: str, **values: str | int | float | None) -> None:
@@ -320,12 +197,12 @@ class Workspace:
         handle = os.open(path, flags, 0o666)
         try:
             end = os.fstat(handle).st_size
-            whole = _end_of_last_line(handle, end)
+            whole = end_of_last_line(handle, end)
             if whole != end:
                 os.ftruncate(handle, whole)
                 self.say("metrics.jsonl: dropped its torn last line, left by a command that was interrupted")
             try:
-                _write_all(handle, metric_line(event, **values))
+                write_all(handle, metric_line(event, **values))
                 os.fsync(handle)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -334,7 +211,7 @@ class Workspace:
         finally:
             os.close(handle)
         if new:
-            _sync_folder(self.root)
+            sync_folder(self.root)
 
     def relative(self, path: Path) -> str:
         """`path` as people see it: relative to the workspace where it lies inside."""

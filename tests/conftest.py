@@ -35,7 +35,7 @@ def make_tiny_llama(folder, seed=0):
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     texts = [row["answer"] for row in corpus.examples()[:400]]
-    tokenizer = Tokenizer(language_model.BPE())
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -174,12 +174,13 @@ def reseal(folder, **changes):
 def change_factors(folder, plan: Plan, change):
     """Replace a contribution's factors: `change(module, A, B)` gives the new pair."""
     from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.adapter import plan_adapter
 
     adapter = gate.read_folder(folder).adapter
     factors = {
         module: tuple(np.asarray(part, dtype=np.float32) for part in change(module, a, b))
         for module, (a, b) in adapter.factors.items()
     }
-    new = gate.plan_adapter(plan, factors)
+    new = plan_adapter(plan, factors)
     (folder / "adapter_model.safetensors").write_bytes(new.weights_bytes)
     reseal(folder)

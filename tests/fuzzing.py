@@ -19,13 +19,13 @@ from dataclasses import dataclass, field, replace
 import lab
 import numpy as np
 
+from fedmed_cli.adapters import archive, gate, signatures
 from fedmed_cli.adapters import bundle as bundles
-from fedmed_cli.adapters import gate, signatures
+from fedmed_cli.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME, initial_factors, plan_adapter
 from fedmed_cli.data import examples
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.evaluation import mcq_files as choice_files
 from fedmed_cli.evaluation import site_matrix
-from fedmed_cli.federation import coordinator
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import encode
 from fedmed_cli.records.comparison import (
@@ -241,7 +241,7 @@ def make_targets(folder):
     """All targets, with their files under `folder`."""
     plan = lab.make_plan(hidden=8, layers=1, r=2)
     workspace = lab.make_workspace(folder / "signed", plan, 1)
-    start = coordinator.starting_adapter(workspace, plan, 2)
+    start = archive.starting_adapter(workspace, plan, 2)
     bare = lab.without_keys(plan)
     targets = []
 
@@ -284,9 +284,9 @@ def make_targets(folder):
         """The config and the weights of a folder without a record: what passes is what the plan says."""
         plain = folder / kind
         plain.mkdir()
-        for name in (gate.CONFIG_NAME, gate.WEIGHTS_NAME):
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
             (plain / name).write_bytes(files[name])
-        for name in (gate.CONFIG_NAME, gate.WEIGHTS_NAME):
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
 
             def check_plain(data, name=name):
                 try:
@@ -297,7 +297,7 @@ def make_targets(folder):
 
             targets.append(Target(f"{kind} {name}", files[name], check_plain, regions_of(name, files[name])))
 
-    first = gate.plan_adapter(patterned, gate.initial_factors(patterned))
+    first = plan_adapter(patterned, initial_factors(patterned))
     unsigned("patterned", patterned, lab.contribution(patterned, "B", first, 1))
     files = lab.contribution(bare, "B", start, 2)
     unsigned("unsigned", bare, files)
@@ -442,7 +442,7 @@ def table_files():
 
 def regions_of(name, data):
     """Where to aim at in a file: the parts of a safetensors file, else the whole file and its two ends."""
-    if name == gate.WEIGHTS_NAME:
+    if name == WEIGHTS_NAME:
         end = 8 + int.from_bytes(data[:8], "little")
         return {"length": (0, 8), "header": (8, end), "data": (end, len(data))}
     return {"all": (0, len(data)), "head": (0, min(40, len(data))), "tail": (max(0, len(data) - 40), len(data))}

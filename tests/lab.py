@@ -5,15 +5,17 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 
-from fedmed_cli.adapters import card, gate
+from fedmed_cli.adapters import archive, card, gate
+from fedmed_cli.adapters.adapter import adapter_files, plan_adapter
 from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
 from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.durable import write_folder
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
-from fedmed_cli.workspace import Workspace, write_folder
+from fedmed_cli.workspace import Workspace
 
 SITES = ("A", "B", "C")
 
@@ -51,13 +53,13 @@ def trained(plan, start, seed):
         module: tuple((x + rng.normal(0, 0.02, x.shape)).astype(np.float32) for x in pair)
         for module, pair in start.factors.items()
     }
-    return gate.plan_adapter(plan, factors)
+    return plan_adapter(plan, factors)
 
 
 def contribution(plan, site, start, number=1, seed=None, signer=None):
     """The files of a site's contribution."""
     adapter = trained(plan, start, sum(site.encode()) + number if seed is None else seed)
-    files = gate.adapter_files(adapter, card.card(plan.base, adapter, "a title", "an origin"))
+    files = adapter_files(adapter, card.card(plan.base, adapter, "a title", "an origin"))
     record = Contribution(
         site=site,
         round=number,
@@ -97,7 +99,7 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
     workspace.plan_path.write_bytes(plan.to_bytes())
     signed = bool(plan.sites.keys)
     for number in range(1, num_rounds + 2):
-        start = coordinator.starting_adapter(workspace, plan, number)
+        start = archive.starting_adapter(workspace, plan, number)
         for site in SITES:
             files = contribution(plan, site, start, number, signer=SIGNERS[site] if signed else None)
             workspace.set_aside(workspace.contribution(site))

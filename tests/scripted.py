@@ -46,7 +46,8 @@ class ScriptedDecoder:
 def main():
     from transformers import AutoTokenizer
 
-    from fedmed_cli.chat.conversation import Chosen, Conversation, Settings
+    from fedmed_cli.chat.choose_adapter import Chosen
+    from fedmed_cli.chat.conversation import Conversation, Settings
     from fedmed_cli.chat.repl import COMMANDS, Session
     from fedmed_cli.cli import terminal
     from fedmed_cli.cli.screen import Screen

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedmed_cli.adapters import card
-from fedmed_cli.adapters.gate import adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedmed_cli.adapters.gate import Adapter, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import cut_to_rank, decompose, gram_of_innovations, thin_qr
 from fedmed_cli.aggregation import weighting
 from fedmed_cli.aggregation.methods import factor_mean, stack, svd

@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from fedmed_cli.adapters import card, gate
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Loss
@@ -19,7 +20,7 @@ def plan(round_workspace):
 
 
 def adapter_of(plan: Plan):
-    return gate.plan_adapter(plan, gate.initial_factors(plan))
+    return plan_adapter(plan, initial_factors(plan))
 
 
 def renamed(plan, name):

@@ -12,19 +12,21 @@ import torch
 from scripted import ScriptedDecoder
 
 from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.adapter import Adapter, adapter_files
 from fedmed_cli.chat import conversation as chatting
 from fedmed_cli.chat import decoding
-from fedmed_cli.chat.conversation import BASE, Chosen, Conversation, Settings
+from fedmed_cli.chat.choose_adapter import BASE, Chosen
+from fedmed_cli.chat.conversation import Conversation, Settings
 from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, Drafts
 from fedmed_cli.chat.repl import COMMANDS, Session
 from fedmed_cli.cli import terminal
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import CombineError, InputError, UsageError
-from fedmed_cli.escapes import clean, without_open_end
 from fedmed_cli.models import language_model
 from fedmed_cli.models.base import find_for_plan
 from fedmed_cli.records.chat import Chat
 from fedmed_cli.records.plan import Prompt
+from fedmed_cli.text import clean, without_open_end
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -203,7 +205,7 @@ def test_an_adapter_of_other_shapes_is_refused(loaded):
     lm, adapter, _, _ = loaded
     decoder = decoding.MergedDecoder(lm, 64)
     factors = {module: (a[:, :-1], b) for module, (a, b) in adapter.factors.items()}
-    wrong = gate.Adapter(adapter.r, adapter.alpha, adapter.targets, adapter.base_name, factors)
+    wrong = Adapter(adapter.r, adapter.alpha, adapter.targets, adapter.base_name, factors)
     with pytest.raises(CombineError, match="does not fit"):
         decoder.use(wrong)
 
@@ -475,9 +477,9 @@ def test_wrong_adapters_and_questions(round_workspace, tiny_base, fails):
 def test_an_adapter_of_another_base(round_workspace, tiny_base, fails):
     config = round_workspace.root / "x"
     adapter = gate.read_global(round_workspace.global_adapter(1), round_workspace.read_plan()).adapter
-    other = gate.Adapter(adapter.r, adapter.alpha, adapter.targets, "another/base", adapter.factors)
+    other = Adapter(adapter.r, adapter.alpha, adapter.targets, "another/base", adapter.factors)
     config.mkdir()
-    for name, data in gate.adapter_files(other, "x").items():
+    for name, data in adapter_files(other, "x").items():
         (config / name).write_bytes(data)
     where = ("chat", "-C", round_workspace.root, "--base", tiny_base)
     assert "base_model_name_or_path" in fails(4, *where, "--adapter", config, "hello")

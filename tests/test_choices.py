@@ -224,13 +224,13 @@ def test_accuracies_are_those_of_plain_transformers(round_workspace, tiny_base, 
 
 
 def test_an_adapter_of_zeros_has_the_bases_accuracies_without_a_doubt(round_workspace, tiny_base, tmp_path):
-    from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
     from fedmed_cli.records.measures import Interval
 
     plan = round_workspace.read_plan()
     (tmp_path / "zero").mkdir()
-    zero = gate.plan_adapter(plan, gate.initial_factors(plan))
-    for name, data in gate.adapter_files(zero, "x").items():
+    zero = plan_adapter(plan, initial_factors(plan))
+    for name, data in adapter_files(zero, "x").items():
         (tmp_path / "zero" / name).write_bytes(data)
     path = write(tmp_path / "questions.jsonl", [as_medqa(*row) for row in make_rows(10)])
     argv = ["compare", "-q", "--no-answers", "-C", str(round_workspace.root), "--base", str(tiny_base)]
@@ -255,10 +255,10 @@ def test_a_question_that_does_not_fit_is_left_out_and_said(round_workspace, tiny
 
 def test_a_prompt_that_is_read_once_gives_what_whole_rows_give(round_workspace, tiny_base):
     from fedmed_cli.adapters import gate
-    from fedmed_cli.data.examples import Encoded
     from fedmed_cli.evaluation import losses, mcq_scores
     from fedmed_cli.evaluation.mcq_scores import Continued
     from fedmed_cli.models import base, language_model
+    from fedmed_cli.models.prompts import Encoded
 
     plan = round_workspace.read_plan()
     adapter = gate.read_global(round_workspace.global_adapter(1), plan).adapter

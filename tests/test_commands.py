@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from fedmed_cli.adapters import card
-from fedmed_cli.adapters.gate import adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
 from fedmed_cli.cli.app import COMMANDS, GROUPS, main, make_app
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import SplitRecord

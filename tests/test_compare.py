@@ -71,6 +71,7 @@ def test_the_mean_of_factors_is_the_weighted_mean_of_each_factor(compared):
     import safetensors.numpy
 
     from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
     from fedmed_cli.workspace import Workspace
 
     root, record = compared
@@ -79,7 +80,7 @@ def test_the_mean_of_factors_is_the_weighted_mean_of_each_factor(compared):
     assert aggregate.method == "svd"
     total = {}
     weights = {site: aggregate.server_lr * one.weight * one.clip_factor for site, one in aggregate.sites.items()}
-    start = gate.initial_factors(plan)
+    start = initial_factors(plan)
     for site, weight in weights.items():
         tensors = safetensors.numpy.load_file(root / f"rounds/001/{site}/adapter_model.safetensors")
         for name, tensor in tensors.items():
@@ -93,7 +94,7 @@ def test_the_mean_of_factors_is_the_weighted_mean_of_each_factor(compared):
         )
     folder = root.parent / "mean"
     folder.mkdir()
-    for name, data in gate.adapter_files(gate.plan_adapter(plan, factors), "x").items():
+    for name, data in adapter_files(plan_adapter(plan, factors), "x").items():
         (folder / name).write_bytes(data)
     ours = _candidate(root, "factor-mean")
     for module, (a, b) in gate.read_folder(folder, plan).adapter.factors.items():
@@ -196,12 +197,12 @@ def test_an_adapter_that_was_not_applied_is_an_error_and_no_row(round_workspace,
 
 
 def test_an_adapter_of_zeros_is_the_base_and_no_error(round_workspace, tiny_base, tmp_path):
-    from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
 
     plan = round_workspace.read_plan()
-    zero = gate.plan_adapter(plan, gate.initial_factors(plan))
+    zero = plan_adapter(plan, initial_factors(plan))
     (tmp_path / "zero").mkdir()
-    for name, data in gate.adapter_files(zero, "x").items():
+    for name, data in adapter_files(zero, "x").items():
         (tmp_path / "zero" / name).write_bytes(data)
     root = str(round_workspace.root)
     argv = ["compare", "-q", "--no-answers", "-C", root, "--base", str(tiny_base)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_aggregation import dense, make_plan, submission
 
-from fedmed_cli.adapters.gate import initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.aggregation.combine import combine
 from fedmed_cli.aggregation.state import Examiner, Rules
 from fedmed_cli.cli import options

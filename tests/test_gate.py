@@ -11,9 +11,10 @@ import pytest
 from conftest import snapshot
 
 from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
+from fedmed_cli.adapters.archive import starting_adapter
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import FedmedError
-from fedmed_cli.federation import coordinator
 from fedmed_cli.trust import keys
 
 
@@ -103,7 +104,7 @@ def test_a_file_that_shrinks_while_it_is_read_never_ends_the_process(place):
     path = place.folder / hostile.WEIGHTS
     whole = path.read_bytes()
     plan = lab.make_plan(hidden=512, layers=4)
-    big = lab.contribution(plan, "B", gate.plan_adapter(plan, gate.initial_factors(plan)))[hostile.WEIGHTS]
+    big = lab.contribution(plan, "B", plan_adapter(plan, initial_factors(plan)))[hostile.WEIGHTS]
     refused = 0
     for trial in range(100):
         path.write_bytes(big)
@@ -183,6 +184,6 @@ def test_an_excluded_bundle_is_left_out(place, capsys):
 
 def test_the_door_of_a_round_checks_the_signer(signed_once):
     workspace, plan = signed_once
-    start = coordinator.starting_adapter(workspace, plan, 1).digest
+    start = starting_adapter(workspace, plan, 1).digest
     folder = gate.read_contribution(workspace.contribution("B"), plan, 1, start)
     assert keys.check_signer(folder, plan, require=True) == lab.SIGNERS["B"].fingerprint

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fedmed_cli.adapters import gate
-from fedmed_cli.adapters.gate import adapter_files, initial_factors, plan_adapter, read_folder
+from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters.gate import read_folder
 from fedmed_cli.adapters.low_rank import cut_to_rank
 from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.chat import decoding

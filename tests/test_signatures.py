@@ -205,9 +205,9 @@ def test_a_plan_without_keys_says_what_is_not_signed_and_can_require_it(tmp_path
 
 
 def _start(workspace):
-    from fedmed_cli.federation import coordinator
+    from fedmed_cli.adapters import archive
 
-    return coordinator.starting_adapter(workspace, workspace.read_plan(), 1)
+    return archive.starting_adapter(workspace, workspace.read_plan(), 1)
 
 
 @needs_ssh_keygen

@@ -56,6 +56,8 @@ def test_this_test_would_notice(round_workspace, tiny_base):
 
 def test_loading_models_fetches_no_kernels_and_says_nothing(tmp_path):
     (tmp_path / "kernels.py").write_text("print('imported')\nclass Stub: pass\nget_kernel = Stub()\n")
-    code = "import sys; import fedmed_cli.models.language_model; print('bitsandbytes' in sys.modules, 'kernels' in sys.modules)"
+    code = (
+        "import sys, fedmed_cli.models.language_model; print(*(n in sys.modules for n in ('bitsandbytes', 'kernels')))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True False\n", "")

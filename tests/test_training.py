@@ -12,13 +12,15 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli.adapters import gate
+from fedmed_cli.adapters import archive
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.aggregation.methods import svd
 from fedmed_cli.cli.app import main
-from fedmed_cli.data import examples
-from fedmed_cli.federation import coordinator, site
+from fedmed_cli.data import examples, site_data
+from fedmed_cli.events import Events
+from fedmed_cli.federation import site
 from fedmed_cli.intervals import summarize
-from fedmed_cli.models import attention, base, fused_ops, language_model, loss
+from fedmed_cli.models import attention, base, fused_ops, language_model, loss, prompts
 from fedmed_cli.models.fast_path import ATTENTION, OPERATIONS, FastPath
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
@@ -35,7 +37,7 @@ def ready(split_workspace, tiny_base, float32):
     plan = split_workspace.read_plan()
     lm = language_model.load(base.LocalBase(tiny_base, plan.base), "cpu")
     rows = examples.read_jsonl(split_workspace.site_data("A") / "train.jsonl")
-    encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
+    encoded = [prompts.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     return split_workspace, plan, lm, encoded
 
 
@@ -107,9 +109,9 @@ VARIANTS = {
 def test_components_that_aggregation_left_at_zero_learn_again(ready, monkeypatch):
     """Both factors at zero would have no gradient for good: A·x and B·y multiply each other's."""
     _, plan, lm, encoded = ready
-    start = gate.plan_adapter(plan, gate.initial_factors(plan))
+    start = plan_adapter(plan, initial_factors(plan))
     one = {name: (a, np.pad(b[:, :1] + 0.01, ((0, 0), (0, len(a) - 1)))) for name, (a, b) in start.factors.items()}
-    result, _ = svd(plan, start, [gate.plan_adapter(plan, one)], [1.0])
+    result, _ = svd(plan, start, [plan_adapter(plan, one)], [1.0])
     gradients = first_gradients(monkeypatch, lm, plan, result, encoded, Options(per_device_train_batch_size=6))
     of_b = gradients[1::2]  # sorted by name: A before B
     for (_, b), gradient in zip(result.factors.values(), of_b, strict=True):
@@ -125,7 +127,7 @@ def test_gradients_with_rank_and_alpha_patterns_are_those_of_peft(use_rslora, re
     targets = ("q_proj", "v_proj", "gate_proj", "down_proj")
     lora = Lora(4, 8.0, targets, use_rslora, {"v_proj": 2, "down_proj": 6}, {"down_proj": 3.0, "q_proj": 5.0})
     plan = dataclasses.replace(plan, lora=lora)
-    start = moved(gate.plan_adapter(plan, gate.initial_factors(plan)))
+    start = moved(plan_adapter(plan, initial_factors(plan)))
     batch = next(loop.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
     found = first_gradients(monkeypatch, lm, plan, start, encoded, Options(per_device_train_batch_size=6))
@@ -149,7 +151,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     lm.fast_path = FastPath(used, dict.fromkeys(without, "a test says so"))
     assert lm.plain_head
     lm.plain_head = changes.get("plain_head", True)
-    start = moved(coordinator.starting_adapter(ready[0], plan, 1))
+    start = moved(archive.starting_adapter(ready[0], plan, 1))
     options = Options(**({"per_device_train_batch_size": 6} | given))
     batch = next(loop.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
@@ -163,7 +165,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
 def test_fedprox_adds_the_pull_towards_the_start(ready, monkeypatch):
     """After one step the gradient differs by mu times the distance from the start, computed here by autograd."""
     workspace, plan, lm, encoded = ready
-    start = moved(coordinator.starting_adapter(workspace, plan, 1))
+    start = moved(archive.starting_adapter(workspace, plan, 1))
     caught = caught_gradients(monkeypatch)
     pulled = training_with(plan, fedprox_mu=3.0)
     loop.train(lm, plan, start, encoded, 2, seed=SEED)
@@ -204,7 +206,7 @@ def test_a_decay_over_three_rounds_is_the_decay_of_one_long_training():
 
 def test_a_round_behind_the_schedules_end_is_refused(ready):
     _, plan, lm, encoded = ready
-    start = coordinator.starting_adapter(ready[0], plan, 1)
+    start = archive.starting_adapter(ready[0], plan, 1)
     plan = training_with(plan, lr_scheduler_type="cosine", lr_scheduler_rounds=2)
     with pytest.raises(Exception, match="ends with round 2"):
         loop.train(lm, plan, start, encoded, 1, seed=SEED, round_number=3)
@@ -222,7 +224,7 @@ def test_under_5_percent_of_positions_are_padding(batch_size):
     """Lengths as skewed as MedQuAD's: log-normal around 200 tokens."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.2, 0.45, 2000).astype(int), 40, 1024)
-    encoded = [examples.Encoded((1,) * int(n), 20, False) for n in lengths]
+    encoded = [prompts.Encoded((1,) * int(n), 20, False) for n in lengths]
     options = Options(per_device_train_batch_size=batch_size)
     order = loop.batches(encoded, batch_size, SEED)
     padded = real = 0
@@ -248,7 +250,7 @@ def test_an_example_longer_than_the_token_budget_is_said(ready):
 
 def test_forward_passes_hold_each_example_once_and_keep_the_bounds():
     rng = np.random.default_rng(1)
-    batch = [examples.Encoded((1,) * int(n), 5, False) for n in rng.integers(10, 300, 23)]
+    batch = [prompts.Encoded((1,) * int(n), 5, False) for n in rng.integers(10, 300, 23)]
     options = Options(per_device_train_batch_size=5, gradient_accumulation_steps=5, max_batch_tokens=400)
     parts = list(forward_passes(batch, options, 1.0))
     assert len(list(forward_passes(batch, Options(per_device_train_batch_size=5), 1.0))) == 5  # of 23: as many as fit
@@ -274,14 +276,14 @@ def run_site(ready, name="A", until=None, said=None, **choices):
         if until is not None and step.step == until:
             raise Killed
 
-    events = site.Events(say=said.append if said is not None else lambda message: None, step=stop)
+    events = Events(say=said.append if said is not None else lambda message: None, step=stop)
     given = {"max_steps": 8, "max_eval_samples": 8, "save_steps": 1} | choices
     names = {field.name for field in dataclasses.fields(Options)}
     options = Options(**{name: value for name, value in given.items() if name in names})
     chosen = Choices(options, **{name: value for name, value in given.items() if name not in names})
-    parent = coordinator.starting_adapter(workspace, plan, 1)
+    parent = archive.starting_adapter(workspace, plan, 1)
     return site.train_local(
-        workspace, plan, lm, name, site.workspace_data(workspace, name), parent, 1, chosen, events=events
+        workspace, plan, lm, name, site_data.workspace_data(workspace, name), parent, 1, chosen, events=events
     ).record
 
 
@@ -341,7 +343,7 @@ def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(re
 
 def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monkeypatch):
     workspace, plan, lm, _ = ready
-    data = site.workspace_data(workspace, "A")
+    data = site_data.workspace_data(workspace, "A")
     choosing, reporting = site._choosing_half("A", data)
     assert len(choosing) + len(reporting) == len(data.validation)
     assert not {row.text_key for row in choosing} & {row.text_key for row in reporting}
@@ -359,12 +361,12 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
             if state.step == step:
                 caught["factors"] = lm.read_factors()
 
-        start = coordinator.starting_adapter(workspace, wild, 1)
-        encoded = [examples.encode(row, wild.prompt, lm.tokenizer, wild.training.max_length) for row in data.train]
+        start = archive.starting_adapter(workspace, wild, 1)
+        encoded = [prompts.encode(row, wild.prompt, lm.tokenizer, wild.training.max_length) for row in data.train]
         seed = loop.order_seed(wild, "A", 1)
         loop.train(lm, wild, start, encoded, 8, seed=seed, progress=stop)
         # `progress` runs behind the step's update
-        adapter = gate.plan_adapter(wild, caught["factors"])
+        adapter = plan_adapter(wild, caught["factors"])
         losses[step] = (summarize(site.evaluation.measure(lm, adapter, items.encoded), items.groups).mean, adapter)
     best = min(losses, key=lambda step: losses[step][0])
     assert record.kept_step == best
@@ -409,7 +411,7 @@ def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeyp
 
 def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch):
     workspace, plan, lm, encoded = four_bit
-    start = moved(coordinator.starting_adapter(workspace, plan, 1))
+    start = moved(archive.starting_adapter(workspace, plan, 1))
     before = first_gradients(monkeypatch, lm, plan, start, encoded, Options())
     site.evaluation.measure(lm, start, encoded[:4])
     after = first_gradients(monkeypatch, lm, plan, start, encoded, Options())

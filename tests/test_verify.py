@@ -11,6 +11,7 @@ from hostile import RECORD, WEIGHTS
 
 from fedmed_cli.adapters import config as adapter_config
 from fedmed_cli.adapters import gate, signatures
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.aggregation.state import Rules
 from fedmed_cli.cli.app import main
 from fedmed_cli.records.digests import sha256_bytes
@@ -260,9 +261,10 @@ def test_an_unsigned_round_before_the_key_was_pinned_is_covered_by_the_signed_on
     plan = lab.make_plan()
     workspace.plan_path.write_bytes(plan.to_bytes())
     assert "is not signed" in fails(7, "verify", "-C", workspace.root)
+    from fedmed_cli.adapters import archive
     from fedmed_cli.federation import coordinator
 
-    start = coordinator.starting_adapter(workspace, plan, 2)
+    start = archive.starting_adapter(workspace, plan, 2)
     for site in lab.SITES:
         for name, data in lab.contribution(plan, site, start, 2, signer=lab.SIGNERS[site]).items():
             (workspace.contribution(site) / name).write_bytes(data)
@@ -326,7 +328,7 @@ def test_an_interrupted_command_is_mentioned_and_is_no_fault(signed, capsys):
 
 def test_relative_difference_is_that_of_the_products():
     plan = lab.make_plan()
-    start = gate.plan_adapter(plan, gate.initial_factors(plan))
+    start = plan_adapter(plan, initial_factors(plan))
     one, two = lab.trained(plan, start, 1), lab.trained(plan, start, 2)
     dense = [
         np.concatenate([(x.scale(m) * b.astype(float) @ a).ravel() for m, (a, b) in x.factors.items()])

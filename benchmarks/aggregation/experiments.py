@@ -21,16 +21,16 @@ from unittest import mock
 
 import numpy as np
 
-from fedmed_cli.adapters import gate
-from fedmed_cli.adapters.gate import Adapter, plan_adapter
+from fedmed_cli.adapters import archive, gate
+from fedmed_cli.adapters.adapter import Adapter, plan_adapter
 from fedmed_cli.aggregation.combine import combine
 from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.aggregation.server_step import LINE_SEARCH
 from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.cli.app import main as fedmed
-from fedmed_cli.data import coordinator_examples, examples
+from fedmed_cli.data import coordinator_examples, examples, site_data
 from fedmed_cli.evaluation import losses as evaluation
-from fedmed_cli.federation import coordinator, site
+from fedmed_cli.federation import site
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.models import base as bases
 from fedmed_cli.models import language_model
@@ -111,7 +111,7 @@ class Federation:
     def train(self, name: str, parent: Adapter, number: int, where: Workspace, shuffled: bool = False) -> Submission:
         path = where.contribution(name)
         if not path.exists():
-            data = site.workspace_data(self.place, name)
+            data = site_data.workspace_data(self.place, name)
             if shuffled:
                 order = np.random.default_rng(self.plan.training.seed).permutation(len(data.train))
                 answers = [data.train[i].answer for i in order]
@@ -125,7 +125,7 @@ class Federation:
         return Submission(folder.adapter, folder.contribution, "0" * 64)
 
     def honest(self) -> tuple[Adapter, dict[str, Submission]]:
-        parent = coordinator.starting_adapter(self.place, self.plan, 1)
+        parent = archive.starting_adapter(self.place, self.plan, 1)
         return parent, {name: self.train(name, parent, 1, self.place) for name in self.plan.sites.names}
 
     def test_set(self) -> evaluation.EvaluationSet:
@@ -324,7 +324,7 @@ def exactness(bench: Bench) -> None:
 
 def compare_two(rows: Rows, fed: Federation, seed: int, what: str, one: Adapter, two: Adapter) -> None:
     if rows.missing(seed=seed, what=what):
-        base = coordinator.starting_adapter(fed.place, fed.plan, 1)
+        base = archive.starting_adapter(fed.place, fed.plan, 1)
         losses = {"svd": nll(fed.test(one)), "factor-mean": nll(fed.test(two)), "base": nll(fed.test(base))}
         rows.add(seed=seed, what=what, groups=fed.test_set().groups, losses=losses)
 

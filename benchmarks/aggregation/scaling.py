@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
 from fedmed_cli.aggregation.evidence import PAIRWISE_UP_TO
 from fedmed_cli.aggregation.methods import svd
 from fedmed_cli.models import bundled_base
@@ -99,7 +99,7 @@ def _federation(folder: Path, count: int) -> None:
 def ten(folder: Path) -> None:
     plan = Plan(bundled_base.BASE, Lora(r=16, alpha=32.0, targets=ALL_LINEAR), Prompt(), Training(),
                 Sites(tuple("ABCDEFGHIJ"), 10))  # fmt: skip
-    parent = gate.plan_adapter(plan, gate.initial_factors(plan))
+    parent = plan_adapter(plan, initial_factors(plan))
     members = [random_adapter(plan, seed) for seed in range(10)]
     times = []
     for _ in range(3):
@@ -116,7 +116,7 @@ def peft(folder: Path) -> None:
     from peft import PeftModel
 
     plan = Plan(bundled_base.BASE, Lora(), Prompt(), Training(), Sites(("A", "B", "C"), 3))
-    parent = gate.plan_adapter(plan, gate.initial_factors(plan))
+    parent = plan_adapter(plan, initial_factors(plan))
     members = [random_adapter(plan, seed) for seed in range(3)]
     weights = [0.5, 0.3, 0.2]
     config = transformers.LlamaConfig(
@@ -127,7 +127,7 @@ def peft(folder: Path) -> None:
     for name, adapter in zip("ABC", members, strict=True):
         home = folder / name
         home.mkdir()
-        for file, data in gate.adapter_files(adapter, "x").items():
+        for file, data in adapter_files(adapter, "x").items():
             (home / file).write_bytes(data)
         if loaded is None:
             loaded = PeftModel.from_pretrained(model, home, adapter_name=name)

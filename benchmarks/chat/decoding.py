@@ -19,6 +19,7 @@ from fedmed_cli.data import examples
 from fedmed_cli.evaluation import losses
 from fedmed_cli.models import language_model
 from fedmed_cli.models.base import find_for_plan
+from fedmed_cli.models.prompts import encode, prompt_ids, prompt_messages
 from fedmed_cli.workspace import Workspace
 
 QUESTIONS = (
@@ -84,7 +85,7 @@ def main():
     whole.use(adapter)
     eos = reference.tokenizer.eos_token_id
     prompts = [
-        examples.prompt_ids(examples.prompt_messages(plan.prompt, question), reference.tokenizer)
+        prompt_ids(prompt_messages(plan.prompt, question), reference.tokenizer)
         for question in QUESTIONS[: options.questions]
     ]
     ways = {
@@ -119,7 +120,7 @@ def main():
         )
     if options.examples:
         rows = losses.choose(examples.read_jsonl(place.data / "test.jsonl"), options.examples)
-        encoded = [item for row in rows if (item := examples.encode(row, plan.prompt, reference.tokenizer, 512))]
+        encoded = [item for row in rows if (item := encode(row, plan.prompt, reference.tokenizer, 512))]
         print(f"held-out loss on {len(encoded)} examples: whole {loss(whole, encoded):.4f}", flush=True)
         print(f"                                  int8  {loss(small, encoded):.4f}", flush=True)
 

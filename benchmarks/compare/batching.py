@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from fedmed_cli.data import examples
-from fedmed_cli.data.examples import Encoded
 from fedmed_cli.evaluation import losses as evaluation
-from fedmed_cli.models import base, bundled_base, language_model
+from fedmed_cli.models import base, bundled_base, language_model, prompts
+from fedmed_cli.models.prompts import Encoded
 from fedmed_cli.records.plan import Prompt
 
 
@@ -45,7 +45,7 @@ def make_set(lm, name, number):
     """Encoded examples of a file, or random tokens of lengths with a long tail."""
     if name != "lognormal":
         rows = evaluation.choose(examples.read_jsonl(Path(name)), number)
-        return [examples.encode(row, Prompt(), lm.tokenizer, 1024) for row in rows]
+        return [prompts.encode(row, Prompt(), lm.tokenizer, 1024) for row in rows]
     generator = np.random.Generator(np.random.Philox(1))
     lengths = np.clip(np.exp(generator.normal(np.log(190), 0.8, number)), 50, 1024).astype(int)
     return [Encoded(tuple(map(int, generator.integers(5, 40_000, length))), 35, False) for length in lengths]

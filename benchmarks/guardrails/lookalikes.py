@@ -1,4 +1,4 @@
-"""Write fedmed_cli/chat/guardrails/words.txt: real words that the speller would otherwise take for a mistyped rule word.
+"""Write fedmed_cli/chat/guardrails/words.txt: real words that the speller would take for a mistyped rule word.
 
 Usage: python benchmarks/guardrails/lookalikes.py FOLDER_OF_THE_BASE_MODEL
 

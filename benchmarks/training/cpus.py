@@ -1,9 +1,10 @@
 """Tests and training speed under each class of CPU that this one can play, in one table.
 
-    sh benchmarks/cpus.sh --dataset $MEDQUAD --trl FOLDER [--steps 24] [--seeds 0 1 2] [--all-tests] [--classes AVX2 ...]
+    sh benchmarks/cpus.sh --dataset $MEDQUAD --trl FOLDER [--steps 24] [--seeds 0 1 2] [--all-tests] [--classes AVX2]
 
-oneDNN's, ATen's and MKL's own switches make a CPU compute as one of a lower class; its caches, memory and clock stay, so
-ratios count, not tokens a second. "ATen default" is torch without vector instructions of its own: only tests run there.
+oneDNN's, ATen's and MKL's own switches make a CPU compute as one of a lower class; its caches, memory and clock stay,
+so ratios count, not tokens a second. "ATen default" is torch without vector instructions of its own: only tests run
+there.
 FOLDER is where `pip install --target FOLDER --no-deps trl` put TRL. What tests and trainings said goes to cpus.log.
 """
 

@@ -145,6 +145,7 @@ def prepare(base, num_examples, seed):
     from fedmed_cli.data import corpus, examples
     from fedmed_cli.federation.plan import PlanOptions, make_plan
     from fedmed_cli.models import base as bases
+    from fedmed_cli.models.prompts import encode
 
     plan = make_plan(PlanOptions(base=base), ("A",), None, print_error)
     local = bases.find_for_plan(plan.base, base, None, print_error)
@@ -154,7 +155,7 @@ def prepare(base, num_examples, seed):
     pairs = []
     for row in rows[:30] + [row for row in rows[30:] if row["focus"] not in unseen][:600]:
         example = examples.Example(row["id"], row["question"], row["answer"])
-        pairs.append((example, examples.encode(example, plan.prompt, tokenizer, MAX_LENGTH)))
+        pairs.append((example, encode(example, plan.prompt, tokenizer, MAX_LENGTH)))
     chosen = np.random.default_rng(seed + 1).permutation(600)[:num_examples]
     return plan, local, tokenizer, pairs[:30], [pairs[30 + i] for i in chosen]
 
@@ -194,7 +195,7 @@ def peak_so_far(device):
 
 
 def with_fedmed(data, device, four_bit, steps, seed):
-    from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
     from fedmed_cli.models import language_model
     from fedmed_cli.training import loop
     from fedmed_cli.training import options as training_options
@@ -205,7 +206,7 @@ def with_fedmed(data, device, four_bit, steps, seed):
     encoded = [pair[1] for pair in pairs]
     order = loop.batches(encoded, BATCH, seed)
     counts = [sum(len(one.ids) for one in next(order)) for _ in range(steps)]
-    start = gate.plan_adapter(plan, gate.initial_factors(plan))
+    start = plan_adapter(plan, initial_factors(plan))
     times = [settle(device)]
     options = training_options.Options(BATCH)
     trained = loop.train(
@@ -220,9 +221,9 @@ def with_trl(data, device, four_bit, steps, seed, best):
     import transformers
     import trl
 
-    from fedmed_cli.adapters import gate
-    from fedmed_cli.data.examples import prompt_messages
+    from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
     from fedmed_cli.models import language_model
+    from fedmed_cli.models.prompts import prompt_messages
 
     plan, local, tokenizer, _, pairs = data
     prompts = [prompt_messages(plan.prompt, row.question) for row, _ in pairs]
@@ -258,7 +259,7 @@ def with_trl(data, device, four_bit, steps, seed, best):
             callbacks=[Clock()],
             quantization_config=quantization if four_bit else None,
         )
-        parameters = start_factors(trainer.model, gate.initial_factors(plan))
+        parameters = start_factors(trainer.model, initial_factors(plan))
         collate = trainer.data_collator
 
         def counting(items):
@@ -273,7 +274,7 @@ def with_trl(data, device, four_bit, steps, seed, best):
     factors = dict(zip(modules, zip(values[::2], values[1::2], strict=True), strict=True))
     base = trainer.model.unload().eval().requires_grad_(False)
     lm = language_model.LanguageModel(base, tokenizer, torch.device(device), dtype, local, quantized=four_bit)
-    return times, counts[:steps], gate.plan_adapter(plan, factors), lm, loading
+    return times, counts[:steps], plan_adapter(plan, factors), lm, loading
 
 
 def train(base, device, four_bit, contender, steps, seed):
@@ -326,7 +327,7 @@ def gradients(base, device):
     import torch
     import transformers
 
-    from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
     from fedmed_cli.evaluation import losses as evaluation
     from fedmed_cli.models import language_model
     from fedmed_cli.training import loop
@@ -335,9 +336,9 @@ def gradients(base, device):
     plan, local, _, _, pairs = prepare(base, 4, 0)
     batch = [pair[1] for pair in pairs]
     rng = np.random.default_rng(3)
-    initial = gate.initial_factors(plan).items()
+    initial = initial_factors(plan).items()
     moved = {name: (a, rng.normal(0, 0.05, b.shape).astype(np.float32)) for name, (a, b) in initial}
-    start = gate.plan_adapter(plan, moved)
+    start = plan_adapter(plan, moved)
     clip = torch.nn.utils.clip_grad_norm_
 
     def load(dtype, four_bit=False):

@@ -38,6 +38,7 @@ def prepare(dataset, steps, seed):
     from fedmed_cli.data import examples
     from fedmed_cli.federation.plan import PlanOptions, make_plan
     from fedmed_cli.models import base as bases
+    from fedmed_cli.models import prompts
 
     plan = make_plan(PlanOptions(), ("A",), None, print_error)
     local = bases.find_for_plan(plan.base, None, None, print_error)
@@ -50,7 +51,7 @@ def prepare(dataset, steps, seed):
     kept = []
     for i in order:
         row = examples.Example(str(i), rows[i]["question"], rows[i]["answer"], {})
-        encoded = examples.encode(row, plan.prompt, tokenizer, MAX_LENGTH)
+        encoded = prompts.encode(row, plan.prompt, tokenizer, MAX_LENGTH)
         if encoded is not None:
             kept.append((row, encoded))
         if len(kept) == 30 + 600:
@@ -83,9 +84,9 @@ def start_factors(model, plan):
     """Put the plan's initial adapter on a PEFT model, so that all contenders start alike."""
     import torch
 
-    from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.adapter import initial_factors
 
-    factors = gate.initial_factors(plan)
+    factors = initial_factors(plan)
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             module, _, factor = name.removeprefix("base_model.model.").removesuffix(".default.weight").rpartition(".")
@@ -100,7 +101,7 @@ def read_factors(model):
 
 
 def with_fedmed(data, steps, seed):
-    from fedmed_cli.adapters import gate
+    from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
     from fedmed_cli.models import language_model
     from fedmed_cli.training import loop
     from fedmed_cli.training import options as training_options
@@ -110,7 +111,7 @@ def with_fedmed(data, steps, seed):
     base = peak_memory()
     times = []
     options = training_options.Options(BATCH)
-    start = gate.plan_adapter(plan, gate.initial_factors(plan))
+    start = plan_adapter(plan, initial_factors(plan))
     encoded = [pair[1] for pair in pairs]
     times = [time.perf_counter()]
     counts = []
@@ -157,8 +158,8 @@ def with_trl(data, steps, seed, best):
     import transformers
     import trl
 
-    from fedmed_cli.data.examples import prompt_messages
     from fedmed_cli.models import language_model
+    from fedmed_cli.models.prompts import prompt_messages
 
     plan, local, tokenizer, _, pairs = data
     rows = [
@@ -235,6 +236,8 @@ def peak_memory():
 def worker(contender, dataset, steps, seed):
     import torch
 
+    from fedmed_cli.adapters.adapter import plan_adapter
+
     data = prepare(dataset, steps, seed)
     torch.manual_seed(seed)
     imported = peak_memory()
@@ -247,13 +250,12 @@ def worker(contender, dataset, steps, seed):
     times, counts, factors, _ = found
     peak = peak_memory()
     seconds = times[-1] - times[UNTIMED]
-    from fedmed_cli.adapters import gate
     from fedmed_cli.evaluation import losses as evaluation
     from fedmed_cli.models import language_model
 
     plan, local, _, held, _ = data
     lm = language_model.load(local, "cpu", print_error)
-    losses = evaluation.measure(lm, gate.plan_adapter(plan, factors), [pair[1] for pair in held])
+    losses = evaluation.measure(lm, plan_adapter(plan, factors), [pair[1] for pair in held])
     result = {
         "contender": contender,
         "seed": seed,

@@ -17,7 +17,7 @@ from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Base
 
 if TYPE_CHECKING:
-    from fedmed_cli.adapters.gate import Adapter
+    from fedmed_cli.adapters.adapter import Adapter
 
 TAGS = ("federated-learning", "fedmed", "lora", "medical", "transformers")
 # Where the embedded default's weights come from; its own name is no id of a hub.

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli.adapters.gate import Adapter, AdapterFolder, read_folder
+from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.adapters.gate import AdapterFolder, read_folder
 from fedmed_cli.adapters.low_rank import decompose, product_norm
 from fedmed_cli.errors import CombineError
 from fedmed_cli.records.plan import Plan

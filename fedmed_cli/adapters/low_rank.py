@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedmed_cli.adapters.gate import Adapter, Factors
+from fedmed_cli.adapters.adapter import Adapter, Factors
 from fedmed_cli.records.lora import rescaled, unlike
 
 Product = tuple[np.ndarray, np.ndarray]

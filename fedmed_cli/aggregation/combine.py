@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.aggregation import examine, server_step, weighting
 from fedmed_cli.aggregation.evidence import PAIRWISE_UP_TO, collect
 from fedmed_cli.aggregation.robust import ROBUST

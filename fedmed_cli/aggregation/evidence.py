@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.low_rank import gram_of_innovations, update_norm
 from fedmed_cli.aggregation import weighting
 from fedmed_cli.aggregation.state import Case, Submission

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from fedmed_cli.adapters.gate import Adapter, Factors, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import Adapter, Factors, initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import product_norm, truncate, weighted_product
 from fedmed_cli.errors import CombineError
 from fedmed_cli.records.aggregate import Truncation

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.records.aggregate import Truncation, Weights

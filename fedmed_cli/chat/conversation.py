@@ -5,128 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.adapters import gate
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.chat.choose_adapter import BASE, Chosen
 from fedmed_cli.chat.guardrails import check
 from fedmed_cli.chat.guardrails.check import Finding
-from fedmed_cli.data.examples import prompt_ids, prompt_messages
 from fedmed_cli.errors import InputError, UsageError
-from fedmed_cli.escapes import clean
+from fedmed_cli.models.prompts import prompt_ids, prompt_messages
 from fedmed_cli.records.chat import Chat, Turn
-from fedmed_cli.records.digests import short
-from fedmed_cli.records.plan import Plan, Prompt
-from fedmed_cli.workspace import Workspace
+from fedmed_cli.records.plan import Prompt
+from fedmed_cli.text import clean
 
 if TYPE_CHECKING:
     from fedmed_cli.chat.decoding import Decoder
-    from fedmed_cli.models.batch_generation import Answer
-    from fedmed_cli.models.language_model import LanguageModel
+    from fedmed_cli.chat.generation import Answer
 
 LABEL = "research evaluation, not for clinical use"
 DISCLAIMER = "Research evaluation, not for clinical use: answers can be wrong. In an emergency call your local number."
 MAX_QUESTION = 20_000
-
-Say = Callable[[str], None]
-Measure = Callable[[dict[str, Adapter]], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """An adapter (None: the plain base) with how to call it."""
-
-    name: str
-    adapter: Adapter | None
-
-
-BASE = Chosen("base model, no adapter", None)
-
-
-def choose_adapter(
-    workspace: Workspace, plan: Plan, name: str | None, say: Say, measure: Measure | None = None
-) -> Chosen:
-    """The adapter for "base", "global", "best", a site or a folder; by default the newest global one.
-
-    A site's adapter is the one in the newest round, else its contribution in the mailbox. "best" is what has the
-    least loss on the coordinator's examples, as `measure` finds it. InputError where there is none.
-    """
-    newest = workspace.newest_round()
-    if name == "base":
-        return BASE
-    if name in (None, "global"):
-        if not newest:
-            if name == "global":
-                raise InputError(
-                    "there is no global adapter yet",
-                    hint="run 'fedmed round' or 'fedmed aggregate', or use --adapter base",
-                )
-            say("there is no global adapter yet: the base model answers")
-            return BASE
-        adapter = gate.read_global(workspace.global_adapter(newest), plan).adapter
-        return Chosen(f"global adapter of round {newest} ({short(adapter.digest)})", adapter)
-    assert name is not None
-    if name == "best":
-        return _best(workspace, plan, say, measure)
-    if name in plan.sites.names:
-        return site_adapter(workspace, plan, name)
-    adapter = gate.read_folder(Path(name), plan).adapter
-    return Chosen(f"adapter {name} ({short(adapter.digest)})", adapter)
-
-
-def site_adapter(workspace: Workspace, plan: Plan, site: str) -> Chosen:
-    """A site's adapter of the newest round, else the one in the mailbox."""
-    if site not in plan.sites.names:
-        raise InputError(f"no site {site!r} in the plan, expected one of {', '.join(plan.sites.names)}")
-    newest = workspace.newest_round()
-    for path, where in (
-        (workspace.round(newest) / site, f"of round {newest}"),
-        (workspace.contribution(site), "in the mailbox"),
-    ):
-        if path.is_dir():
-            adapter = gate.read_folder(path, plan).adapter
-            return Chosen(f"adapter of site {site} {where} ({short(adapter.digest)})", adapter)
-    raise InputError(f"site {site} has no adapter yet", hint=f"run 'fedmed train-local --site {site}'")
-
-
-def _best(workspace: Workspace, plan: Plan, say: Say, measure: Measure | None) -> Chosen:
-    newest = workspace.newest_round()
-    names = [site for site in plan.sites.names if (workspace.round(newest) / site).is_dir()] if newest else []
-    found = {site: site_adapter(workspace, plan, site) for site in names}
-    if newest:
-        found["global"] = choose_adapter(workspace, plan, "global", say)
-    if not found or measure is None:
-        raise InputError("--adapter best: there is no adapter yet", hint="run 'fedmed round' first")
-    losses = measure({name: chosen.adapter for name, chosen in found.items() if chosen.adapter is not None})
-    best = min(losses, key=lambda name: (losses[name], name))
-    shown = ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses))
-    say(f"loss on the coordinator's examples: {shown}")
-    say(f"best is {best}; these losses chose it, so they are no result")
-    return found[best]
-
-
-def measure_on_coordinator(
-    workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progress: Callable[[int, int], None] | None = None
-) -> Measure:
-    """Mean losses of adapters on the coordinator's deciding examples, remembered. InputError where it has none."""
-
-    def measure(candidates: dict[str, Adapter]) -> dict[str, float]:
-        from fedmed_cli import intervals
-        from fedmed_cli.evaluation import losses as evaluation
-        from fedmed_cli.federation import simulation
-
-        items = simulation.coordinator_set(workspace, plan, lm, "decide", None, say)
-        if items is None:
-            raise InputError("data/coordinator.jsonl: there are no coordinator's examples to find the best with")
-        return {
-            name: intervals.summarize(
-                evaluation.measure_cached(workspace, plan, lm, adapter, items, progress), items.groups
-            ).mean
-            for name, adapter in candidates.items()
-        }
-
-    return measure
 
 
 @dataclass(frozen=True)
@@ -219,7 +115,7 @@ class Conversation:
 
         `findings` are those of the question where they are known. InputError where it is empty or too long.
         """
-        from fedmed_cli.models.batch_generation import answer
+        from fedmed_cli.chat.generation import answer
 
         question = check_length(question)
         if findings is None:
@@ -244,7 +140,7 @@ class Conversation:
 
         Empty where the guardrails hold the answer back.
         """
-        from fedmed_cli.models.batch_generation import answer
+        from fedmed_cli.chat.generation import answer
 
         question = check_length(question)
         if check.holds_answer_back(check.check_question(question)):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, Drafts
 from fedmed_cli.errors import CombineError
 from fedmed_cli.models.language_model import LanguageModel

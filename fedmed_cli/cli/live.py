@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from fedmed_cli.cli.screen import Screen, time_left
-from fedmed_cli.federation.site import Events
-from fedmed_cli.training.loop import Step
+from fedmed_cli.events import Events, Step
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.codec import control_character
-from fedmed_cli.units import number_of_bytes as number_of_bytes
+from fedmed_cli.text import number_of_bytes as number_of_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,12 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fedmed_cli.data.sources import DEFAULT_MAX_BAD, BadRows, Source
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.digests import sha256_json
-from fedmed_cli.records.plan import Prompt
 
 SITE_COLUMN = "fedmed_site"
 _SPACE = re.compile(r"\s+")
@@ -117,67 +115,3 @@ def set_digest(examples: Iterable[Example]) -> str:
 
 
 # --- prompts ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as token ids: `ids[num_prompt:]` are the supervised answer tokens (end token included)."""
-
-    ids: tuple[int, ...]
-    num_prompt: int
-    truncated: bool
-
-    @property
-    def num_supervised(self) -> int:
-        return len(self.ids) - self.num_prompt
-
-
-def prompt_messages(prompt: Prompt, question: str) -> list[dict[str, str]]:
-    """The question as chat messages, as the plan's prompt wraps it."""
-    user = {"role": "user", "content": prompt.user.replace("{question}", question)}
-    return [{"role": "system", "content": prompt.system}, user] if prompt.system else [user]
-
-
-def render(messages: list[dict[str, str]], tokenizer: Any) -> str:
-    """The text a model continues with its answer, by the base model's own chat template.
-
-    A template that refuses a system message gets its text in front of the first user message. A tokenizer
-    without a template gets the plain form "Question: …\\nAnswer:".
-    """
-    if not tokenizer.chat_template:
-        parts = []
-        for message in messages:
-            form = {"system": "{}\n\n", "user": "Question: {}\nAnswer:", "assistant": " {}\n\n"}[message["role"]]
-            parts.append(form.format(message["content"]))
-        return "".join(parts)
-    import jinja2
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    except jinja2.TemplateError:
-        if messages[0]["role"] != "system":
-            raise
-        first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        return str(tokenizer.apply_chat_template([first, *messages[2:]], tokenize=False, add_generation_prompt=True))
-
-
-def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
-    """Token ids of `render`. A template writes its own special tokens; the plain form gets the tokenizer's."""
-    text = render(messages, tokenizer)
-    return list(tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"])
-
-
-def encode(example: Example, prompt: Prompt, tokenizer: Any, max_length: int) -> Encoded | None:
-    """Token ids of an example, at most `max_length`; None where the prompt alone fills them.
-
-    Prompt and answer are tokenized apart, so that the prompt's length marks where the labels start; a cut
-    answer gets no end token, for the model should not learn to stop there.
-    """
-    start = prompt_ids(prompt_messages(prompt, example.question), tokenizer)
-    lead = "" if tokenizer.chat_template else " "
-    answer = list(tokenizer(lead + example.answer, add_special_tokens=False)["input_ids"])
-    answer.append(tokenizer.eos_token_id)
-    room = max_length - len(start)
-    if room < 1:
-        return None
-    return Encoded((*start, *answer[:room]), len(start), len(answer) > room)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -15,14 +15,12 @@ from fedmed_cli.data import identifiers as phi
 from fedmed_cli.data import partition, row_index, split_files, topics
 from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches, merge
 from fedmed_cli.data.sources import DEFAULT_MAX_BAD, BadRows, Source
+from fedmed_cli.durable import write_file
 from fedmed_cli.errors import ConflictError, InputError, UsageError
-from fedmed_cli.federation.plan import PlanOptions, check_options, make_plan
+from fedmed_cli.events import Say, StageProgress
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import BadRowCounts, NearDuplicates, SiteCounts, SplitRecord
-from fedmed_cli.workspace import Workspace, utc_now, write_file
-
-Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]  # what is done, rows so far, rows in all (0 where not known)
+from fedmed_cli.workspace import Workspace, utc_now
 
 MAX_ATTEMPTS = 3
 MAX_LABELS = 10_000  # of all sites together, in the record
@@ -61,12 +59,12 @@ class SplitResult:
 def split(
     workspace: Workspace,
     source: Source,
-    plan_options: PlanOptions,
+    plan: Plan,
     options: SplitOptions,
     say: Say,
-    progress: Progress = lambda what, done, total: None,
+    progress: StageProgress = lambda what, done, total: None,
 ) -> SplitResult:
-    """Divide the examples of `source` among the sites and write `data/` and, where there is none, the plan.
+    """Divide the examples of `source` among the plan's sites and write `data/` and, where there is none, the plan.
 
     The first pass keeps a few numbers a row, the second writes; nothing else grows with the data. The caller
     holds the lock.
@@ -81,11 +79,6 @@ def split(
     label = options.label or (column if method == "column" else source.label_column)
     group_by = options.group_by or source.group_column
     wrote_plan = not workspace.plan_path.exists()
-    plan = make_plan(plan_options, options.names, None, say) if wrote_plan else workspace.read_plan()
-    if not wrote_plan:
-        check_options(plan_options, plan)
-        if plan.sites.names != options.names:
-            raise UsageError(f"the plan's sites are {', '.join(plan.sites.names)}, found {', '.join(options.names)}")
     seed = plan.training.seed
     staged = workspace.private / "split"
     shutil.rmtree(staged, ignore_errors=True)

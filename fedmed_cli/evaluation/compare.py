@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedmed_cli import intervals
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.data import examples
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.partition import MIN_LABEL_COUNT
@@ -20,7 +20,9 @@ from fedmed_cli.evaluation import losses as evaluation
 from fedmed_cli.evaluation import mcq
 from fedmed_cli.evaluation.compared_adapters import BASE, GLOBAL, POOLED, worst_sites
 from fedmed_cli.evaluation.mcq_files import QuestionSet
+from fedmed_cli.events import Say, StageProgress
 from fedmed_cli.intervals import Losses, paired_interval, summarize
+from fedmed_cli.models import prompts
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.comparison import Comparison, Score, Tally
@@ -37,9 +39,6 @@ QUESTIONS = (
     "How do doctors treat high blood pressure?",
     "What can I do to lower my risk of type 2 diabetes?",
 )
-
-Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def measure_all(
     lm: LanguageModel,
     chosen: Mapping[str, Adapter],
     items: evaluation.EvaluationSet,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> dict[str, Losses]:
     """Losses of the base and of every adapter on the same examples.
 
@@ -137,7 +136,7 @@ def compare(
     choices: QuestionSet | None = None,
     num_resamples: int = intervals.NUM_RESAMPLES,
     say: Say = lambda message: None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Comparison:
     """Measure the base and every adapter on the same examples; each difference is paired by example.
 
@@ -276,7 +275,7 @@ def answers_side_by_side(
     lm: LanguageModel, plan: Plan, chosen: Mapping[str, Adapter | None], questions: Sequence[str], max_new_tokens: int
 ) -> str:
     """Markdown with each question's answers by each adapter. Only from given or bundled questions."""
-    conversations = [examples.prompt_messages(plan.prompt, question) for question in questions]
+    conversations = [prompts.prompt_messages(plan.prompt, question) for question in questions]
     answers = {}
     for name, adapter in chosen.items():
         lm.use(adapter)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedmed_cli.adapters import gate
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters import archive, gate
+from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.aggregation.methods import factor_mean
 from fedmed_cli.errors import CombineError, TrustError, UsageError
-from fedmed_cli.federation import coordinator
+from fedmed_cli.events import Say
 from fedmed_cli.records.comparison import Score
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan
@@ -21,27 +21,22 @@ FACTOR_MEAN = "factor-mean"
 POOLED = "pooled"
 ALONE = "alone"
 
-Say = Callable[[str], None]
-
 
 def workspace_adapters(
     workspace: Workspace, plan: Plan, all_rounds: bool = False, say: Say = lambda message: None
 ) -> dict[str, Adapter]:
     """The adapters of a workspace by name: each site's last, the newest global one (or all), the mean of factors.
 
-    A site's last adapter is that of the newest round it took part in, else the one in the mailbox. TrustError where
-    an archived adapter is not the one that the round's record names.
+    `archive.site_adapter` says which adapter of a site is meant. TrustError where an archived adapter is not the one that the round's record names.
     """
     newest = workspace.newest_round()
     found = {}
     for site in plan.sites.names:
-        number = next((n for n in range(newest, 0, -1) if (workspace.round(n) / site).is_dir()), None)
-        if number is not None:
-            found[site] = gate.read_folder(workspace.round(number) / site, plan).adapter
-            if number != newest:
-                say(f"site {site}: its last adapter is of round {number}, the newest round is {newest}")
-        elif workspace.contribution(site).is_dir():
-            found[site] = gate.read_folder(workspace.contribution(site), plan).adapter
+        last = archive.site_adapter(workspace, plan, site)
+        if last is not None:
+            found[site] = last.adapter
+            if last.round_number not in (None, newest):
+                say(f"site {site}: its last adapter is of round {last.round_number}, the newest round is {newest}")
     for number in range(1 if all_rounds else max(newest, 1), newest + 1):
         name = GLOBAL if number == newest else f"{GLOBAL}-{number}"
         _add(found, name, gate.read_global(workspace.global_adapter(number), plan).adapter)
@@ -84,7 +79,7 @@ def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) ->
     if record.server_momentum:
         say(f"{FACTOR_MEAN} is without the round's server momentum: it has no meaning for factors")
     try:
-        return factor_mean(plan, coordinator.starting_adapter(workspace, plan, newest), taken, weights)[0]
+        return factor_mean(plan, archive.starting_adapter(workspace, plan, newest), taken, weights)[0]
     except CombineError as error:
         say(f"no {FACTOR_MEAN}: {error.message}")
         return None

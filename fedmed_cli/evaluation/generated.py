@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.data.examples import Example, prompt_messages
+from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.data.examples import Example
 from fedmed_cli.evaluation.compared_adapters import BASE
 from fedmed_cli.evaluation.text_overlap import rouge_l, token_f1
+from fedmed_cli.events import StageProgress
 from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.models.prompts import prompt_messages
 from fedmed_cli.records.comparison import Generated, OverlapScore, Rate
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan
-
-Progress = Callable[[str, int, int], None]
 
 
 def measure(
@@ -29,7 +29,7 @@ def measure(
     max_new_tokens: int,
     *,
     num_resamples: int = NUM_RESAMPLES,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Generated:
     """Ask the base and every adapter the same questions (greedy decoding); differences are paired by question."""
     conversations = [prompt_messages(plan.prompt, example.question) for example in asked]

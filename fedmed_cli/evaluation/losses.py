@@ -10,22 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.aggregation.state import Examiner
-from fedmed_cli.data.examples import Encoded, Example, encode, home_site, set_digest
+from fedmed_cli.data.examples import Example, home_site, set_digest
+from fedmed_cli.durable import write_file
 from fedmed_cli.errors import InputError
+from fedmed_cli.events import Progress
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models.fast_path import ATTENTION, LINEAR, fast_path
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.loss import nll_per_example
+from fedmed_cli.models.prompts import Encoded, encode
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.workspace import Workspace, write_file
+from fedmed_cli.workspace import Workspace
 
 BATCH_TOKENS = 2048
 BATCH_EXAMPLES = 16
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

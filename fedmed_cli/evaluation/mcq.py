@@ -8,16 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.data.examples import Example, encode, prompt_messages
+from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import losses, mcq_scores
 from fedmed_cli.evaluation.compared_adapters import BASE
 from fedmed_cli.evaluation.mcq_files import Question, QuestionSet
 from fedmed_cli.evaluation.mcq_scores import Continued
+from fedmed_cli.events import Say, StageProgress
 from fedmed_cli.intervals import paired_shares, wilson
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.models.prompts import encode, prompt_messages
 from fedmed_cli.records.comparison import Choices, ChoiceScore, Rate
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Interval
@@ -26,9 +28,6 @@ from fedmed_cli.workspace import Workspace
 
 NUM_ASKED = 100
 ASKED_TOKENS = 16
-
-Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def measure(
     *,
     num_asked: int = NUM_ASKED,
     say: Say = lambda message: None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Choices:
     """Score the base and every adapter on the questions; each difference to the base is paired by question.
 

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from fedmed_cli.data.columns import BadRow, text_of
 from fedmed_cli.data.sources import raw_rows
 from fedmed_cli.errors import InputError
+from fedmed_cli.events import Say
 from fedmed_cli.records.digests import sha256_json
 
 LETTERS = "ABCDEFGHIJ"
 DECISIONS = ("yes", "no", "maybe")
 MAX_SKIPPED = 0.1
 
-Say = Callable[[str], None]
 ChoiceLayout = Literal["options", "columns", "decision"]
 
 _COLUMNS = ("opa", "opb", "opc", "opd")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,14 @@ import numpy as np
 import torch
 import transformers
 
-from fedmed_cli.adapters.gate import Adapter
-from fedmed_cli.data.examples import Encoded
+from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.events import Progress
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.loss import nll_per_example
+from fedmed_cli.models.prompts import Encoded
 
 CACHE_TOKENS = 8192  # of repeated prompts at once
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

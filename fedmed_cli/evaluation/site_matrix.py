@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation.compared_adapters import worst_sites
+from fedmed_cli.events import Say
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.comparison import Comparison, Matrix, MatrixSite
 from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.measures import OVERALL
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import utc_now
-
-Say = Callable[[str], None]
 
 
 def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) -> Matrix:

@@ -7,31 +7,33 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli.adapters import card, gate
+from fedmed_cli.adapters import adapter, card, gate
+from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.adapters.archive import starting_adapter
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle
-from fedmed_cli.adapters.gate import Adapter, AdapterFolder
+from fedmed_cli.adapters.gate import AdapterFolder
 from fedmed_cli.aggregation.combine import Combination, combine
 from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.data import coordinator_examples
+from fedmed_cli.durable import new_folder, syncing, write_new
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
+from fedmed_cli.events import Say
 from fedmed_cli.federation.staging import stage
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
-from fedmed_cli.records.digests import sha256_bytes, short
+from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.trust import keys
-from fedmed_cli.workspace import Workspace, new_folder, syncing, utc_now, write_new
+from fedmed_cli.workspace import Workspace, utc_now
 
 if TYPE_CHECKING:
     from fedmed_cli.adapters.signatures import Signer
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,6 @@ class RoundResult:
 def default_weights(workspace: Workspace) -> str:
     """ "agentic" where the coordinator has examples to measure on, else "tokens"."""
     return "agentic" if coordinator_examples.half(workspace, "decide") else "tokens"
-
-
-def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Adapter:
-    """The adapter that a round starts from: the round before's global one, or the plan's initial one."""
-    if round_number == 1:
-        return gate.plan_adapter(plan, gate.initial_factors(plan))
-    path = workspace.global_adapter(round_number - 1)
-    folder = gate.read_global(path, plan)
-    assert folder.aggregate is not None
-    if folder.aggregate.round != round_number - 1:
-        raise InputError(f"{path}: expected round {round_number - 1}, found round {folder.aggregate.round}")
-    return folder.adapter
 
 
 def aggregate(
@@ -131,7 +121,7 @@ def aggregate(
             excluded=tuple(sorted(exclude)),
             examination=result.examination,
             truncation=result.truncation,
-            files=gate.file_digests(result.adapter, files),
+            files=adapter.file_digests(result.adapter, files),
             parent_record=_parent_record(workspace, round_number),
             signers=dict(sorted(signers.items())),
             run={
@@ -257,7 +247,7 @@ def _global_files(plan: Plan, result: Combination, round_number: int, rules: Rul
         examination=result.examination,
         truncation=result.truncation,
     )
-    return gate.adapter_files(result.adapter, readme)
+    return adapter.adapter_files(result.adapter, readme)
 
 
 def _read_scores(workspace: Workspace, plan: Plan, round_number: int, say: Say) -> list[Scores]:
@@ -330,29 +320,3 @@ def _with_way_out(error: FedmedError, path: Path) -> FedmedError:
     else:
         error.hint = "put the folders that the sites sent into adapters/, or name where they are"
     return error
-
-
-def accept_global(
-    workspace: Workspace, plan: Plan, path: Path, require_signatures: bool = False, say: Say = lambda message: None
-) -> tuple[AdapterFolder, int, bool]:
-    """Check a global adapter that came from the coordinator: it, its round, and whether it is new here.
-
-    It must be of the newest round known here or a later one; a different adapter for a known round is refused.
-    """
-    folder = gate.read_global(path, plan)
-    keys.check_signer(folder, plan, require_signatures, say)
-    record = folder.aggregate
-    assert record is not None
-    filed = workspace.global_adapter(record.round)
-    if filed.exists():
-        known = gate.read_global(filed, plan)
-        if known.adapter.digest != folder.adapter.digest:
-            raise ConflictError(
-                f"{path}: round {record.round} is already filed here with adapter {short(known.adapter.digest)}, "
-                f"found {short(folder.adapter.digest)}",
-                hint="ask the coordinator which of the two holds",
-            )
-        return folder, record.round, False
-    if record.round < workspace.newest_round():
-        raise ConflictError(f"{path}: is of round {record.round}, but round {workspace.newest_round()} is filed here")
-    return folder, record.round, True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fedmed_cli.adapters import gate
+from fedmed_cli.adapters import archive, gate
+from fedmed_cli.data import site_data
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import losses as evaluation
-from fedmed_cli.federation import coordinator, site
+from fedmed_cli.events import Events
 from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan
@@ -15,10 +16,10 @@ from fedmed_cli.workspace import Workspace, utc_now
 
 
 def score(
-    workspace: Workspace, plan: Plan, lm: LanguageModel, name: str, max_eval_samples: int, events: site.Events
+    workspace: Workspace, plan: Plan, lm: LanguageModel, name: str, max_eval_samples: int, events: Events
 ) -> Scores:
     """Measure every contribution in `adapters/` against the adapter the round started from."""
-    data = site.workspace_data(workspace, name)
+    data = site_data.workspace_data(workspace, name)
     if not data.validation:
         raise InputError(f"site {name} has no validation examples to score with")
     chosen = evaluation.choose(data.validation, max_eval_samples, data.group_by)
@@ -26,7 +27,7 @@ def score(
         events.say(f"site {name}: scoring on {len(chosen)} of {len(data.validation)} validation examples")
     items = evaluation.prepare(lm, plan, chosen, data.group_by)
     round_number = workspace.newest_round() + 1
-    parent = coordinator.starting_adapter(workspace, plan, round_number)
+    parent = archive.starting_adapter(workspace, plan, round_number)
     start = evaluation.measure_cached(workspace, plan, lm, parent, items, events.measured)
     gains = {}
     for path in sorted(workspace.adapters.glob("*")):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from fedmed_cli.errors import UsageError
+from fedmed_cli.events import Say
 from fedmed_cli.models import base as bases
 from fedmed_cli.models import bundled_base
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Plan, Prompt, Sites, Training
-
-Say = Callable[[str], None]
+from fedmed_cli.workspace import Workspace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +59,17 @@ def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | Non
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def plan_for_sites(workspace: Workspace, options: PlanOptions, names: tuple[str, ...], say: Say) -> Plan:
+    """The workspace's plan, or a new one that is not written yet. UsageError where it contradicts what is given."""
+    if not workspace.plan_path.exists():
+        return make_plan(options, names, None, say)
+    plan = workspace.read_plan()
+    check_options(options, plan)
+    if plan.sites.names != names:
+        raise UsageError(f"the plan's sites are {', '.join(plan.sites.names)}, found {', '.join(names)}")
+    return plan
 
 
 def check_options(options: PlanOptions, plan: Plan) -> None:

@@ -7,25 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fedmed_cli.adapters import card, gate
-from fedmed_cli.adapters.gate import Adapter
+from fedmed_cli.adapters import archive, card, gate
+from fedmed_cli.adapters.adapter import Adapter, adapter_files
 from fedmed_cli.data import examples
-from fedmed_cli.data.examples import Encoded, Example
+from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.evaluation.compared_adapters import POOLED
-from fedmed_cli.federation import coordinator as rounds
+from fedmed_cli.events import Say, Step
+from fedmed_cli.models import prompts
 from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.models.prompts import Encoded
 from fedmed_cli.records.comparison import Pooled
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training.loop import Step, Trained, order_seed, train
+from fedmed_cli.training.loop import Trained, order_seed, train
 from fedmed_cli.training.options import Options
 from fedmed_cli.workspace import Workspace, utc_now
 
 RECORD_NAME = "pooled.json"
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def pooled_adapter(
     if kept is not None:
         say(f"the pooled adapter of {wanted.steps} steps is taken from reports/pooled")
         return kept
-    encoded = [examples.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
+    encoded = [prompts.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     usable = [tokens for tokens in encoded if tokens is not None]
     if len(usable) < len(rows):
         say(f"pooled: {len(rows) - len(usable)} of {len(rows)} examples skipped: the question fills max_length")
     say(f"training the pooled adapter: {wanted.steps} steps on {len(usable):,} examples of all sites")
     started = time.perf_counter()
-    start = rounds.starting_adapter(workspace, plan, 1)
+    start = archive.starting_adapter(workspace, plan, 1)
     trained = _train(lm, plan, start, usable, wanted, seed, step)
     say(f"pooled: {trained.num_tokens:,} answer tokens; the federation's rounds used {wanted.tokens:,}")
     record = Pooled(
@@ -93,7 +93,7 @@ def pooled_adapter(
         "Pooled adapter: an upper bound",
         "Trained by fedmed on all sites' examples together, to compare a federation with. It is no global adapter.",
     )
-    files = {f"adapter/{name}": data for name, data in gate.adapter_files(trained.adapter, readme).items()}
+    files = {f"adapter/{name}": data for name, data in adapter_files(trained.adapter, readme).items()}
     workspace.replace_folder(workspace.reports / "pooled", {**files, RECORD_NAME: record.to_bytes()})
     return trained.adapter
 

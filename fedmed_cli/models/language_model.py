@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,16 +17,15 @@ import numpy as np
 import torch
 import transformers
 
-from fedmed_cli.adapters.gate import PREFIX, Adapter
+from fedmed_cli.adapters.adapter import PREFIX, Adapter
 from fedmed_cli.errors import CombineError, InputError, MachineError
+from fedmed_cli.events import Say
 from fedmed_cli.models import cpu
 from fedmed_cli.models.base import LocalBase
 from fedmed_cli.models.fast_path import FastPath, decide
 from fedmed_cli.models.frozen import FrozenMatrices
 from fedmed_cli.models.peft_offline import peft
 from fedmed_cli.records.measures import Run
-
-Say = Callable[[str], None]
 
 
 def choose_device(device: str) -> torch.device:

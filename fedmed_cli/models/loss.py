@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from fedmed_cli.data.examples import Encoded
 from fedmed_cli.models.frozen import FrozenMatrices
 from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.models.prompts import Encoded
 
 CHUNK = 128  # label positions whose logits exist at a time
 TINY = 1e-30  # a probability whose logarithm is taken another way

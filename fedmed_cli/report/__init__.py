@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmed_cli import __version__
+from fedmed_cli.durable import write_file
 from fedmed_cli.errors import ConflictError
 from fedmed_cli.report import evidence, federation, svg, training, weights, wording
 from fedmed_cli.report.page import GENERATOR, render
 from fedmed_cli.report.workspace_facts import Checks, Facts, checks_of, gather
 from fedmed_cli.trust.verify import Verification
-from fedmed_cli.workspace import Workspace, write_file
+from fedmed_cli.workspace import Workspace
 
 REPORT_NAME = "report.html"
 _MARK = f'<meta name="generator" content="{GENERATOR}">'.encode()
@@ -80,8 +81,8 @@ def html(facts: Facts, drawn: bool = True, answers: bool = True, checks: Checks 
     plan = facts.plan
     done = sum(one.aggregate is not None for one in facts.rounds)
     lead = [
-        f"{wording.count(len(plan.sites.names), 'site')}, {wording.count(done, 'round')}, adapters for {plan.base.name}. "
-        "Sites exchange adapters and numbers; this report was made from their records, not from their data."
+        f"{wording.count(len(plan.sites.names), 'site')}, {wording.count(done, 'round')}, adapters for "
+        f"{plan.base.name}. Sites exchange adapters and numbers; this report was made from their records, not from their data."
     ]
     if facts.newest:
         lead.append(f"Newest record: {facts.newest}.")

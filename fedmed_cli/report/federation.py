@@ -10,7 +10,7 @@ from fedmed_cli.records.lora import described
 from fedmed_cli.report import wording
 from fedmed_cli.report.page import Cell, Grid, Pairs, Part, Section, Text
 from fedmed_cli.report.workspace_facts import Checks, Facts, RoundFacts
-from fedmed_cli.units import number_of_bytes
+from fedmed_cli.text import number_of_bytes
 
 LIMITS = (
     "Research evaluation, not for clinical use. No number here says that an answer is medically right.",

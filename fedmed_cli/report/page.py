@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedmed_cli.escapes import clean
+from fedmed_cli.text import clean
 
 HERE = Path(__file__).parent
 GENERATOR = "fedmed report"

@@ -61,7 +61,8 @@ def _split_parts(facts: Facts, drawn: bool) -> list[Part]:
             f"machine: {how}, seed {record.seed}. {kept}, each in one set only; the check of the written files found "
             f"{checks.get('texts_in_two_sets', 'no count of')} texts and "
             f"{checks.get('groups_in_two_sets', 'no count of')} groups in two sets. "
-            f"{wording.sentence(_near(record.near_duplicates))}. {wording.sentence(_phi(record.phi, record.phi_found))}."
+            f"{wording.sentence(_near(record.near_duplicates))}. "
+            f"{wording.sentence(_phi(record.phi, record.phi_found))}."
         )
     ]
     totals: Counter[str] = Counter()

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from fedmed_cli.durable import write_file
 from fedmed_cli.records.digests import sha256_json
-from fedmed_cli.workspace import Workspace, write_file
+from fedmed_cli.workspace import Workspace
 
 SECONDS_BETWEEN = 60.0
 

@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Callable, Iterator
 
 from fedmed_cli.errors import MachineError
+from fedmed_cli.events import Step
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.metrics import metric_line
-from fedmed_cli.training.loop import Step, peak_memory
+from fedmed_cli.training.loop import peak_memory
 from fedmed_cli.workspace import Workspace
 
 

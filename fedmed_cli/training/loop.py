@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedmed_cli.adapters.gate import Adapter, plan_adapter
-from fedmed_cli.data.examples import Encoded
+from fedmed_cli.adapters.adapter import Adapter, plan_adapter
 from fedmed_cli.errors import InputError, MachineError
+from fedmed_cli.events import Say, Step
 from fedmed_cli.models.fast_path import ATTENTION, fast_path
 from fedmed_cli.models.fused_ops import KEPT_ROWS
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.loss import nll_per_example
+from fedmed_cli.models.prompts import Encoded
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan, Training
 from fedmed_cli.training.checkpoints import Arrays, Checkpoints, State
@@ -28,21 +29,6 @@ from fedmed_cli.training.options import Options
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MAX_PADDING = 0.05  # of a forward pass on a CPU, where positions cost more than passes
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What is shown after each step. `loss` is this batch's, in nats per supervised token."""
-
-    step: int
-    max_steps: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens_per_second: float
-    seconds_left: float
 
 
 @dataclass(frozen=True)

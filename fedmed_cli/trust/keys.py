@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmed_cli.adapters.gate import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
 from fedmed_cli.errors import ConflictError, InputError, TrustError
+from fedmed_cli.events import Say
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
 
 if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned folder
     from fedmed_cli.adapters.signatures import Signer
-
-Say = Callable[[str], None]
 
 
 def default_key_path() -> Path:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from fedmed_cli.adapters import gate
+from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
 from fedmed_cli.adapters.bundle import is_bundle
-from fedmed_cli.adapters.gate import AGGREGATE_NAME, CONTRIBUTION_NAME, Adapter, AdapterFolder
+from fedmed_cli.adapters.gate import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
 from fedmed_cli.adapters.low_rank import product_norm
 from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
+from fedmed_cli.events import Say
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.digests import sha256_bytes, short
@@ -28,8 +30,6 @@ from fedmed_cli.trust.keys import check_signer, party
 from fedmed_cli.workspace import Workspace
 
 RECOMPUTED_WITHIN = 1e-6
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _other_parent(path: Path, found: str, expected: str, number: int) -> TrustEr
 def _digest_before(workspace: Workspace, plan: Plan, number: int) -> str | None:
     """The digest of the adapter that a round starts from; None where the round before is not here."""
     if number == 1:
-        return gate.plan_adapter(plan, gate.initial_factors(plan)).digest
+        return plan_adapter(plan, initial_factors(plan)).digest
     before = workspace.global_adapter(number - 1)
     return gate.read_global(before, plan).adapter.digest if before.is_dir() else None
 
@@ -339,7 +339,7 @@ class _Rounds:
     def _start(self, number: int) -> Adapter | None:
         """The adapter that a round started from; None where it is not here or did not pass the gate."""
         if number == 1:
-            return gate.plan_adapter(self.plan, gate.initial_factors(self.plan))
+            return plan_adapter(self.plan, initial_factors(self.plan))
         folder = self.folder(number - 1) if self.workspace.global_adapter(number - 1).is_dir() else None
         return folder.adapter if folder else None
 

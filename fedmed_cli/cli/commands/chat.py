@@ -37,6 +37,7 @@ def chat(
     """
     import sys
 
+    from fedmed_cli.chat import choose_adapter
     from fedmed_cli.chat import conversation as chatting
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
@@ -46,7 +47,7 @@ def chat(
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
-    chosen = None if adapter == "best" else chatting.choose_adapter(place, plan, adapter, screen.say)
+    chosen = None if adapter == "best" else choose_adapter.choose_adapter(place, plan, adapter, screen.say)
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.buffer.read(8 * chatting.MAX_QUESTION).decode("utf-8", "replace")
     if question is None and as_json:
@@ -61,12 +62,12 @@ def chat(
 
     lm = language_model.load(local, device, screen.say, screen.detail)
 
-    def find(name: str | None) -> chatting.Chosen:
+    def find(name: str | None) -> choose_adapter.Chosen:
         with screen.progress("measuring") as update:
-            measure = chatting.measure_on_coordinator(
+            measure = choose_adapter.measure_on_coordinator(
                 place, plan, lm, screen.say, lambda done, total: update(done, total, "")
             )
-            return chatting.choose_adapter(place, plan, name, screen.say, measure)
+            return choose_adapter.choose_adapter(place, plan, name, screen.say, measure)
 
     chosen = chosen or find(adapter)
     context = min(int(getattr(lm.model.config, "max_position_embeddings", 4096)), 8192)

@@ -67,9 +67,10 @@ def compare(
     Example: fedmed compare --all-rounds --generate 20
     """
     from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import UsageError
     from fedmed_cli.models import base as bases
-    from fedmed_cli.workspace import Workspace, write_file
+    from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)

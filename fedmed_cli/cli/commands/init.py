@@ -42,10 +42,11 @@ def init(
     Example: fedmed init --names A,B,C --base smollm2-135m
     """
     from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import ConflictError
     from fedmed_cli.federation.plan import PlanOptions, make_plan
     from fedmed_cli.records.digests import short
-    from fedmed_cli.workspace import Workspace, write_file
+    from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)

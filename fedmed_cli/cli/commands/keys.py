@@ -115,9 +115,10 @@ def trust(
     """
     from fedmed_cli.adapters.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
     from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.durable import write_file
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.trust.keys import pin
-    from fedmed_cli.workspace import Workspace, write_file
+    from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)

@@ -30,9 +30,10 @@ def pack(
     from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
     from fedmed_cli.adapters.bundle import pack as pack_files
     from fedmed_cli.cli.screen import Screen, number_of_bytes
+    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import ConflictError, UsageError
     from fedmed_cli.records.digests import sha256_bytes
-    from fedmed_cli.workspace import Workspace, write_file
+    from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)

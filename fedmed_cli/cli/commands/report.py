@@ -34,8 +34,8 @@ def report(
     """
     from fedmed_cli import report as core
     from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.text import number_of_bytes
     from fedmed_cli.trust.verify import verify_workspace
-    from fedmed_cli.units import number_of_bytes
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)

@@ -101,8 +101,8 @@ def run_round(
 
         from fedmed_cli.cli.live import step_events
         from fedmed_cli.cli.tables.federation import aggregate_table, contribution_lines, loss_curves, round_table
+        from fedmed_cli.events import Events
         from fedmed_cli.federation import simulation
-        from fedmed_cli.federation.site import Events
         from fedmed_cli.models import language_model
 
         def events_for(name: str, number: int) -> Events:

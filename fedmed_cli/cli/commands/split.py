@@ -143,7 +143,7 @@ def split(
     from fedmed_cli.data.identifiers import MODES
     from fedmed_cli.data.sources import Source
     from fedmed_cli.data.split_files import FORMATS
-    from fedmed_cli.federation.plan import PlanOptions
+    from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -191,7 +191,8 @@ def split(
         split_plot.check(plot)
     source = Source(dataset or ["corpus"], o.mapping("--columns", columns) if columns else None, limit)
     with place.lock(), rows_progress(screen, "split") as progress:
-        result = splitting.split(place, source, plan_options, options, screen.say, progress)
+        plan = plan_for_sites(place, plan_options, options.names, screen.say)
+        result = splitting.split(place, source, plan, options, screen.say, progress)
     if plot is not None:
         split_plot.draw(result.record, plot)
         screen.say(f"wrote {plot}")

@@ -72,13 +72,14 @@ def train_local(
 
     Example: fedmed train-local --site B --data records.jsonl
     """
+    from fedmed_cli.adapters import archive
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.data.examples import read_dataset
     from fedmed_cli.data.identifiers import MODES, Mode
     from fedmed_cli.errors import InputError, UsageError
-    from fedmed_cli.federation import coordinator
     from fedmed_cli.federation.plan import PlanOptions, check_options
+    from fedmed_cli.federation.site import accept_global
     from fedmed_cli.models import base as bases
     from fedmed_cli.trust.keys import signer_for
     from fedmed_cli.workspace import Workspace
@@ -129,18 +130,19 @@ def train_local(
         rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
         accepted, round_number, start = None, place.newest_round() + 1, None
         if global_adapter is not None:
-            folder, number, new = coordinator.accept_global(place, plan, global_adapter, require_signatures, screen.say)
+            folder, number, new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
             accepted, round_number, start = folder if new else None, number + 1, folder.adapter
-        start = start or coordinator.starting_adapter(place, plan, round_number)
+        start = start or archive.starting_adapter(place, plan, round_number)
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
+        from fedmed_cli.data import site_data
         from fedmed_cli.federation import site as core
         from fedmed_cli.models import language_model
 
         if rows is None:
-            examples = core.workspace_data(place, site)
+            examples = site_data.workspace_data(place, site)
         else:
-            examples = core.file_data(
+            examples = site_data.file_data(
                 place, plan, site, rows, group_by, screen.say, near_duplicates=alike, phi_mode=phi_mode
             )
         from fedmed_cli.cli.live import step_events

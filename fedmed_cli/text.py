@@ -1,14 +1,26 @@
-"""Text that is safe to show on a terminal."""
+"""Text as people read it: safe on a terminal, numbers with units."""
 
 from __future__ import annotations
 
 import re
+
+
+def number_of_bytes(count: float) -> str:
+    """Bytes for people, in powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
 
 # Escape sequences, control characters and marks that turn the reading direction must not reach a terminal.
 _ESCAPES = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
     r"|[\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
+
+
 _OPEN_END = re.compile(r"(\x1b(\[[0-?]*[ -/]*|\][^\x07\x1b]*\x1b?)?|\ufffd+)\Z")
 
 
