@@ -96,7 +96,7 @@ VARIANTS = {
     "accumulated": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}, {}),
     "token budget": ({"per_device_train_batch_size": 6, "max_batch_tokens": 200}, {}),
     "recomputed activations": ({"per_device_train_batch_size": 6, "gradient_checkpointing": True}, {}),
-    "inner products of the MLP made again": ({"per_device_train_batch_size": 6}, {"KEPT_ROWS": 10}),
+    "inner products of the MLP made again": ({"per_device_train_batch_size": 6}, {"KEPT_ROWS": {torch.float32: 10}}),
     "attention in blocks of 16": ({"per_device_train_batch_size": 6}, {"BLOCK": 16}),
     "probabilities made again": ({"per_device_train_batch_size": 6}, {"BLOCK": 16, "KEPT_LENGTH": 0}),
     "the model's own attention": ({"per_device_train_batch_size": 6}, {"without": (ATTENTION,)}),

@@ -1,6 +1,6 @@
 """Tests and training speed under each class of CPU that this one can play, in one table.
 
-    sh benchmarks/cpus.sh --dataset $MEDQUAD --trl FOLDER [--steps 24] [--seeds 0 1 2] [--all-tests] [--classes AVX2]
+    sh benchmarks/cpus.sh --dataset $MEDQUAD --trl FOLDER [--steps 24] [--seeds 0 1 2] [--tests numeric|all|none]
 
 oneDNN's, ATen's and MKL's own switches make a CPU compute as one of a lower class; its caches, memory and clock stay,
 so ratios count, not tokens a second. "ATen default" is torch without vector instructions of its own: only tests run
@@ -40,7 +40,9 @@ def run(command, switches, log):
 
 
 def tested(arguments, switches, log):
-    paths = [] if arguments.all_tests else [f"tests/test_{name}.py" for name in NUMERIC.split()]
+    if arguments.tests == "none":
+        return "not run"
+    paths = [] if arguments.tests == "all" else [f"tests/test_{name}.py" for name in NUMERIC.split()]
     output, _ = run([sys.executable, "-m", "pytest", "-q", *paths], switches, log)
     return output.strip().splitlines()[-1]
 
@@ -76,7 +78,8 @@ def main():
     parser.add_argument("--trl", required=True)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--all-tests", action="store_true")
+    parser.add_argument("--tests", choices=("numeric", "all", "none"), default="numeric")
+    parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--classes", nargs="+", choices=SWITCHES, default=list(SWITCHES))
     arguments = parser.parse_args()
     own = cpu_class()
@@ -93,7 +96,8 @@ def main():
                 continue
             switches = {} if name == own else SWITCHES[name]
             cells = [tested(arguments, switches, log)]
-            cells += trained(arguments, switches, log) if name != "ATen default" else [""] * 4
+            is_trained = not arguments.no_training and name != "ATen default"
+            cells += trained(arguments, switches, log) if is_trained else [""] * 4
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -55,7 +55,7 @@ class FrozenMatrix:
 class FrozenMatrices:
     """What the passes of a training or a measurement share: the FrozenMatrix of each weight, and large buffers.
 
-    The matrices are packed where those of `model` have at most PACKED_BYTES together.
+    None is packed where those of `model` have more than PACKED_BYTES together.
     """
 
     def __init__(self, model: torch.nn.Module | None = None) -> None:
@@ -65,8 +65,8 @@ class FrozenMatrices:
         num_bytes = sum(p.numel() * p.element_size() for p in frozen.values())
         self._is_packed = 0 < num_bytes <= PACKED_BYTES
 
-    def of(self, weight: Tensor, is_packed: bool = True) -> FrozenMatrix:
-        """The matrix of this weight, made when it is first asked for."""
+    def of(self, weight: Tensor, is_packed: bool = False) -> FrozenMatrix:
+        """The matrix of this weight, made when it is first asked for; `is_packed` where that is worth its memory."""
         if id(weight) not in self._made:
             self._made[id(weight)] = FrozenMatrix(weight, self._is_packed and is_packed)
         return self._made[id(weight)]

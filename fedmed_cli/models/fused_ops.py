@@ -21,7 +21,7 @@ from fedmed_cli.models.peft_offline import peft
 
 Tensor = torch.Tensor
 Forward = Callable[[Tensor], Tensor]
-KEPT_ROWS = 448
+KEPT_ROWS = {torch.bfloat16: 640, torch.float32: 448}  # of a pass on a CPU
 
 
 class _Linear(torch.autograd.Function):
@@ -74,8 +74,8 @@ class _LoraLinear(torch.autograd.Function):
 class _GatedMLP(torch.autograd.Function):
     """down(silu(gate(x)) * up(x)) with frozen matrices: x (..., h), gate and up (m, h), down (h, m) -> (..., h).
 
-    The two inner products are kept for the backward pass; on a CPU they are recomputed where x has more than
-    KEPT_ROWS rows: of all that a layer keeps, they are the most.
+    The two inner products are kept for the backward pass; on a CPU they are recomputed where x has more rows
+    than KEPT_ROWS says: of all that a layer keeps, they are the most.
     """
 
     @staticmethod
@@ -83,7 +83,7 @@ class _GatedMLP(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         opened, lifted = gate.forward(flat), up.forward(flat)
         if ctx.needs_input_grad[0]:
-            is_kept = len(flat) <= KEPT_ROWS or x.device.type != "cpu"
+            is_kept = len(flat) <= KEPT_ROWS.get(x.dtype, 0) or x.device.type != "cpu"
             ctx.save_for_backward(*((opened, lifted) if is_kept else (flat,)))
             ctx.matrices = gate, up, down
         return down.forward(torch.nn.functional.silu(opened).mul_(lifted)).view_as(x)
@@ -178,7 +178,7 @@ def _gated_mlp(module: torch.nn.Module, matrices: FrozenMatrices) -> Forward | N
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if any(type(part) is not torch.nn.Linear or part.bias is not None for part in parts):
         return None
-    gate, up, down = (matrices.of(part.weight) for part in parts if part is not None)
+    gate, up, down = (matrices.of(part.weight, is_packed=True) for part in parts if part is not None)
     return lambda x: _GatedMLP.apply(x, gate, up, down)  # type: ignore[no-untyped-call]
 
 

@@ -75,7 +75,7 @@ class _LabelLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, matrices: FrozenMatrices
     ) -> torch.Tensor:
-        head = matrices.of(weight, is_packed=False)
+        head = matrices.of(weight, is_packed=True)
         shape = CHUNK, len(weight)
         all_logits = matrices.buffer("logits", shape, hidden.dtype, hidden.device)
         all_shares = matrices.buffer("shares", shape, torch.float32, hidden.device)

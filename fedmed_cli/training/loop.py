@@ -152,7 +152,7 @@ def train(
         if lm.device.type != "cpu":
             return 1.0, None
         # Two long examples are no faster together, but take twice the memory.
-        return None if lm.packs else MAX_PADDING, KEPT_ROWS
+        return None if lm.packs else MAX_PADDING, KEPT_ROWS[lm.dtype]
 
     def gradients(batch: Sequence[Encoded]) -> float:
         """Add the gradients of the mean loss over a step's answer tokens; returns that loss."""
