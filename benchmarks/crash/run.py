@@ -2,7 +2,7 @@
 
     python benchmarks/crash/run.py BASE train-local random_kills 50 3
 
-BASE is a folder with a base model, or smollm2-135m. The rest is one job of tests/crashing.py: a command and a
+BASE is a folder with a base model, or smollm2-135m. The rest is one job of tests/helpers/crashing.py: a command and a
 task with its arguments. It prints one JSON object, or the first trial that left something that does not hold.
 """
 
@@ -50,7 +50,7 @@ def main(base, command, task, *arguments):
         }
         (Path(name) / "job.json").write_text(json.dumps(job))
         done = subprocess.run(
-            [sys.executable, ROOT / "tests/crashing.py", f"{name}/job.json"],
+            [sys.executable, ROOT / "tests/helpers/crashing.py", f"{name}/job.json"],
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             capture_output=True,
             text=True,

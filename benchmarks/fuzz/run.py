@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import fuzzing  # noqa: E402
+from helpers import fuzzing  # noqa: E402
 
 
 def main():

@@ -21,8 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import hostile  # noqa: E402
-import lab  # noqa: E402
+from helpers import bad_files, factories  # noqa: E402
 
 from fedmed_cli.cli.app import main  # noqa: E402
 from fedmed_cli.workspace import Workspace  # noqa: E402
@@ -50,23 +49,23 @@ def measured(argv):
 def run(folder):
     os.environ["FEDMED_CONFIG"] = str(folder / "config")
     (folder / "config").mkdir()
-    lab.write_key(folder / "config/id_ed25519", lab.SIGNERS["coordinator"])
-    plan = lab.make_plan(hidden=16_000)
-    good = lab.make_workspace(folder / "good", plan)
-    size = (good.contribution("B") / hostile.WEIGHTS).stat().st_size
+    factories.write_key(folder / "config/id_ed25519", factories.SIGNERS["coordinator"])
+    plan = factories.make_plan(hidden=16_000)
+    good = factories.make_workspace(folder / "good", plan)
+    size = (good.contribution("B") / bad_files.WEIGHTS).stat().st_size
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for spoil in (False, True):  # load what commands load when they are used
             root = shutil.copytree(good.root, folder / f"warm{spoil}")
             if spoil:
-                (root / "adapters/B" / hostile.CONFIG).unlink()
+                (root / "adapters/B" / bad_files.CONFIG).unlink()
             main(["aggregate", "-C", str(root)])
             main(["verify", "-C", str(root)])
     results = {}
-    for case in hostile.CASES:
+    for case in bad_files.CASES:
         best = None
         for _ in range(3):
             root = Path(shutil.copytree(good.root, folder / "work/place"))
-            place = hostile.Place(Workspace(root), plan)
+            place = bad_files.Place(Workspace(root), plan)
             case.change(place)
             found = measured(case.argv(place))
             shutil.rmtree(folder / "work")

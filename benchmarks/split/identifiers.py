@@ -14,7 +14,7 @@ from pathlib import Path
 from fedmed_cli.data import identifiers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from planted import MAKERS, sentence
+from helpers.phi_sentences import MAKERS, sentence
 
 EACH = 400
 planted = {}

@@ -28,7 +28,7 @@ SWITCHES = {
     "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "ATen default": {"ATEN_CPU_CAPABILITY": "default"},
 }
-NUMERIC = "aggregation chat choices compare fast_path federation patterns real_base training"
+NUMERIC = "adapters aggregation chat evaluation federation models training"
 
 
 def run(command, switches, log):
@@ -42,7 +42,7 @@ def run(command, switches, log):
 def tested(arguments, switches, log):
     if arguments.tests == "none":
         return "not run"
-    paths = [] if arguments.tests == "all" else [f"tests/test_{name}.py" for name in NUMERIC.split()]
+    paths = [] if arguments.tests == "all" else [f"tests/{name}" for name in NUMERIC.split()]
     output, _ = run([sys.executable, "-m", "pytest", "-q", *paths], switches, log)
     return output.strip().splitlines()[-1]
 

@@ -27,7 +27,8 @@ def workspace_adapters(
 ) -> dict[str, Adapter]:
     """The adapters of a workspace by name: each site's last, the newest global one (or all), the mean of factors.
 
-    `archive.site_adapter` says which adapter of a site is meant. TrustError where an archived adapter is not the one that the round's record names.
+    `archive.site_adapter` says which adapter of a site is meant. TrustError where an archived adapter is not the one
+    that the round's record names.
     """
     newest = workspace.newest_round()
     found = {}

@@ -82,7 +82,8 @@ def html(facts: Facts, drawn: bool = True, answers: bool = True, checks: Checks 
     done = sum(one.aggregate is not None for one in facts.rounds)
     lead = [
         f"{wording.count(len(plan.sites.names), 'site')}, {wording.count(done, 'round')}, adapters for "
-        f"{plan.base.name}. Sites exchange adapters and numbers; this report was made from their records, not from their data."
+        f"{plan.base.name}. Sites exchange adapters and numbers; this report was made from their records, not from "
+        "their data."
     ]
     if facts.newest:
         lead.append(f"Newest record: {facts.newest}.")

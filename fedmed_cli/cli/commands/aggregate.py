@@ -69,7 +69,7 @@ def aggregate(
         if rules.measures and coordinator_examples.half(place, "decide"):
             # What the gate refuses need not wait for a model.
             coordinator.check(place, plan, paths, exclude or (), output, require_signatures)
-            from fedmed_cli.cli.live import step_events
+            from fedmed_cli.cli.progress import step_events
             from fedmed_cli.evaluation import coordinator_set, losses
             from fedmed_cli.models import base as bases
             from fedmed_cli.models import language_model

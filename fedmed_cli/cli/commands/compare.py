@@ -134,7 +134,7 @@ def compare(
 
         lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
         if pooled_input is not None:
-            from fedmed_cli.cli.live import step_events
+            from fedmed_cli.cli.progress import step_events
             from fedmed_cli.federation.pooled import pooled_adapter
 
             with step_events(screen, "pooled") as events:

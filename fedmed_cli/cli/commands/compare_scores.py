@@ -28,7 +28,7 @@ def write_scores(
     with place.lock():
         local = find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli.cli.live import step_events
+        from fedmed_cli.cli.progress import step_events
         from fedmed_cli.cli.tables.federation import scores_table
         from fedmed_cli.federation import cross_scores
         from fedmed_cli.models import language_model

@@ -99,7 +99,7 @@ def run_round(
     with place.lock(), contextlib.ExitStack() as stack:
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli.cli.live import step_events
+        from fedmed_cli.cli.progress import step_events
         from fedmed_cli.cli.tables.federation import aggregate_table, contribution_lines, loss_curves, round_table
         from fedmed_cli.events import Events
         from fedmed_cli.federation import simulation

@@ -136,7 +136,7 @@ def split(
 
     Example: fedmed split --hospitals 3
     """
-    from fedmed_cli.cli.rows import rows_progress
+    from fedmed_cli.cli.progress import rows_progress
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.cli.tables.federation import split_table
     from fedmed_cli.data import split as splitting

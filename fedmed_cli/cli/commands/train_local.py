@@ -145,7 +145,7 @@ def train_local(
             examples = site_data.file_data(
                 place, plan, site, rows, group_by, screen.say, near_duplicates=alike, phi_mode=phi_mode
             )
-        from fedmed_cli.cli.live import step_events
+        from fedmed_cli.cli.progress import step_events
 
         screen.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")
         with step_events(screen, site) as events:

@@ -14,7 +14,7 @@ from fedmed_cli.cli.tables.federation import loss_curves
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
 
-GOLDEN = Path(__file__).parent / "golden/v1"
+GOLDEN = Path(__file__).parents[1] / "golden/v1"
 
 
 def test_a_curve_rises_with_its_values():
@@ -76,7 +76,7 @@ Screen(as_json=True).result({"name": "é 日"})
 
 
 def shown(**environment):
-    variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | environment
+    variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment
     done = subprocess.run([sys.executable, "-c", SHOW, str(GOLDEN)], capture_output=True, env=variables)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout

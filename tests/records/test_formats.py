@@ -21,7 +21,7 @@ from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import SplitRecord
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GOLDEN = sorted((ROOT / "tests/golden").glob("v*"))
 KINDS = {kind.FORMAT: kind for kind in Record.__subclasses__()}
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_federation import ADAPTER_FILES, by_hand
+from test_rounds import ADAPTER_FILES, by_hand
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.models import base as bases

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import snapshot
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests for
 
 
 def crash(tmp_path, template, argv, makes, *tasks):
-    """Run tests/crashing.py in a process of its own and return its result."""
+    """Run tests/helpers/crashing.py in a process of its own and return its result."""
     job = {
         "template": str(template),
         "scratch": str(tmp_path / "scratch"),
@@ -25,7 +26,7 @@ def crash(tmp_path, template, argv, makes, *tasks):
         "tasks": tasks,
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
-    program = os.path.join(os.path.dirname(__file__), "crashing.py")
+    program = Path(__file__).parents[1] / "helpers/crashing.py"
     done = subprocess.run(
         [sys.executable, program, tmp_path / "job.json"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

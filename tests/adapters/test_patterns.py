@@ -3,11 +3,11 @@
 import json
 import math
 
-import lab
 import numpy as np
 import peft
 import pytest
 import torch
+from helpers import factories
 from transformers import AutoModelForCausalLM
 
 from fedmed_cli.adapters import gate
@@ -37,7 +37,7 @@ def make_plan(base, **lora):
 
 def saved_by_peft(folder, tiny_base, plan, base_name, seed):
     """An adapter with random factors as PEFT itself makes, names, scales and saves it; and its logits."""
-    config = lab.peft_config(plan.lora)
+    config = factories.peft_config(plan.lora)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32), config)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from scripted import ScriptedDecoder
+from helpers.fake_model import ScriptedDecoder
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, adapter_files

@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-import lab
 import numpy as np
 
 from fedmed_cli.adapters import archive, gate, signatures
@@ -49,6 +48,7 @@ from fedmed_cli.records.plan import _PUBLIC_KEY, Plan
 from fedmed_cli.records.scores import Scores, SiteScore
 from fedmed_cli.records.split import DivisionRecord, SiteCounts, SplitRecord
 from fedmed_cli.trust import keys
+from helpers import factories
 
 SECONDS = 5.0
 TOKENS = [
@@ -239,10 +239,10 @@ def plan_in_range(plan):
 
 def make_targets(folder):
     """All targets, with their files under `folder`."""
-    plan = lab.make_plan(hidden=8, layers=1, r=2)
-    workspace = lab.make_workspace(folder / "signed", plan, 1)
+    plan = factories.make_plan(hidden=8, layers=1, r=2)
+    workspace = factories.make_workspace(folder / "signed", plan, 1)
     start = archive.starting_adapter(workspace, plan, 2)
-    bare = lab.without_keys(plan)
+    bare = factories.without_keys(plan)
     targets = []
 
     def signed(path, read, name):
@@ -298,8 +298,8 @@ def make_targets(folder):
             targets.append(Target(f"{kind} {name}", files[name], check_plain, regions_of(name, files[name])))
 
     first = plan_adapter(patterned, initial_factors(patterned))
-    unsigned("patterned", patterned, lab.contribution(patterned, "B", first, 1))
-    files = lab.contribution(bare, "B", start, 2)
+    unsigned("patterned", patterned, factories.contribution(patterned, "B", first, 1))
+    files = factories.contribution(bare, "B", start, 2)
     unsigned("unsigned", bare, files)
 
     contribution = files[gate.CONTRIBUTION_NAME]
@@ -340,10 +340,10 @@ def make_targets(folder):
     scores = Scores("A", 1, plan.digest, "ab" * 32, start.digest, "0" * 64, 10, 10, gains, {"seconds": 1.5}).to_bytes()
     metrics = b"".join(metric_line("round", round=number, loss=2.5) for number in range(5))
     rows = b"".join(json.dumps({"question": f"q {n}", "answer": f"a {n}"}).encode() + b"\n" for n in range(20))
-    public = lab.SIGNERS["A"].public + " a comment\n"
-    key = lab.write_key(folder / "key", lab.SIGNERS["A"])
+    public = factories.SIGNERS["A"].public + " a comment\n"
+    key = factories.write_key(folder / "key", factories.SIGNERS["A"])
     message = b"a message"
-    signature = signatures.sign(lab.SIGNERS["A"], message)
+    signature = signatures.sign(factories.SIGNERS["A"], message)
 
     parquet, arrow = table_files()
 
@@ -379,7 +379,7 @@ def make_targets(folder):
         signatures.load(key, None)
 
     def check_signature(data):
-        if signatures.verify(message, data, "x.sig") != lab.SIGNERS["A"].public or data != signature:
+        if signatures.verify(message, data, "x.sig") != factories.SIGNERS["A"].public or data != signature:
             raise Silent("a signature was accepted changed")
 
     def check_public(data):

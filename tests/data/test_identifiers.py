@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from planted import MAKERS, sentence
+from helpers.phi_sentences import MAKERS, sentence
 from test_split import make_rows, read_sets, split, write
 
 from fedmed_cli.cli.app import main

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import parse, section, table
+from helpers.html_tree import parse, section, table
 
 from fedmed_cli import report
 from fedmed_cli.cli.app import main
@@ -36,7 +36,7 @@ from fedmed_cli.records.split import SplitRecord
 from fedmed_cli.report import evidence, page, training, workspace_facts
 from fedmed_cli.workspace import Workspace
 
-GOLDEN = Path(__file__).parent / "golden/v1"
+GOLDEN = Path(__file__).parents[1] / "golden/v1"
 HTML_TAGS = set(
     "html head meta title style body a header p h1 h2 h3 h4 h5 nav ol li main section div dl dt dd figure figcaption "
     "details summary table caption span thead tbody tr th td ul code article footer".split()

@@ -3,11 +3,11 @@
 import json
 import shutil
 
-import lab
 import numpy as np
 import pytest
 from conftest import snapshot
-from hostile import RECORD, WEIGHTS
+from helpers import factories
+from helpers.bad_files import RECORD, WEIGHTS
 
 from fedmed_cli.adapters import config as adapter_config
 from fedmed_cli.adapters import gate, signatures
@@ -21,8 +21,8 @@ from fedmed_cli.workspace import Workspace
 
 @pytest.fixture(scope="session", params=["signed", "unsigned"])
 def three_rounds(request, tmp_path_factory):
-    plan = lab.make_plan(signed=request.param == "signed")
-    return lab.make_workspace(tmp_path_factory.mktemp("rounds") / "work", plan, 3).root
+    plan = factories.make_plan(signed=request.param == "signed")
+    return factories.make_workspace(tmp_path_factory.mktemp("rounds") / "work", plan, 3).root
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def workspace(three_rounds, tmp_path):
 
 @pytest.fixture(scope="session")
 def signed_rounds(tmp_path_factory):
-    return lab.make_workspace(tmp_path_factory.mktemp("signed-rounds") / "work", lab.make_plan(), 3).root
+    return factories.make_workspace(tmp_path_factory.mktemp("signed-rounds") / "work", factories.make_plan(), 3).root
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def reseal_global(folder, sign=True, **changes):
     (folder / "aggregate.json").write_text(json.dumps(record))
     if sign:
         data = (folder / "aggregate.json").read_bytes()
-        (folder / "aggregate.json.sig").write_bytes(signatures.sign(lab.SIGNERS["coordinator"], data))
+        (folder / "aggregate.json.sig").write_bytes(signatures.sign(factories.SIGNERS["coordinator"], data))
 
 
 def test_three_rounds_hold_and_give_the_same_bytes_again(workspace, capsys):
@@ -110,7 +110,7 @@ def test_a_recomputed_round_is_what_dense_matrices_give(workspace):
     ids=lambda rules: f"{rules.method} {rules.robust} {rules.server_lr} {rules.server_momentum}",
 )
 def test_every_rule_gives_the_same_bytes_again(rules, tmp_path, capsys):
-    root = lab.make_workspace(tmp_path / "work", lab.make_plan(), 3, rules=rules).root
+    root = factories.make_workspace(tmp_path / "work", factories.make_plan(), 3, rules=rules).root
     assert main(["verify", "--recompute", "--json", "-C", str(root)]) == 0
     found = [one["difference"] for one in json.loads(capsys.readouterr().out)["checked"]]
     assert found.count(0.0) == 3
@@ -187,7 +187,7 @@ CHANGES = {
     ),
     "a contribution signed anew by another": (
         lambda w: resign(w.round(3) / "A", "stranger"),
-        f"was signed with {lab.SIGNERS['A'].fingerprint} when it was aggregated",
+        f"was signed with {factories.SIGNERS['A'].fingerprint} when it was aggregated",
     ),
     "an older global adapter, sealed and signed": (
         lambda w: (scale(w.global_adapter(2)), reseal_global(w.global_adapter(2))),
@@ -226,7 +226,7 @@ def swap(one, two):
 
 
 def resign(folder, name):
-    (folder / f"{RECORD}.sig").write_bytes(signatures.sign(lab.SIGNERS[name], (folder / RECORD).read_bytes()))
+    (folder / f"{RECORD}.sig").write_bytes(signatures.sign(factories.SIGNERS[name], (folder / RECORD).read_bytes()))
 
 
 def scale(folder):
@@ -256,20 +256,23 @@ def test_every_fault_is_shown(signed, capsys):
 
 
 def test_an_unsigned_round_before_the_key_was_pinned_is_covered_by_the_signed_ones_after_it(tmp_path, capsys, fails):
-    bare = lab.make_plan(signed=False)
-    workspace = lab.make_workspace(tmp_path / "work", bare, 1)
-    plan = lab.make_plan()
+    bare = factories.make_plan(signed=False)
+    workspace = factories.make_workspace(tmp_path / "work", bare, 1)
+    plan = factories.make_plan()
     workspace.plan_path.write_bytes(plan.to_bytes())
     assert "is not signed" in fails(7, "verify", "-C", workspace.root)
     from fedmed_cli.adapters import archive
     from fedmed_cli.federation import coordinator
 
     start = archive.starting_adapter(workspace, plan, 2)
-    for site in lab.SITES:
-        for name, data in lab.contribution(plan, site, start, 2, signer=lab.SIGNERS[site]).items():
+    for site in factories.SITES:
+        for name, data in factories.contribution(plan, site, start, 2, signer=factories.SIGNERS[site]).items():
             (workspace.contribution(site) / name).write_bytes(data)
     coordinator.aggregate(
-        workspace, [workspace.contribution(site) for site in lab.SITES], Rules(), signer=lab.SIGNERS["coordinator"]
+        workspace,
+        [workspace.contribution(site) for site in factories.SITES],
+        Rules(),
+        signer=factories.SIGNERS["coordinator"],
     )
     capsys.readouterr()
     assert main(["verify", "--require-signatures", "--json", "-C", str(workspace.root)]) == 0
@@ -284,7 +287,7 @@ def test_an_unsigned_round_before_the_key_was_pinned_is_covered_by_the_signed_on
 
 def test_a_hospital_has_only_the_global_adapters(signed, capsys):
     for number in (1, 2, 3):
-        for site in lab.SITES:
+        for site in factories.SITES:
             shutil.rmtree(signed.round(number) / site)
     shutil.rmtree(signed.round(1))
     assert main(["verify", "--recompute", "-C", str(signed.root)]) == 0
@@ -295,7 +298,7 @@ def test_a_hospital_has_only_the_global_adapters(signed, capsys):
 
 
 def test_verifying_never_loads_torch_and_takes_one_folder(signed, tmp_path, capsys, fails):
-    from test_torch_free import run
+    from helpers.processes import run
 
     code, out, loaded = run(signed.root, "verify", "--recompute", "--json")
     assert (code, loaded) == (0, [])
@@ -312,8 +315,8 @@ def test_verifying_never_loads_torch_and_takes_one_folder(signed, tmp_path, caps
 
 def test_a_replayed_folder_is_refused(signed, tmp_path, monkeypatch, fails):
     monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path))
-    lab.write_key(tmp_path / "id_ed25519", lab.SIGNERS["coordinator"])
-    for site in lab.SITES:
+    factories.write_key(tmp_path / "id_ed25519", factories.SIGNERS["coordinator"])
+    for site in factories.SITES:
         copy(signed.round(3) / site, signed.contribution(site))
     before = snapshot(signed.root)
     assert "round 3 is already aggregated" in fails(7, "aggregate", "-C", signed.root)
@@ -327,9 +330,9 @@ def test_an_interrupted_command_is_mentioned_and_is_no_fault(signed, capsys):
 
 
 def test_relative_difference_is_that_of_the_products():
-    plan = lab.make_plan()
+    plan = factories.make_plan()
     start = plan_adapter(plan, initial_factors(plan))
-    one, two = lab.trained(plan, start, 1), lab.trained(plan, start, 2)
+    one, two = factories.trained(plan, start, 1), factories.trained(plan, start, 2)
     dense = [
         np.concatenate([(x.scale(m) * b.astype(float) @ a).ravel() for m, (a, b) in x.factors.items()])
         for x in (one, two)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_choices import as_medqa, direct, make_rows, write
+from test_mcq import as_medqa, direct, make_rows, write
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.records.comparison import Comparison
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HARNESS = os.environ.get("LM_EVAL") or shutil.which("lm_eval")
 
 

@@ -1,7 +1,7 @@
 """Twenty thousand mutations of every file that fedmed reads: no traceback, no hang, no silent acceptance."""
 
-import fuzzing
 import pytest
+from helpers import fuzzing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -5,12 +5,12 @@ import json
 import math
 import sys
 
-import lab
 import numpy as np
 import peft
 import pytest
 import torch
 import transformers
+from helpers import factories
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
@@ -51,7 +51,7 @@ def moved(adapter, seed=3):
 def plain_gradients(tiny_base, plan, start, batch):
     """Gradients of the mean loss over a batch's answer tokens, by PEFT with a padding mask, one forward pass."""
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    model = peft.get_peft_model(model, lab.peft_config(plan.lora))
+    model = peft.get_peft_model(model, factories.peft_config(plan.lora))
     parameters = {}
     for name, parameter in model.named_parameters():
         if ".lora_" in name:

@@ -9,7 +9,7 @@ import pytest
 from fedmed_cli.chat.guardrails import check, normalise
 from fedmed_cli.chat.guardrails.check import Kind, Level, check_answer, check_question
 
-DEVELOPMENT = Path(__file__).parent / "guardrail_prompts" / "development.jsonl"
+DEVELOPMENT = Path(__file__).parents[1] / "guardrail_prompts" / "development.jsonl"
 
 
 def levels(text):

@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
-from test_aggregation import dense, make_plan, submission
+from test_combine import dense, make_plan, submission
 
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.aggregation.combine import combine

@@ -5,10 +5,9 @@ import os
 import shutil
 import threading
 
-import hostile
-import lab
 import pytest
 from conftest import snapshot
+from helpers import bad_files, factories
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
@@ -21,25 +20,25 @@ from fedmed_cli.trust import keys
 @pytest.fixture(autouse=True)
 def _coordinators_key(tmp_path, monkeypatch):
     (tmp_path / "config").mkdir()
-    lab.write_key(tmp_path / "config/id_ed25519", lab.SIGNERS["coordinator"])
+    factories.write_key(tmp_path / "config/id_ed25519", factories.SIGNERS["coordinator"])
     monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path / "config"))
 
 
 @pytest.fixture(scope="session")
 def signed_once(tmp_path_factory):
     """A workspace with three signed contributions to round 1, and keys for all in its plan."""
-    plan = lab.make_plan()
-    return lab.make_workspace(tmp_path_factory.mktemp("signed") / "work", plan), plan
+    plan = factories.make_plan()
+    return factories.make_workspace(tmp_path_factory.mktemp("signed") / "work", plan), plan
 
 
 @pytest.fixture
 def place(signed_once, tmp_path):
     workspace, plan = signed_once
     root = shutil.copytree(workspace.root, tmp_path / "work")
-    return hostile.Place(type(workspace)(root), plan)
+    return bad_files.Place(type(workspace)(root), plan)
 
 
-@pytest.mark.parametrize("case", hostile.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", bad_files.CASES, ids=lambda case: case.name)
 def test_hostile(case, place, fails):
     case.change(place)
     argv = case.argv(place)
@@ -53,15 +52,15 @@ def test_hostile(case, place, fails):
 
 
 def test_the_corpus_has_at_least_sixty_cases_each_with_its_own_message():
-    names = [case.name for case in hostile.CASES]
+    names = [case.name for case in bad_files.CASES]
     assert len(names) == len(set(names)) >= 60
-    assert len({(case.message, case.code) for case in hostile.CASES}) > 0.95 * len(names)
+    assert len({(case.message, case.code) for case in bad_files.CASES}) > 0.95 * len(names)
 
 
 def test_what_is_in_order_passes(place):
     assert main(["aggregate", "-q", "-C", str(place.root)]) == 0
     record = json.loads((place.root / "rounds/001/global/aggregate.json").read_text())
-    assert record["signers"] == {site: lab.SIGNERS[site].fingerprint for site in lab.SITES}
+    assert record["signers"] == {site: factories.SIGNERS[site].fingerprint for site in factories.SITES}
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -77,8 +76,8 @@ def test_half_precision_is_read_as_it_is_meant(place, dtype):
     for module, (a, b) in adapter.factors.items():
         for name, array in (("A", a), ("B", b)):
             tensors[f"base_model.model.{module}.lora_{name}.weight"] = torch.from_numpy(array.copy()).to(kind)
-    save_file(tensors, place.folder / hostile.WEIGHTS, metadata={"format": "pt"})
-    for name in (hostile.RECORD, hostile.SIGNATURE):
+    save_file(tensors, place.folder / bad_files.WEIGHTS, metadata={"format": "pt"})
+    for name in (bad_files.RECORD, bad_files.SIGNATURE):
         (place.folder / name).unlink()
     read = gate.read_folder(place.folder, plan).adapter
     for module, (a, b) in read.factors.items():
@@ -101,10 +100,10 @@ def test_inspect_shows_all_faults_of_a_refused_adapter_and_nothing_of_it(place, 
 
 def test_a_file_that_shrinks_while_it_is_read_never_ends_the_process(place):
     """A memory map would die of SIGBUS here; a hundred trials with another thread cutting the file."""
-    path = place.folder / hostile.WEIGHTS
+    path = place.folder / bad_files.WEIGHTS
     whole = path.read_bytes()
-    plan = lab.make_plan(hidden=512, layers=4)
-    big = lab.contribution(plan, "B", plan_adapter(plan, initial_factors(plan)))[hostile.WEIGHTS]
+    plan = factories.make_plan(hidden=512, layers=4)
+    big = factories.contribution(plan, "B", plan_adapter(plan, initial_factors(plan)))[bad_files.WEIGHTS]
     refused = 0
     for trial in range(100):
         path.write_bytes(big)
@@ -186,4 +185,4 @@ def test_the_door_of_a_round_checks_the_signer(signed_once):
     workspace, plan = signed_once
     start = starting_adapter(workspace, plan, 1).digest
     folder = gate.read_contribution(workspace.contribution("B"), plan, 1, start)
-    assert keys.check_signer(folder, plan, require=True) == lab.SIGNERS["B"].fingerprint
+    assert keys.check_signer(folder, plan, require=True) == factories.SIGNERS["B"].fingerprint

@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux, the terminal that tests drive")
 
-SCRIPT = Path(__file__).parent / "scripted.py"
+SCRIPT = Path(__file__).parents[1] / "helpers/fake_model.py"
 ANSWER = (
     "It is a **virus** that passes by itself within a week or two for most people who have it.\n\n- Rest helps.\n"
     "- Drink enough water."

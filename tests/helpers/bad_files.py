@@ -13,12 +13,12 @@ import struct
 import tarfile
 from dataclasses import dataclass
 
-import lab
 import numpy as np
 
 from fedmed_cli.adapters import bundle as bundles
 from fedmed_cli.adapters import signatures
 from fedmed_cli.records.digests import sha256_bytes
+from helpers import factories
 
 CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "contribution.json"
 SIGNATURE = RECORD + ".sig"
@@ -92,7 +92,7 @@ class Place:
         self.record(files={name: sha256_bytes(self.read(name)) for name in names})
 
     def sign(self, signer="B"):
-        self.write(SIGNATURE, signatures.sign(lab.SIGNERS[signer], self.read(RECORD)))
+        self.write(SIGNATURE, signatures.sign(factories.SIGNERS[signer], self.read(RECORD)))
 
     def bundle(self, data=None):
         """Replace the folder by a bundle: these bytes, or what tar would make of the folder's files."""
@@ -744,7 +744,7 @@ quick(
     lambda p: (p.folder / SIGNATURE).unlink(),
 )
 quick("a stranger's key", 7, "the plan expects site B's key", lambda p: p.sign("stranger"))
-quick("another site's key", 7, lab.SIGNERS["C"].fingerprint, lambda p: p.sign("C"))
+quick("another site's key", 7, factories.SIGNERS["C"].fingerprint, lambda p: p.sign("C"))
 quick(
     "another site's contribution",
     4,
@@ -1008,13 +1008,13 @@ quick(
     "two sites with one key",
     3,
     "sites.keys: A and B have the same key",
-    lambda p: p.plan_text(lab.SIGNERS["B"].public, lab.SIGNERS["A"].public),
+    lambda p: p.plan_text(factories.SIGNERS["B"].public, factories.SIGNERS["A"].public),
 )
 quick(
     "a key that is no key",
     3,
     "sites.keys.B must be 'ssh-ed25519 AAAA…'",
-    lambda p: p.plan_text(lab.SIGNERS["B"].public, "ssh-rsa AAAA"),
+    lambda p: p.plan_text(factories.SIGNERS["B"].public, "ssh-rsa AAAA"),
 )
 quick(
     "a key for nobody",
@@ -1052,13 +1052,13 @@ def _nothing(place):
     pass
 
 
-GOOD = lab.SIGNERS["stranger"].public
+GOOD = factories.SIGNERS["stranger"].public
 quick(
     "a key that is another's",
     3,
     "sites.keys: A and B have the same key",
     _nothing,
-    lambda p: [*_trust(lab.SIGNERS["A"].public)(p), "--replace"],
+    lambda p: [*_trust(factories.SIGNERS["A"].public)(p), "--replace"],
 )
 quick("a key in place of another", 6, "the plan pins the key", _nothing, _trust(GOOD))
 quick(
@@ -1099,7 +1099,9 @@ def _sign_with(data, mode=0o600):
 def _private():
     from cryptography.hazmat.primitives import serialization as s
 
-    return lab.SIGNERS["coordinator"].private.private_bytes(s.Encoding.PEM, s.PrivateFormat.OpenSSH, s.NoEncryption())
+    return factories.SIGNERS["coordinator"].private.private_bytes(
+        s.Encoding.PEM, s.PrivateFormat.OpenSSH, s.NoEncryption()
+    )
 
 
 quick(

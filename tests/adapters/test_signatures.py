@@ -6,10 +6,9 @@ import shutil
 import stat
 import subprocess
 
-import hostile
-import lab
 import pytest
 from conftest import snapshot
+from helpers import bad_files, factories
 
 from fedmed_cli.adapters import signatures
 from fedmed_cli.cli.app import main
@@ -24,21 +23,21 @@ def config(tmp_path, monkeypatch):
     """The coordinator's key lies in the default place."""
     folder = tmp_path / "config"
     folder.mkdir()
-    lab.write_key(folder / "id_ed25519", lab.SIGNERS["coordinator"])
+    factories.write_key(folder / "id_ed25519", factories.SIGNERS["coordinator"])
     monkeypatch.setenv("FEDMED_CONFIG", str(folder))
     return folder
 
 
 @pytest.fixture
 def place(tmp_path):
-    plan = lab.make_plan()
-    return hostile.Place(lab.make_workspace(tmp_path / "work", plan), plan)
+    plan = factories.make_plan()
+    return bad_files.Place(factories.make_workspace(tmp_path / "work", plan), plan)
 
 
 def ssh_verify(folder, name, record="contribution.json", signer="B"):
     """What `ssh-keygen -Y verify` says of a record and its signature, with fedmed out of the way."""
     allowed = folder.parent.parent / "allowed"
-    allowed.write_text(f"{name} {lab.SIGNERS[signer].public}\n")
+    allowed.write_text(f"{name} {factories.SIGNERS[signer].public}\n")
     return subprocess.run(
         ["ssh-keygen", "-Y", "verify", "-f", allowed, "-I", name, "-n", "fedmed", "-s", folder / f"{record}.sig"],
         input=(folder / record).read_bytes(),
@@ -48,12 +47,12 @@ def ssh_verify(folder, name, record="contribution.json", signer="B"):
 
 def checked_without_fedmed(folder, name="B"):
     """A contribution checked with ssh-keygen and sha256 alone, as docs/threat-model.md says."""
-    if not (folder / hostile.SIGNATURE).exists() or ssh_verify(folder, name).returncode != 0:
+    if not (folder / bad_files.SIGNATURE).exists() or ssh_verify(folder, name).returncode != 0:
         return False
     import hashlib
 
-    files = json.loads((folder / hostile.RECORD).read_bytes())["files"]
-    beside = {path.name for path in folder.iterdir()} - {hostile.RECORD, hostile.SIGNATURE}
+    files = json.loads((folder / bad_files.RECORD).read_bytes())["files"]
+    beside = {path.name for path in folder.iterdir()} - {bad_files.RECORD, bad_files.SIGNATURE}
     return beside == set(files) and all(
         hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest for file, digest in files.items()
     )
@@ -66,7 +65,7 @@ def test_ssh_keygen_accepts_a_contribution_and_refuses_each_tampered_one(place):
     assert b'Good "fedmed" signature for B' in done.stdout
     assert checked_without_fedmed(place.folder)
     whole = snapshot(place.folder)
-    spoil = [case for case in hostile.CASES if case.argv is hostile._aggregate and case.code == 7]
+    spoil = [case for case in bad_files.CASES if case.argv is bad_files._aggregate and case.code == 7]
     assert len(spoil) >= 10
     signed_anew = {"another starting point", "a later round"}  # by the site itself: what it says is false, not forged
     for case in spoil:
@@ -106,7 +105,7 @@ def test_a_key_with_a_passphrase_is_one_that_ssh_keygen_opens(tmp_path, monkeypa
     with pytest.raises(InputError, match="passphrase is wrong"):
         signatures.load(key, "wrong")
     monkeypatch.delenv("FEDMED_KEY_PASSPHRASE")
-    root = lab.make_workspace(tmp_path / "work", lab.make_plan(signed=False)).root
+    root = factories.make_workspace(tmp_path / "work", factories.make_plan(signed=False)).root
     argv = ["aggregate", "--key", key, "-C", root]
     assert "there is no terminal to ask for it" in fails(3, *argv)
 
@@ -142,7 +141,7 @@ def test_a_private_key_never_lies_in_a_workspace(place, fails):
     inside = place.root / "adapters" / "id"
     assert "a private key never does" in fails(2, "keys", "new", "--key", inside, "-C", place.root)
     assert "a private key never does" in fails(2, "keys", "new", "--key", inside)
-    lab.write_key(inside, lab.SIGNERS["coordinator"])
+    factories.write_key(inside, factories.SIGNERS["coordinator"])
     assert "a private key never does" in fails(2, "aggregate", "--key", inside, "-C", place.root)
     shutil.copytree(place.root, place.root.parent / "copy")  # and none that fedmed made is there
     assert not [
@@ -158,28 +157,28 @@ def test_fingerprints_can_be_read_aloud(config, capsys):
     assert "".join(groups).isdigit()
     assert main(["keys", "show", str(config / "new.pub"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) | {"path": ""} == value | {"path": "", "pinned": {}}
-    seen = {signatures.spoken(lab.make_signer(number).public) for number in range(200)}
+    seen = {signatures.spoken(factories.make_signer(number).public) for number in range(200)}
     assert len(seen) == 200
 
 
 def test_pinning_keys_changes_the_sites_digest_and_not_the_plans(tmp_path, capsys):
-    plan = lab.make_plan(signed=False)
-    root = lab.make_workspace(tmp_path / "work", plan, mailbox=False).root
-    for name in (*lab.SITES, "coordinator"):
-        argv = ["keys", "trust", name, lab.SIGNERS[name].public + " a comment", "-C", str(root), "-q"]
+    plan = factories.make_plan(signed=False)
+    root = factories.make_workspace(tmp_path / "work", plan, mailbox=False).root
+    for name in (*factories.SITES, "coordinator"):
+        argv = ["keys", "trust", name, factories.SIGNERS[name].public + " a comment", "-C", str(root), "-q"]
         assert main(argv) == 0
     after = Plan.read(root / "federation.toml")
-    assert after == lab.make_plan(signed=True)
+    assert after == factories.make_plan(signed=True)
     assert after.digest == plan.digest
     assert after.sites.digest != plan.sites.digest
     capsys.readouterr()
     assert main(["keys", "show", "--json", "-C", str(root)]) == 0
     shown = json.loads(capsys.readouterr().out)["pinned"]
-    assert shown["B"]["fingerprint"] == lab.SIGNERS["B"].fingerprint
+    assert shown["B"]["fingerprint"] == factories.SIGNERS["B"].fingerprint
 
 
 def test_a_new_key_of_a_site_needs_replace(place, fails):
-    line = lab.SIGNERS["stranger"].public
+    line = factories.SIGNERS["stranger"].public
     assert "the plan pins the key" in fails(6, "keys", "trust", "B", line, "-C", place.root)
     assert main(["keys", "trust", "B", line, "--replace", "-q", "-C", str(place.root)]) == 0
     assert "the plan expects site B's key" in fails(7, "aggregate", "-C", place.root)
@@ -187,11 +186,13 @@ def test_a_new_key_of_a_site_needs_replace(place, fails):
 
 
 def test_a_plan_without_keys_says_what_is_not_signed_and_can_require_it(tmp_path, capsys, fails):
-    workspace = lab.make_workspace(tmp_path / "work", lab.make_plan(signed=False))
+    workspace = factories.make_workspace(tmp_path / "work", factories.make_plan(signed=False))
     argv = ["aggregate", "-C", str(workspace.root)]
     assert "is not signed, and --require-signatures is given" in fails(7, *argv, "--require-signatures")
     assert not list(workspace.rounds.glob("*"))
-    plain = lab.contribution(lab.make_plan(signed=False), "B", _start(workspace), signer=lab.SIGNERS["stranger"])
+    plain = factories.contribution(
+        factories.make_plan(signed=False), "B", _start(workspace), signer=factories.SIGNERS["stranger"]
+    )
     for name, data in plain.items():
         (workspace.contribution("B") / name).write_bytes(data)
     assert "pins no key for site B" in fails(7, *argv, "--require-signatures", "--exclude", "A")
@@ -233,16 +234,16 @@ def test_the_coordinator_without_its_key_is_told_before_any_work(place, config, 
 def test_train_local_signs_and_refuses_to_sign_with_another_key(split_workspace, tiny_base, config, fails, capsys):
     root = split_workspace.root
     for name in ("A", "coordinator"):
-        assert main(["keys", "trust", name, lab.SIGNERS[name].public, "-q", "-C", str(root)]) == 0
+        assert main(["keys", "trust", name, factories.SIGNERS[name].public, "-q", "-C", str(root)]) == 0
     argv = ["train-local", "--site", "A", "-C", root, "--base", tiny_base, "--max-steps", "1"]
     assert "for site A, found" in fails(7, *argv)  # the default key is the coordinator's
-    key = lab.write_key(config / "a", lab.SIGNERS["A"])
+    key = factories.write_key(config / "a", factories.SIGNERS["A"])
     assert main([str(part) for part in argv] + ["--key", str(key)]) == 0
     capsys.readouterr()
     for site in "BC":
         assert main(["train-local", "-q", "--site", site, "-C", str(root), "--base", str(tiny_base)]) == 0
     assert main(["aggregate", "--weights", "tokens", "--json", "-q", "-C", str(root)]) == 0
-    assert json.loads(capsys.readouterr().out)["signers"] == {"A": lab.SIGNERS["A"].fingerprint}
+    assert json.loads(capsys.readouterr().out)["signers"] == {"A": factories.SIGNERS["A"].fingerprint}
     sent = split_workspace.global_adapter(1)
     home = root.parent / "home"
     (home / "data").mkdir(parents=True)

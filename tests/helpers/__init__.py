@@ -1,0 +1,1 @@
+"""What tests share: makers of adapters and folders, bad files, a fake model, kills and mutations."""
