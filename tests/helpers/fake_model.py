@@ -1,6 +1,7 @@
 """A model that says what it is told to, and a chat with it.
 
-As a program: `python tests/helpers/fake_model.py TOKENIZER SECONDS ANSWER…`. Every token takes that many seconds, so that an answer can be stopped.
+As a program: `python tests/helpers/fake_model.py TOKENIZER SECONDS ANSWER…`. Every token takes that many seconds, so
+that an answer can be stopped.
 """
 
 import sys
