@@ -103,7 +103,7 @@ class Workspace:
     def read_plan(self) -> Plan:
         if not self.plan_path.exists():
             raise InputError(
-                f"{self.root} is no fedmed workspace: it has no {PLAN_NAME}",
+                f"{self.root} is not a fedmed workspace: it has no {PLAN_NAME}",
                 hint="make one with 'fedmed split' or 'fedmed init', copy the coordinator's federation.toml here, "
                 "or name the workspace with --workspace",
             )

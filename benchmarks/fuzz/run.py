@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz/run.py --count 200000 --seed 7 >> pieces.jsonl
 
-Stops with a traceback at the first exception that is no FedmedError, hang over 5 s or silent acceptance, and
+Stops with a traceback at the first exception that is not a FedmedError, hang over 5 s or silent acceptance, and
 prints the target, the seed and the bytes. Else it prints one JSON object with the counts.
 """
 

@@ -567,7 +567,7 @@ def resume(part):
             part.row(f"SIGKILL after half of {steps} steps", f"exit code {process.returncode}", was_killed)
         _, said = part.fedmed("train-local", folder, *argv)
         records[name] = json.loads((folder / "adapters/A/contribution.json").read_text())
-    goes_on = [text for text in said.splitlines() if "continues behind step" in text]
+    goes_on = [text for text in said.splitlines() if "resuming from the checkpoint" in text]
     part.row("the same command goes on", "".join(goes_on) or "it began anew", goes_on)
 
     def difference(name):

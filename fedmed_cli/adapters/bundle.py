@@ -56,7 +56,7 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
             raise InputError(f"{name}: is truncated: it ends at byte {len(data):,} in the middle of a header")
         member, size = _NAME.fullmatch(header[:100]), _SIZE.fullmatch(header[124:136])
         if member is None:
-            raise InputError(f"{name}: holds a name that is no plain file name at byte {position:,}")
+            raise InputError(f"{name}: holds a name that is not a plain file name at byte {position:,}")
         file = member.group(1).decode("ascii")
         if size is None:
             raise InputError(f"{name}: {file} has an unusable size")
@@ -64,7 +64,7 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
         if header != _header(file, length):
             raise InputError(f"{name}: {file} is not a plain file as 'fedmed pack' writes it")
         if file <= before:
-            raise InputError(f"{name}: {file} stands twice or out of order")
+            raise InputError(f"{name}: {file} is listed twice or out of order")
         if len(files) == _MAX_FILES:
             raise InputError(f"{name}: holds more than {_MAX_FILES} files")
         start, end = position + _BLOCK, position + _BLOCK + length

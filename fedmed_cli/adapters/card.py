@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedmed_cli.adapters.adapter import Adapter
 
 TAGS = ("federated-learning", "fedmed", "lora", "medical", "transformers")
-# Where the embedded default's weights come from; its own name is no id of a hub.
+# Where the embedded default's weights come from; its own name is not an id of a hub.
 _HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96}")
 
@@ -162,7 +162,8 @@ def global_card(
             f"The coordinator decided on {examination.num_examples:,} examples of its own "
             f"({examination.num_groups:,} groups):",
             f"loss {_loss(examination.parent)} before this round, {_loss(examination.result)} after.",
-            "These numbers chose the weights, so they are no result. `fedmed compare` measures on held-out examples.",
+            "These numbers were used to choose the weights; do not report them as results. `fedmed compare` measures "
+            "on held-out examples.",
         ]
     return card(base, adapter, f"Global adapter of round {round_number}", origin, body)
 

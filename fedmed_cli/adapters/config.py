@@ -55,7 +55,7 @@ class AdapterConfig:
 def check_config(config: Any, name: str) -> AdapterConfig:
     """The config of a parsed adapter_config.json, which errors call `name`.
 
-    CombineError for any other kind of adapter, InputError where it is no object or lacks what it needs.
+    CombineError for any other kind of adapter, InputError where it is not an object or lacks what it needs.
     """
     if not isinstance(config, dict):
         raise InputError(f"{name}: expected an object, found {type(config).__name__}")

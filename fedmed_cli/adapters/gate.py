@@ -216,7 +216,7 @@ def _parse_adapter(config: AdapterConfig, weights: bytes, weights_digest: str, p
         module, end = module_and_end(key)
         factor = end.removesuffix(".weight")
         if not key.startswith(PREFIX) or not module or factor not in ("A", "B") or end == factor:
-            raise CombineError(f"{name}: tensor {key!r} is no LoRA factor")
+            raise CombineError(f"{name}: tensor {key!r} is not a LoRA factor")
         if not any(module == target or module.endswith("." + target) for target in targets):
             raise CombineError(f"{name}: tensor {key!r} is of a module that target_modules does not name")
         if info.dtype not in ("F32", "F16", "BF16"):

@@ -51,7 +51,7 @@ def parse_header(
     it. InputError unless the tensors fill the data section without a gap or an overlap.
     """
     if file_bytes < 8 or len(head) < 8:
-        raise InputError(f"{name}: is no safetensors file: it has {file_bytes} bytes, fewer than 8")
+        raise InputError(f"{name}: is not a safetensors file: it has {file_bytes} bytes, fewer than 8")
     (length,) = struct.unpack("<Q", head[:8])
     if length > max_header:
         raise InputError(f"{name}: expected a header of at most {max_header:,} bytes, found {length:,}")

@@ -105,14 +105,14 @@ def sign(signer: Signer, message: bytes) -> bytes:
 def verify(message: bytes, signature: bytes, name: str) -> str:
     """The public key line of whoever signed `message`; `name` is how errors call the signature.
 
-    InputError where it is no signature in the one form that we and ssh-keygen write, TrustError where it does
+    InputError where it is not a signature in the one form that we and ssh-keygen write, TrustError where it does
     not hold. That it holds says nothing about whose key it is.
     """
     if len(signature) > MAX_SIGNATURE_BYTES:
         raise InputError(f"{name}: expected at most {MAX_SIGNATURE_BYTES:,} bytes, found {len(signature):,}")
     lines = signature.decode("ascii", "replace").split("\n")
     if len(lines) < 4 or lines[0] != _BEGIN or lines[-2:] != [_END, ""]:
-        raise InputError(f"{name}: is no SSH signature")
+        raise InputError(f"{name}: is not an SSH signature")
     try:
         blob = base64.b64decode("".join(lines[1:-2]), validate=True)
     except (binascii.Error, ValueError):
@@ -136,7 +136,7 @@ def verify(message: bytes, signature: bytes, name: str) -> str:
 def _parse(blob: bytes) -> tuple[Ed25519PublicKey, bytes]:
     """The key and the raw signature of an unarmoured signature; ValueError says what is not as we expect it."""
     if blob[:6] != _MAGIC:
-        raise ValueError("is no SSH signature: its magic is missing")
+        raise ValueError("is not an SSH signature: its magic is missing")
     if len(blob) < 10:
         raise ValueError("is cut off")
     (version,) = struct.unpack_from(">I", blob, 6)
@@ -178,7 +178,7 @@ def parse_public(text: str, name: str) -> str:
     parts = text.strip().split(" ")
     if "\n" in text.strip() or len(parts) < 2 or parts[0] != ALGORITHM:
         raise InputError(
-            f"{name}: is no public key of kind {ALGORITHM} in one line",
+            f"{name}: is not a public key of kind {ALGORITHM} in one line",
             hint="'fedmed keys show' prints one; a file of it ends with .pub",
         )
     try:
@@ -262,7 +262,7 @@ def load(path: Path, passphrase: str | None) -> Signer:
         private = serialization.load_ssh_private_key(data, passphrase.encode() if passphrase else None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         reason = "or the passphrase is wrong" if passphrase else "expected one that 'fedmed keys new' wrote"
-        raise InputError(f"{path}: is no usable private key in OpenSSH's form, {reason}") from None
+        raise InputError(f"{path}: is not a usable private key in OpenSSH's form, {reason}") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise InputError(f"{path}: is a private key of another kind, expected {ALGORITHM}")
     return Signer(private, _line(_blob(private.public_key())))
@@ -278,5 +278,5 @@ def refuse_inside(path: Path, workspace: Path) -> None:
         return
     raise UsageError(
         f"{path}: lies in the workspace {folder}, and a private key never does",
-        hint="leave --key away for the default place, or name a file outside",
+        hint="omit --key for the default place, or name a file outside",
     )

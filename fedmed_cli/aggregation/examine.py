@@ -19,7 +19,8 @@ from fedmed_cli.intervals import Losses, standard_error
 REJECT_ABOVE = 0.03
 REJECT_ABOVE_SHARE = 0.3
 # Or where it brings next to nothing, beyond chance: less than this share of the median gain, and less than that by
-# REJECT_ABOVE nats, so that no honest site goes in a late round, where gains are small. It must not be missed.
+# REJECT_ABOVE nats, so that no honest site goes in a late round, where gains are small. The round must be no
+# worse without it.
 IDLE_BELOW_SHARE = 0.2
 SUSPECT_BELOW = 0.01  # nats under the median gain, or a tenth of it: nearer than that, leaving out is not tried
 SUSPECT_BELOW_SHARE = 0.1

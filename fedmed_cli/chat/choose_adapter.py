@@ -86,7 +86,7 @@ def _best(workspace: Workspace, plan: Plan, say: Say, measure: Measure | None) -
     best = min(losses, key=lambda name: (losses[name], name))
     shown = ", ".join(f"{name} {losses[name]:.4f}" for name in sorted(losses))
     say(f"loss on the coordinator's examples: {shown}")
-    say(f"best is {best}; these losses chose it, so they are no result")
+    say(f"best is {best}; these losses were used to choose it; do not report them as results")
     return found[best]
 
 

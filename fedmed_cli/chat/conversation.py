@@ -172,7 +172,7 @@ def check_length(question: str) -> str:
     cleaned = clean(question).strip()
     odd = sum(character in "\ufffd\0" or "\ud800" <= character <= "\udfff" for character in question)
     if odd > max(2, len(question) // 20) or (question.strip() and not cleaned):
-        raise InputError("the question is no text: it holds bytes that are no characters")
+        raise InputError("the question is not text: it holds bytes that are not characters")
     if not cleaned:
         raise InputError("the question is empty")
     return cleaned.encode("utf-8", "replace").decode("utf-8")

@@ -37,7 +37,7 @@ WorkspaceOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=COMMON_PANEL)]
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Print errors alone (and JSON).", rich_help_panel=COMMON_PANEL)
+    bool, typer.Option("--quiet", "-q", help="Print only errors (and JSON).", rich_help_panel=COMMON_PANEL)
 ]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say more: versions, kernels, folders.", rich_help_panel=COMMON_PANEL)
@@ -59,7 +59,7 @@ LoraROption = Annotated[int | None, _option("--lora-r", text="Rank of the adapte
 LoraAlphaOption = Annotated[float | None, _option("--lora-alpha", text="LoRA alpha [16].", panel=PLAN_PANEL)]
 LoraTargetsOption = Annotated[
     str | None,
-    _option("--lora-target-modules", text="Modules to adapt, by comma [q_proj,v_proj].", panel=PLAN_PANEL),
+    _option("--lora-target-modules", text="Comma-separated modules to adapt [q_proj,v_proj].", panel=PLAN_PANEL),
 ]
 RsloraOption = Annotated[
     bool | None,
@@ -74,7 +74,7 @@ AlphaPatternOption = Annotated[
     _option("--alpha-pattern", text="Other alphas of some modules: down_proj=32.", panel=PLAN_PANEL),
 ]
 MaxLengthOption = Annotated[
-    int | None, _option("--max-length", text="Most tokens of an example [1024].", panel=PLAN_PANEL)
+    int | None, _option("--max-length", text="Maximum tokens per example [1024].", panel=PLAN_PANEL)
 ]
 SchedulerOption = Annotated[
     str | None,
@@ -233,7 +233,7 @@ ServerMomentumOption = Annotated[
     float,
     _option(
         "--server-momentum",
-        text="How much of the round before's step goes on.",
+        text="Fraction of the previous round's step to carry over.",
         min=0.0,
         max=0.99,
         panel=AGGREGATION_PANEL,
@@ -342,7 +342,7 @@ NearDuplicatesOption = Annotated[
     str,
     typer.Option(
         "--near-duplicates",
-        help="Keep texts together that are alike from this similarity (0.3 to 1) on, or off.",
+        help="Minimum similarity (0.3 to 1) at which near-duplicates are kept in one set; off disables.",
         rich_help_panel=LEAK_PANEL,
     ),
 ]
@@ -364,21 +364,21 @@ def choice(flag: str, value: str, known: tuple[str, ...]) -> str:
 
 
 def names(flag: str, text: str) -> tuple[str, ...]:
-    """A list by comma."""
+    """A comma-separated list."""
     parts = tuple(part.strip() for part in text.split(","))
     if not all(parts):
-        raise UsageError(f"{flag}: expected names by comma, found {text!r}")
+        raise UsageError(f"{flag}: expected comma-separated names, found {text!r}")
     return parts
 
 
 def numbers(flag: str, text: str) -> tuple[int, ...]:
-    """Whole numbers above 0, by comma."""
+    """Comma-separated whole numbers above 0."""
     try:
         values = tuple(int(part) for part in text.split(","))
     except ValueError:
         values = (0,)
     if min(values) < 1:
-        raise UsageError(f"{flag}: expected whole numbers above 0 by comma, found {text!r}")
+        raise UsageError(f"{flag}: expected comma-separated whole numbers above 0, found {text!r}")
     return values
 
 
@@ -388,7 +388,7 @@ def mapping(flag: str, text: str) -> dict[str, str]:
     for part in text.split(","):
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or not value.strip():
-            raise UsageError(f"{flag}: expected NAME=COLUMN by comma, found {part!r}")
+            raise UsageError(f"{flag}: expected comma-separated NAME=COLUMN, found {part!r}")
         result[key.strip()] = value.strip()
     return result
 
@@ -403,7 +403,7 @@ def pattern(flag: str, text: str | None, kind: type[Number]) -> dict[str, Number
         try:
             number = kind(value)
         except ValueError:
-            raise UsageError(f"{flag}: expected MODULE=NUMBER by comma, found {part[:80]!r}") from None
+            raise UsageError(f"{flag}: expected comma-separated MODULE=NUMBER, found {part[:80]!r}") from None
         if name.strip() in result:
             raise UsageError(f"{flag}: {name.strip()[:80]!r} appears twice")
         result[name.strip()] = number

@@ -239,7 +239,7 @@ def _no_echo() -> Iterator[None]:
     try:
         handle = sys.stdin.fileno()
         before = termios.tcgetattr(handle)
-    except (OSError, ValueError, termios.error):  # stdin is no terminal
+    except (OSError, ValueError, termios.error):  # stdin is not a terminal
         yield
         return
     silent = termios.tcgetattr(handle)

@@ -39,7 +39,7 @@ _MARKS = tuple(
 
 
 class BadRow(Exception):
-    """A row that is no example: its kind for the counts, and what was expected and found, without any value."""
+    """A row that is not an example: its kind for the counts, and what was expected and found, without any value."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

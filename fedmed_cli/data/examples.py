@@ -57,7 +57,7 @@ def read_dataset(
 ) -> Dataset:
     """Read all of `name` (or of several files) into memory; see `sources.Source` for what it may be.
 
-    Rows that are no examples are left out and counted, up to the share `max_bad` of all rows. `folder` takes
+    Rows that are not valid examples are left out and counted, up to the share `max_bad` of all rows. `folder` takes
     the rows of a hub id. InputError (exit code 3) names the file and the row, and never quotes a value.
     """
     source = Source([name] if isinstance(name, str) else name, columns, limit)

@@ -15,7 +15,7 @@ Mode = Literal["off", "warn", "block", "redact"]
 MODES: tuple[Mode, ...] = ("off", "warn", "block", "redact")
 NOTICE = (
     "patterns find identifiers that have a form of their own; names and addresses are not reliably found, "
-    "so this is no de-identification"
+    "so the data are not de-identified"
 )
 
 _DASH = r"[-.\u2010-\u2015 ]"

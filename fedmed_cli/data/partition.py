@@ -359,7 +359,7 @@ def _check_assign(assign: Mapping[str, str], counts: Mapping[str, int]) -> None:
         )
     for value in assign:
         if value not in counts:
-            raise InputError(f"--assign names {value[:60]!r}, which is no value of the column")
+            raise InputError(f"--assign names {value[:60]!r}, which is not a value of the column")
 
 
 def into_sets(sizes: Ints, shares: Mapping[str, float], site: str) -> Ints:

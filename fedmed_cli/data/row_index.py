@@ -154,7 +154,7 @@ def build(
 ) -> Index:
     """Read all batches once; up to MAX_SHA_ORDER rows once more, for their order.
 
-    A row whose question is no other row's is known by its question; where a question comes back, the batches are
+    A row whose question no other row has is known by its question; where a question comes back, the batches are
     read again for the whole texts of those rows. `topics` gives labels where no column does. `progress` is told
     the rows so far.
     """

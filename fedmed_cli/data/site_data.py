@@ -67,7 +67,7 @@ def file_data(
     if folder.exists() and not (folder / DIVISION_NAME).exists():
         raise ConflictError(
             f"{workspace.relative(folder)} holds the examples that 'fedmed split' made",
-            hint="leave --data away, or use another workspace",
+            hint="omit --data, or use another workspace",
         )
     split.tell_bad(dataset.bad, say)
     rows, found = _screened(dataset.examples, phi_mode, say)

@@ -1,4 +1,4 @@
-"""Read data of any common format as a stream of batches, counting the rows that are no examples."""
+"""Read data of any common format as a stream of batches, counting the rows that are not valid examples."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class BadRows:
         if self.first is not None and self.total > max_bad * self.num_rows:
             raise InputError(
                 self.first,
-                hint=f"{self.total} of {self.num_rows} rows are no examples ({self.summary}); correct them, "
+                hint=f"{self.total} of {self.num_rows} rows are not valid examples ({self.summary}); correct them, "
                 f"or skip them with --max-bad {min(1.0, self.total / max(self.num_rows, 1) * 1.01 + 0.001):.3f}",
             )
 
@@ -385,7 +385,7 @@ def _hub_rows(name: str) -> Iterator[Mapping[str, Any]]:
     repository, _, split = name.partition(":")
     try:
         yield from datasets.load_dataset(repository, split=split or "train", streaming=True)
-    except Exception as error:  # the hub's client raises many kinds; all mean that the data are not to be had
+    except Exception as error:  # the hub's client raises many kinds; all mean that the data set is unavailable
         raise MachineError(
             f"the data set {name!r} could not be loaded from the hub ({type(error).__name__})",
             hint="check the name (owner/name or owner/name:split) and the network, or give a local file",
@@ -483,7 +483,7 @@ def _json_line(part: bytes, number: int, offset: int, name: str) -> Mapping[str,
         return BadRow("encoding", f"{name}: line {number} is not UTF-8 at byte {offset + error.start}")
     except (ValueError, RecursionError):  # ValueError: also a number with too many digits
         return BadRow("not_json", f"{name}: line {number} is not JSON")
-    return value if isinstance(value, dict) else BadRow("not_object", f"{name}: line {number} is no JSON object")
+    return value if isinstance(value, dict) else BadRow("not_object", f"{name}: line {number} is not a JSON object")
 
 
 def _flat_schema(rows: list[_Row]) -> Any:
@@ -545,7 +545,9 @@ def _json(data: bytes, name: str) -> Iterator[_Chunk]:
     if not isinstance(value, list):
         raise InputError(f"{name}: expected a JSON list of objects")
     yield [
-        _Row(number, row if isinstance(row, dict) else BadRow("not_object", f"{name}: row {number} is no JSON object"))
+        _Row(
+            number, row if isinstance(row, dict) else BadRow("not_object", f"{name}: row {number} is not a JSON object")
+        )
         for number, row in enumerate(value, 1)
     ]
 
@@ -627,7 +629,7 @@ def _arrow(file: Any, name: str) -> Iterator[_Chunk]:
 def _sound(batch: Any) -> Any:
     """The batch as a table, once no offset or index in it points outside: pyarrow believes a file without looking.
 
-    ArrowInvalid where one does, UnicodeDecodeError where a column's name is no text. Columns of texts are checked as
+    ArrowInvalid where one does, UnicodeDecodeError where a column's name is not text. Columns of texts are checked as
     bytes: what is not UTF-8 there is a bad row, not a bad file.
     """
     import pyarrow
@@ -763,7 +765,7 @@ def _is_stripped(texts: Any) -> bool:
 
     for start, stop in ((0, 1), (-1, None)):
         ends = pc.unique(pc.binary_slice(texts.cast(pyarrow.binary()), start, stop)).to_pylist()
-        if not all(end.isascii() for end in ends):  # a byte is no character then
+        if not all(end.isascii() for end in ends):  # a byte is not a character then
             ends = [end.encode() for end in pc.unique(pc.utf8_slice_codeunits(texts, start, stop)).to_pylist()]
         if any(not end.decode().strip() for end in ends):
             return False

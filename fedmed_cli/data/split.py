@@ -272,7 +272,7 @@ def bad_row_counts(bad: BadRows) -> dict[str, BadRowCounts]:
 def tell_bad(bad: BadRows, say: Say) -> None:
     """Say what was skipped."""
     if bad.total:
-        say(f"{bad.total} of {bad.num_rows} rows are no examples and are skipped: {bad.summary}")
+        say(f"{bad.total} of {bad.num_rows} rows are not valid examples and are skipped: {bad.summary}")
     if bad.turns_left_out:
         say(
             f"{bad.turns_left_out} turns of conversations are left out: an example is the first question and its answer"

@@ -264,7 +264,7 @@ def read_questions(path: Path | None) -> list[str]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path}: is no readable UTF-8 text file") from None
+        raise InputError(f"{path}: is not a readable UTF-8 text file") from None
     questions = [line.strip() for line in lines if line.strip()]
     if not questions:
         raise InputError(f"{path}: holds no question (one a line)")

@@ -121,7 +121,7 @@ def _layout(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> Choice
         return "decision"
     found = ", ".join(sorted(name[:40] for name in names)[:30]) or "none"
     raise InputError(
-        f"{path}: is no file of multiple-choice questions, found columns {found}",
+        f"{path}: is not a file of multiple-choice questions, found columns {found}",
         hint="expected question and options with answer_idx or answer (MedQA), or with opa, opb, opc, opd and cop "
         "(MedMCQA), or with final_decision (PubMedQA)",
     )

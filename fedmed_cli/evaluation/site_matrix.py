@@ -21,7 +21,7 @@ def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) ->
     """One matrix of what each hospital measured on its own examples (`fedmed compare --site SITE`).
 
     CombineError where files are of another plan or base, where a name stands for two adapters, or where two
-    sites measured the same examples; InputError where a file is no hospital's.
+    sites measured the same examples; InputError where a file is not a hospital's.
     """
     found: dict[str, Comparison] = {}
     files: dict[str, str] = {}
@@ -89,7 +89,7 @@ def _check(
             f"{path}: is of base model {short(record.base_fingerprint)}…, expected {short(plan.base.fingerprint)}…"
         )
     if record.site in found:
-        raise CombineError(f"{path}: site {record.site} stands in two files")
+        raise CombineError(f"{path}: site {record.site} appears in two files")
     for name in record.adapters:
         if OVERALL not in record.scores.get(name, {}):
             raise InputError(f"{path}: scores.{name[:80]} has no {OVERALL!r}")

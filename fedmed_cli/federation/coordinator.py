@@ -216,7 +216,7 @@ def _admit(
         site = folder.contribution.site
         fingerprint = _check_signer(folder, plan, require_signatures, say)
         if site in homes:
-            raise CombineError(f"site {site} stands in two folders: {homes[site]} and {path}")
+            raise CombineError(f"site {site} appears in two folders: {homes[site]} and {path}")
         if site in exclude:
             say(f"{path}: left out (--exclude {site})")
             continue

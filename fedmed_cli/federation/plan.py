@@ -97,7 +97,7 @@ def check_options(options: PlanOptions, plan: Plan) -> None:
             flag = "--" + name.replace("_", "-")
             raise UsageError(
                 f"{flag} is {_text(given)}, but the plan has {_text(value)}",
-                hint="leave the option away: all sites must train alike; another value needs another federation",
+                hint="omit this option: all sites must use the plan's value",
             )
 
 

@@ -91,7 +91,7 @@ def pooled_adapter(
         plan.base,
         trained.adapter,
         "Pooled adapter: an upper bound",
-        "Trained by fedmed on all sites' examples together, to compare a federation with. It is no global adapter.",
+        "Trained by fedmed on all sites' examples together, to compare a federation with. It is not a global adapter.",
     )
     files = {f"adapter/{name}": data for name, data in adapter_files(trained.adapter, readme).items()}
     workspace.replace_folder(workspace.reports / "pooled", {**files, RECORD_NAME: record.to_bytes()})

@@ -143,7 +143,7 @@ def train_local(
         )
     steps = len(trained.losses)
     if steps < max_steps:
-        events.say(f"site {site}: stopped early behind step {steps} of {max_steps}")
+        events.say(f"site {site}: stopped early after step {steps} of {max_steps}")
     if trained.kept_step is not None:
         events.say(f"site {site}: keeps the adapter of step {trained.kept_step} of {steps}, the best on other examples")
     after = measured(trained.adapter)

@@ -84,7 +84,7 @@ def find_for_plan(plan_base: Base, name: str | None, wheel: Path | None, say: Sa
         raise CombineError(
             f"base model {name or plan_base.name}: the plan expects fingerprint {plan_base.fingerprint[:12]}… "
             f"({plan_base.name}), found {local.base.fingerprint[:12]}…",
-            hint="use the very model of the plan: same weights, config, tokenizer and template",
+            hint="use exactly the plan's model: same weights, config, tokenizer and template",
         )
     return LocalBase(local.folder, plan_base)
 
@@ -156,7 +156,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, so this is no base model") from None
+        raise InputError(f"{path}: no such file, so this is not a base model") from None
     except (OSError, ValueError):
         raise InputError(f"{path}: is not readable JSON") from None
     if not isinstance(value, dict):

@@ -201,7 +201,7 @@ def _four_bit(dtype: torch.dtype) -> Any:
     except Exception as error:  # its import tries to load native libraries and fails in many ways
         raise MachineError(
             f"--load-in-4bit: bitsandbytes cannot be imported here ({type(error).__name__})",
-            hint="leave --load-in-4bit away, or install bitsandbytes for this machine",
+            hint="omit --load-in-4bit, or install bitsandbytes for this machine",
         ) from None
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype

@@ -48,5 +48,5 @@ def check_not_negative(**values: float) -> None:
 def check_files(files: dict[str, str]) -> None:
     for name, value in files.items():
         if not 0 < len(name) <= 80 or not name.isascii() or not name.isprintable():
-            raise ValueError(f"files: {name[:80]!a} is no file name")
+            raise ValueError(f"files: {name[:80]!a} is not a file name")
         check_digest(f"files.{name}", value)

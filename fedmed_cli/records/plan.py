@@ -156,7 +156,7 @@ class Sites:
             raise ValueError(f"sites.min_sites must be from 1 to {len(self.names)}, found {self.min_sites}")
         for name, rank in self.ranks.items():
             if name not in self.names:
-                raise ValueError(f"sites.ranks names {name[:80]!r}, which is no site")
+                raise ValueError(f"sites.ranks names {name[:80]!r}, which is not a site")
             if rank < 1:
                 raise ValueError(f"sites.ranks.{name} must be at least 1, found {rank}")
 

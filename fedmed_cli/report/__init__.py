@@ -44,7 +44,7 @@ def write(
     """
     target = output or workspace.reports / REPORT_NAME
     if target.exists() and not _is_report(target):
-        raise ConflictError(f"{target} exists already and is no report", hint="name another file with --output")
+        raise ConflictError(f"{target} exists already and is not a report", hint="name another file with --output")
     facts = gather(workspace)
     drawn = svg.available()
     if not drawn:

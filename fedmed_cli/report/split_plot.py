@@ -15,7 +15,7 @@ def check(path: Path) -> None:
     if path.suffix.lower() not in (".png", ".svg"):
         raise UsageError(f"--plot: expected a .png or .svg file, found {path.name!r}")
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot: {path.absolute().parent} is no folder")
+        raise UsageError(f"--plot: {path.absolute().parent} is not a folder")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

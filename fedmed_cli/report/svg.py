@@ -35,7 +35,7 @@ _SETTINGS = {
     "legend.labelcolor": INK,
     "svg.fonttype": "none",
     "text.color": INK,
-    "text.parse_math": False,  # names are foreign: a dollar sign is no formula
+    "text.parse_math": False,  # names are foreign: a dollar sign is not a formula
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.color": MUTED,

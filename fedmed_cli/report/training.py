@@ -134,7 +134,7 @@ def _bad(by_source: dict[str, dict[str, BadRowCounts]]) -> list[Part]:
         for found in by_source.values()
         for kind, one in found.items()
     ]
-    return [Text(f"Rows that are no examples, skipped: {', '.join(said)}.", "note")] if said else []
+    return [Text(f"Rows that are not valid examples, skipped: {', '.join(said)}.", "note")] if said else []
 
 
 # --- losses -----------------------------------------------------------------------------------------

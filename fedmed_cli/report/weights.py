@@ -61,7 +61,7 @@ def _scores_parts(facts: Facts) -> list[Part]:
         return []
     columns = ["scored by", "round", "adapter of", "gain in nats", "standard error", "validation examples"]
     title = "Hospitals' scores of contributions"
-    about = "Scores can choose weights (--weights crosseval), so they are no result."
+    about = "Scores can be used to choose weights (--weights crosseval); do not report them as results."
     return [Grid(title, columns, rows, frozenset({2}), folded=True), Text(about, "note")]
 
 
@@ -92,7 +92,8 @@ def _round_parts(record: Aggregate) -> list[Part]:
             Text(
                 f"Decided on {wording.count(seen.num_examples, 'example')} of the coordinator's "
                 f"({wording.count(seen.num_groups, 'group')}): loss {seen.parent.mean:.4f} before, "
-                f"{seen.result.mean:.4f} after. These numbers chose the weights, so they are no result.",
+                f"{seen.result.mean:.4f} after. These numbers were used to choose the weights; "
+                "do not report them as results.",
                 "note",
             )
         )

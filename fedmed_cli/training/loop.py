@@ -144,7 +144,7 @@ def train(
     state = (checkpoints.load() if checkpoints else None) or State({})
     if state.step:
         _restore(parameters, optimizer, state)
-        say(f"continues behind step {state.step} of {max_steps}, from a checkpoint")
+        say(f"resuming from the checkpoint at step {state.step} of {max_steps}")
     first, num_tokens, started, last_saved = state.step, 0, time.perf_counter(), state.step
     last_loss = math.nan
 

@@ -50,7 +50,7 @@ class Checked:
 
 @dataclass
 class Verification:
-    """What `verify` found. A note is no fault: it says what could not be proved, and why."""
+    """What `verify` found. A note is not a fault: it says what could not be proved, and why."""
 
     checked: list[Checked] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -175,7 +175,7 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
         rounds.check(number)
     for entry in sorted(workspace.rounds.iterdir()) if workspace.rounds.is_dir() else ():
         if not (entry.name.isdigit() and (entry / "global").is_dir()) and not entry.name.startswith("."):
-            result.notes.append(f"{workspace.relative(entry)}: is no round, and was not checked")
+            result.notes.append(f"{workspace.relative(entry)}: is not a round, and was not checked")
     _check_mailbox(workspace, plan, require, result)
     for path, read in _other_records(workspace):
         result.attempt(lambda path=path, read=read: read(path))  # type: ignore[misc]
@@ -349,7 +349,7 @@ class _Rounds:
         starts = [self._start(number), self._start(number - 1) if number > 1 else None]
         lacking = not set(record.sites) <= set(contributions) or starts[0] is None
         if lacking or (record.server_momentum and number > 1 and starts[1] is None):
-            self.result.notes.append(f"round {number}: cannot be computed again, for not all it was made of is here")
+            self.result.notes.append(f"round {number}: cannot be recomputed: some of its inputs are missing")
             return None
         assert starts[0] is not None
         result = recompute(self.plan, starts[0], starts[1], record, contributions)

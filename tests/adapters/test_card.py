@@ -49,7 +49,7 @@ def test_the_global_card_shows_weights_verdicts_and_what_chose_them(round_worksp
     seen = record.examination
     assert f"loss {seen.parent.mean:.4f} ± " in text
     assert f"{seen.result.mean:.4f} ± " in text
-    assert "they are no result" in text
+    assert "do not report them as results" in text
     assert ModelCard(text).data.eval_results is None  # a number that chose the weights is not published as a result
 
 

@@ -180,8 +180,8 @@ def test_a_round_where_every_module_has_another_rank_than_the_general_one(tiny_b
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--rank-pattern", "v_proj"], "--rank-pattern: expected MODULE=NUMBER by comma, found 'v_proj'"),
-        (["--rank-pattern", "v_proj=x"], "--rank-pattern: expected MODULE=NUMBER by comma, found 'v_proj=x'"),
+        (["--rank-pattern", "v_proj"], "--rank-pattern: expected comma-separated MODULE=NUMBER, found 'v_proj'"),
+        (["--rank-pattern", "v_proj=x"], "--rank-pattern: expected comma-separated MODULE=NUMBER, found 'v_proj=x'"),
         (["--rank-pattern", "v_proj=2,v_proj=3"], "--rank-pattern: 'v_proj' appears twice"),
         (["--rank-pattern", "nothing=2"], "lora.rank_pattern: 'nothing' means no target module"),
         (["--rank-pattern", "v_proj=200000"], "lora.rank_pattern.v_proj must be from 1 to 65536, found 200000"),

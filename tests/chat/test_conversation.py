@@ -382,7 +382,10 @@ def test_a_stopped_answer_leaves_the_session_whole(scripted):
     ("line", "said"),
     [
         ("x" * 50_000, "say the question has 50,000 characters, at most 20,000 are taken"),
-        ("\x00\x01\x02\ufffd\ufffd\ufffd\ufffd", "say the question is no text: it holds bytes that are no characters"),
+        (
+            "\x00\x01\x02\ufffd\ufffd\ufffd\ufffd",
+            "say the question is not text: it holds bytes that are not characters",
+        ),
         ("/nonsense", "say there is no command /nonsense; /help lists them"),
         ("/save", "say /save: expected /save FILE"),
         ("/save 'half", "say /save: expected /save FILE"),

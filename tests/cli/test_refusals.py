@@ -32,7 +32,7 @@ def edit(path, **changes):
         ("no_rows.json", b"[]", "holds no example"),
         ("header_only.csv", b"question,answer\n", "holds no example"),
         ("torn.jsonl", b'{"question": "q", "answer": "a"}\n{"question": "q', "line 2 is not JSON"),
-        ("list.jsonl", b"[1]\n", "line 1 is no JSON object"),
+        ("list.jsonl", b"[1]\n", "line 1 is not a JSON object"),
         ("latin.jsonl", b'{"question": "\xe9", "answer": "a"}\n', "is not UTF-8 at byte 14"),
         ("cut.jsonl.gz", b"\x1f\x8b\x08\x00", "is not a whole gzip file"),
         ("fake.parquet", b"PAR1 no", "is not a readable Parquet file"),
@@ -76,7 +76,7 @@ def test_an_unknown_column_to_split_by(tmp_path, fails):
     "argv", [["train-local", "--site", "A"], ["aggregate"], ["round"], ["compare"], ["chat", "hello"]]
 )
 def test_a_folder_without_a_plan(argv, tmp_path, fails):
-    assert "is no fedmed workspace" in fails(3, *argv, "-C", tmp_path)
+    assert "is not a fedmed workspace" in fails(3, *argv, "-C", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] in ([], [".fedmed"])
 
 
@@ -218,7 +218,7 @@ def test_a_site_twice(trained_workspace, tmp_path, fails):
     copy = shutil.copytree(trained_workspace.contribution("B"), tmp_path / "B2")
     folders = [trained_workspace.contribution(site) for site in "ABC"]
     message = fails(4, "aggregate", "--weights", "tokens", *folders, copy, "-C", trained_workspace.root)
-    assert message.startswith("site B stands in two folders")
+    assert message.startswith("site B appears in two folders")
 
 
 def test_rounds_mixed_and_replayed(round_workspace, tiny_base, fails):

@@ -69,7 +69,7 @@ def test_warn_counts_by_kind_and_site_and_says_what_it_is_not(tmp_path, capsys):
     assert main(["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--near-duplicates", "off"]) == 0
     err = capsys.readouterr().err
     assert "identifiers found in 40 of 400 examples: 40 date, 40 email, 40 telephone" in err
-    assert "names and addresses are not reliably found, so this is no de-identification" in err
+    assert "names and addresses are not reliably found, so the data are not de-identified" in err
     assert "867" not in err
     record = SplitRecord.read(tmp_path / "w/data/split.json")
     assert record.phi_found == {"date": 40, "email": 40, "telephone": 40}

@@ -267,7 +267,7 @@ def test_bad_rows_are_counted_by_kind_with_their_lines(tmp_path, fails, capsys):
     assert not (tmp_path / "work/data").exists()
     assert main([*map(str, argv), "--max-bad", "0.01"]) == 0
     out, err = capsys.readouterr()
-    assert "7 of 1007 rows are no examples and are skipped: 2 empty, 2 encoding, 1 not_json" in err
+    assert "7 of 1007 rows are not valid examples and are skipped: 2 empty, 2 encoding, 1 not_json" in err
     assert "secret" not in out + err
     record = SplitRecord.read(tmp_path / "work/data/split.json")
     assert {kind: (bad.count, bad.lines) for kind, bad in record.bad_rows.items()} == {
@@ -287,7 +287,7 @@ def test_one_bad_row_in_a_thousand_is_skipped_by_default_and_two_are_not(tmp_pat
     path.write_bytes(GOOD + b"{}\n{}\n")
     with pytest.raises(InputError, match=r"row 1001: expected text in column 'question', found nothing") as caught:
         read_dataset(str(path))
-    assert "2 of 1002 rows are no examples (2 empty)" in caught.value.hint
+    assert "2 of 1002 rows are not valid examples (2 empty)" in caught.value.hint
 
 
 def test_bad_rows_of_csv_and_parquet(tmp_path):

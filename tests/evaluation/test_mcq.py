@@ -101,7 +101,7 @@ def test_pubmedqa_in_both_of_its_forms(tmp_path):
         (lambda row: row | {"cop": 4}, "cop does not tell whether it counts from 0 or from 1 (found [0, 1, 2, 3, 4])"),
         (lambda row: row | {"cop": -1}, "row 1: expected the right option's place"),
         (lambda row: row | {"opb": " "}, "row 1: expected text in column 'opb', found white space only"),
-        (lambda row: {"question": "q", "answer": "a"}, "is no file of multiple-choice questions"),
+        (lambda row: {"question": "q", "answer": "a"}, "is not a file of multiple-choice questions"),
     ],
 )
 def test_a_file_that_is_none_is_refused_without_its_text(tmp_path, change, message):

@@ -86,7 +86,7 @@ def test_a_site_that_measured_fewer_adapters_leaves_gaps(workspace, capsys):
     [
         ({"plan": "ab" * 32}, 4, "is of plan abababababab…, expected"),
         ({"base_fingerprint": "cd" * 32}, 4, "is of base model cdcdcdcdcdcd…, expected"),
-        ({"site": "A"}, 4, "site A stands in two files"),
+        ({"site": "A"}, 4, "site A appears in two files"),
         ({"site": "Z"}, 4, "site Z is not in the plan (A, B, C)"),
         ({"site": None}, 3, "was not measured by a hospital"),
         ({"site": "../x"}, 3, "site name '../x' must match"),

@@ -215,8 +215,10 @@ quick(
 
 # --- adapter_config.json ----------------------------------------------------------------------------
 
-quick("config is no JSON", 3, "adapter_config.json: is not JSON at line 1, column 2", lambda p: p.write(CONFIG, "{"))
-quick("config is no UTF-8", 3, "adapter_config.json: is not UTF-8 at byte 2", lambda p: p.write(CONFIG, b'{"\xff": 1}'))
+quick("config is not JSON", 3, "adapter_config.json: is not JSON at line 1, column 2", lambda p: p.write(CONFIG, "{"))
+quick(
+    "config is not UTF-8", 3, "adapter_config.json: is not UTF-8 at byte 2", lambda p: p.write(CONFIG, b'{"\xff": 1}')
+)
 quick("config is a list", 3, "adapter_config.json: expected an object, found list", lambda p: p.write(CONFIG, "[]"))
 quick(
     "rank twice", 3, "the key 'r' appears twice", lambda p: p.write(CONFIG, p.read(CONFIG).decode()[:-2] + ', "r": 64}')
@@ -387,7 +389,7 @@ quick(
     "is truncated: its header needs 900,008 bytes",
     lambda p: p.write(WEIGHTS, struct.pack("<Q", 900_000) + p.read(WEIGHTS)[8:]),
 )
-quick("a header that is no JSON", 3, "header: is not JSON", lambda p: p.weights(b"{nonsense", p.tensors()[1]))
+quick("a header that is not JSON", 3, "header: is not JSON", lambda p: p.weights(b"{nonsense", p.tensors()[1]))
 quick(
     "a header that begins elsewhere",
     3,
@@ -501,7 +503,7 @@ quick(
 quick(
     "names without their prefix",
     4,
-    "tensor 'model.layers.0.self_attn.q_proj.lora_A.weight' is no LoRA factor",
+    "tensor 'model.layers.0.self_attn.q_proj.lora_A.weight' is not a LoRA factor",
     _rename(FIRST, FIRST.removeprefix("base_model.model.")),
 )
 
@@ -517,11 +519,11 @@ def _grow(place, name, shape):
 quick(
     "the base's embeddings",
     4,
-    "tensor 'base_model.model.model.embed_tokens.weight' is no LoRA factor",
+    "tensor 'base_model.model.model.embed_tokens.weight' is not a LoRA factor",
     lambda p: _grow(p, "base_model.model.model.embed_tokens.weight", [64, 16]),
 )
 quick(
-    "a module that is no target",
+    "a module that is not a target",
     4,
     "k_proj.lora_A.weight' is of a module that target_modules does not name",
     lambda p: _grow(p, FIRST.replace("q_proj", "k_proj"), [4, 16]),
@@ -629,7 +631,7 @@ quick(
 )
 quick("a record from the future", 3, "expected version 1, found 2", lambda p: p.record(version=2))
 quick(
-    "a version that is no version",
+    "a version that is not a version",
     3,
     "expected fedmed_version to be a version",
     lambda p: p.record(fedmed_version="\x1b[31m"),
@@ -648,7 +650,9 @@ quick(
     "a norm of four hundred digits", 3, "update_norm does not fit into 64 bits", lambda p: p.record(update_norm=10**400)
 )
 quick("a loss without end", 3, "losses[0] must be finite, found inf", lambda p: p.raw_record("2.5,", "1e999,"))
-quick("a loss that is no number", 3, "contribution.json: NaN is not a number", lambda p: p.raw_record("2.5,", "NaN,"))
+quick(
+    "a loss that is not a number", 3, "contribution.json: NaN is not a number", lambda p: p.raw_record("2.5,", "NaN,")
+)
 quick("a loss below zero", 3, "losses[1] must not be negative, found -2.25", lambda p: p.raw_record("2.25,", "-2.25,"))
 quick(
     "more losses than steps", 3, "losses must be at most max_steps (2) many, found 3", lambda p: p.record(max_steps=2)
@@ -748,7 +752,7 @@ quick("another site's key", 7, factories.SIGNERS["C"].fingerprint, lambda p: p.s
 quick(
     "another site's contribution",
     4,
-    "site A stands in two folders",
+    "site A appears in two folders",
     lambda p: [p.write(x.name, x.read_bytes()) for x in (p.root / "adapters/A").iterdir()],
 )
 quick(
@@ -794,11 +798,11 @@ quick(
 quick(
     "no signature in the file",
     3,
-    "contribution.json.sig: is no SSH signature",
+    "contribution.json.sig: is not an SSH signature",
     lambda p: p.write(SIGNATURE, b"trust me"),
 )
 quick(
-    "a signature that is no base64",
+    "a signature that is not base64",
     3,
     "contribution.json.sig: is not base64",
     lambda p: p.write(SIGNATURE, p.read(SIGNATURE).replace(b"U1NI", b"U1N\xe9", 1)),
@@ -849,12 +853,15 @@ def _member(name, data=b"", **attributes):
 
 
 quick(
-    "a bundle that climbs", 3, "B.fedmed.tar: holds a name that is no plain file name at byte", _tar(_member("../../x"))
+    "a bundle that climbs",
+    3,
+    "B.fedmed.tar: holds a name that is not a plain file name at byte",
+    _tar(_member("../../x")),
 )
 quick(
     "a bundle with an absolute path",
     3,
-    "holds a name that is no plain file name at byte 9,",
+    "holds a name that is not a plain file name at byte 9,",
     _tar(_member("/etc/passwd")),
 )
 quick(
@@ -879,7 +886,7 @@ quick(
 quick(
     "a bundle with a file twice",
     3,
-    "README.md stands twice or out of order",
+    "README.md is listed twice or out of order",
     lambda p: p.bundle(
         lambda f: bundles.pack({"README.md": b"x"})[:-1024] + bundles.pack(f)[bundles.pack(f).find(b"README.md") :]
     ),
@@ -905,7 +912,7 @@ quick(
 quick(
     "a compressed bundle",
     3,
-    "holds a name that is no plain file name at byte 0",
+    "holds a name that is not a plain file name at byte 0",
     lambda p: p.bundle(lambda f: gzip.compress(bundles.pack(f))),
 )
 quick("an empty bundle", 3, "it ends at byte 0 in the middle of a header", lambda p: p.bundle(lambda f: b""))
@@ -940,7 +947,7 @@ quick(
 # --- the plan ---------------------------------------------------------------------------------------
 
 SEED = "seed = 7"
-quick("a plan that is no TOML", 3, "federation.toml: is not TOML", lambda p: p.plan_text(SEED, "seed = = 7"))
+quick("a plan that is not TOML", 3, "federation.toml: is not TOML", lambda p: p.plan_text(SEED, "seed = = 7"))
 quick(
     "a module of 5,000 characters",
     3,
@@ -948,7 +955,7 @@ quick(
     lambda p: p.plan_text('q_proj" = [', f'q{"0" * 5000}" = ['),
 )
 quick(
-    "a table of 5,000 characters that stands twice",
+    "a table of 5,000 characters that is listed twice",
     3,
     "federation.toml: is not TOML (Cannot declare ('xxx",
     lambda p: p.plan_text(SEED, SEED + f"\n[{'x' * 5000}]" * 2),
@@ -1011,7 +1018,7 @@ quick(
     lambda p: p.plan_text(factories.SIGNERS["B"].public, factories.SIGNERS["A"].public),
 )
 quick(
-    "a key that is no key",
+    "a key that is not a key",
     3,
     "sites.keys.B must be 'ssh-ed25519 AAAA…'",
     lambda p: p.plan_text(factories.SIGNERS["B"].public, "ssh-rsa AAAA"),
@@ -1064,23 +1071,23 @@ quick("a key in place of another", 6, "the plan pins the key", _nothing, _trust(
 quick(
     "a key of another kind",
     3,
-    "is no public key of kind ssh-ed25519 in one line",
+    "is not a public key of kind ssh-ed25519 in one line",
     _nothing,
     _trust("ssh-rsa AAAAB3NzaC1yc2E="),
 )
-quick("a key that is no base64", 3, "key.pub: is not base64", _nothing, _trust("ssh-ed25519 AAAA*"))
+quick("a key that is not base64", 3, "key.pub: is not base64", _nothing, _trust("ssh-ed25519 AAAA*"))
 quick("a key that is cut off", 3, "key.pub: is cut off", _nothing, _trust(GOOD[:40]))
 quick(
     "two keys in one file",
     3,
-    "key.pub: is no public key of kind ssh-ed25519 in one",
+    "key.pub: is not a public key of kind ssh-ed25519 in one",
     _nothing,
     _trust(f"{GOOD}\n{GOOD}\n"),
 )
 quick(
     "a private key instead",
     3,
-    "key.pub: is no public key of kind ssh-ed25519 in one line",
+    "key.pub: is not a public key of kind ssh-ed25519 in one line",
     _nothing,
     _trust("-----BEGIN OPENSSH PRIVATE KEY-----\n"),
 )
@@ -1111,4 +1118,4 @@ quick(
     _nothing,
     _sign_with(_private(), 0o644),
 )
-quick("a private key that is none", 3, "is no usable private key in OpenSSH's form", _nothing, _sign_with(b"secret"))
+quick("a private key that is none", 3, "is not a usable private key in OpenSSH's form", _nothing, _sign_with(b"secret"))

@@ -117,7 +117,7 @@ def mutate(rng, data, region):
 
 
 def run(target, count, seed, result):
-    """Try `count` mutations; an exception that is no FedmedError, a hang or a silent acceptance is raised."""
+    """Try `count` mutations; an exception that is not a FedmedError, a hang or a silent acceptance is raised."""
     rng = random.Random(f"{target.name} {seed}")
     regions = target.regions or {"all": (0, len(target.data))}
     names = list(regions)
@@ -131,7 +131,7 @@ def run(target, count, seed, result):
         is_late = True  # or it was paused: then `resumed` comes next
         signal.setitimer(signal.ITIMER_REAL, 0.2)
 
-    def resumed(number, frame):  # a run of hours may be paused, which is no hang
+    def resumed(number, frame):  # a run of hours may be paused, which is not a hang
         nonlocal began, is_late
         began, is_late = time.perf_counter(), False
         signal.setitimer(signal.ITIMER_REAL, SECONDS)

@@ -330,7 +330,7 @@ def test_paths_are_shown_from_the_workspace_on(root):
 
 
 def test_no_plan_is_an_error(tmp_path, fails):
-    assert "is no fedmed workspace" in fails(3, "report", "-C", tmp_path)
+    assert "is not a fedmed workspace" in fails(3, "report", "-C", tmp_path)
 
 
 def test_without_matplotlib_the_tables_stand_in_the_place_of_plots(golden, monkeypatch, capsys):
@@ -349,7 +349,7 @@ def test_without_matplotlib_the_tables_stand_in_the_place_of_plots(golden, monke
 def test_another_file_is_not_overwritten_but_a_report_is(golden, tmp_path, fails):
     mine = tmp_path / "mine.html"
     mine.write_text("<p>mine")
-    assert "is no report" in fails(6, "report", "-C", golden.root, "--output", mine)
+    assert "is not a report" in fails(6, "report", "-C", golden.root, "--output", mine)
     assert mine.read_text() == "<p>mine"
     assert main(["report", "-q", "-C", str(golden.root), "--output", str(tmp_path / "new/r.html")]) == 0
     assert main(["report", "-q", "-C", str(golden.root), "--output", str(tmp_path / "new/r.html")]) == 0

@@ -300,7 +300,7 @@ def test_a_training_that_breaks_off_at_any_step_ends_with_the_same_bytes(ready, 
         resumed = run_site(ready, said=said, save_steps=save_steps)
         saved = (until - 1) // save_steps * save_steps
         found = [message for message in said if "continues" in message]
-        assert found == ([f"site A: continues behind step {saved} of 8, from a checkpoint"] if saved else [])
+        assert found == ([f"site A: resuming from the checkpoint at step {saved} of 8"] if saved else [])
         assert (resumed.adapter, resumed.losses) == (whole.adapter, whole.losses)
         assert (resumed.num_trained_tokens, resumed.update_norm) == (whole.num_trained_tokens, whole.update_norm)
     assert list(folder.iterdir()) == []

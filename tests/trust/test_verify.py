@@ -294,7 +294,7 @@ def test_a_hospital_has_only_the_global_adapters(signed, capsys):
     err = capsys.readouterr().err
     assert "round 1 is not here, so the lineage ends at round 2" in err
     assert "round 3: its contributions are not here" in err
-    assert "round 3: cannot be computed again" in err
+    assert "round 3: cannot be recomputed" in err
 
 
 def test_verifying_never_loads_torch_and_takes_one_folder(signed, tmp_path, capsys, fails):

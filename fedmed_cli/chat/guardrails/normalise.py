@@ -234,7 +234,7 @@ class Speller:
                 if len(word) == 4 and len(known) == 4:
                     edits = 1 if sorted(word) == sorted(known) and distance(word, known, 1) == 1 else 9
                 elif len(word) == 4 or len(known) == 4:
-                    # A letter may be missing or too many; a plural is no typing error.
+                    # A letter may be missing or too many; a plural is not a typing error.
                     edits = distance(word, known, 1) if len(word) != len(known) and word[-1] != "s" else 9
                 else:
                     edits = distance(word, known, limit)

@@ -20,7 +20,7 @@ def compare(
     ] = None,
     alone: Annotated[
         list[str] | None,
-        typer.Option("--alone", help="What a site reached without the others: SITE=PATH (repeatable)."),
+        typer.Option("--alone", help="A site's adapter trained without the federation: SITE=PATH (repeatable)."),
     ] = None,
     all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
     pooled: Annotated[

@@ -11,7 +11,7 @@ from fedmed_cli.cli import options as o
 
 
 def init(
-    names: Annotated[str, typer.Option("--names", help="The sites, by comma.")],
+    names: Annotated[str, typer.Option("--names", help="Comma-separated names of the sites.")],
     min_sites: Annotated[
         int | None, typer.Option("--min-sites", min=1, help=r"Fewest contributions of a round \[more than half].")
     ] = None,
@@ -37,7 +37,7 @@ def init(
     quiet: o.QuietOption = False,
     verbose: o.VerboseOption = False,
 ) -> None:
-    """Write the plan alone (federation.toml), for hospitals whose data were never in one place.
+    """Write only the plan (federation.toml); use when each hospital keeps its own data.
 
     Example: fedmed init --names A,B,C --base smollm2-135m
     """

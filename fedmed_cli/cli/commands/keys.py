@@ -11,7 +11,7 @@ from fedmed_cli.cli import options as o
 
 
 def keys() -> None:
-    """Make, show and trust the keys that say who an adapter comes from.
+    """Create, show and pin signing keys.
 
     A key is an OpenSSH key (Ed25519), so 'ssh-keygen -Y verify -n fedmed' checks a signature without fedmed.
 

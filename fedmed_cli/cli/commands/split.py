@@ -28,7 +28,7 @@ def split(
     ] = None,
     max_bad: o.MaxBadOption = 0.001,
     hospitals: Annotated[int, typer.Option("--hospitals", min=1, max=1000, help="How many: A, B, C …")] = 3,
-    site_names: Annotated[str | None, typer.Option("--names", help="The hospitals' names, by comma.")] = None,
+    site_names: Annotated[str | None, typer.Option("--names", help="Comma-separated names of the hospitals.")] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -55,7 +55,9 @@ def split(
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option("--sizes", help="Examples of each hospital, by comma.", rich_help_panel=DIVISION_PANEL),
+        typer.Option(
+            "--sizes", help="Comma-separated numbers of examples, one per hospital.", rich_help_panel=DIVISION_PANEL
+        ),
     ] = None,
     min_size: Annotated[
         int | None,

@@ -39,7 +39,7 @@ def facts_table(facts: AdapterFacts, plan: Plan | None) -> Table:
             ["plan", aggregate.plan],
         ]
     if not contribution and not aggregate:
-        rows.append(["record", "none: nobody says where it comes from"])
+        rows.append(["record", "none: no provenance record"])
     rows.append(["signature", _signature(facts, plan)])
     return Table(str(folder.path), ("", ""), rows, frozenset({0, 1}))
 

@@ -127,7 +127,7 @@ def _notes(record: Comparison) -> list[Table | str]:
     if base.num_groups < FEW_GROUPS:
         lines.append(f"only {base.num_groups} groups: the intervals are rough ({FEW_GROUPS} or more are wanted)")
     if base.num_groups < 2:
-        lines.append("one group alone says nothing about others: there are no intervals, only the numbers themselves")
+        lines.append("with a single group no interval can be computed; the numbers stand for themselves")
     if verdict := verdict_line(record):
         lines.append(verdict)
     if record.recovered:

@@ -152,15 +152,15 @@ def _examination_lines(record: Aggregate) -> list[str]:
     rejected = [name for name, site in record.sites.items() if site.verdict == "rejected"]
     if rejected:
         lines.append(
-            f"rejected: {', '.join(rejected)}. Ask there whether data, labels and base model are the right ones; "
-            "nothing of it is in the result, and its folder stays in the round's archive"
+            f"rejected: {', '.join(rejected)}. Ask that site to check its data, labels and base model; its update was "
+            "not used, and its folder stays in the round's archive"
         )
     if record.examination is not None:
         seen = record.examination
         lines.append(
             f"decided on {seen.num_examples} of the coordinator's examples ({seen.num_groups} groups): loss "
-            f"{seen.parent.mean:.4f} before, {seen.result.mean:.4f} after. These numbers chose the weights, so they "
-            "are no result; they show broken and harmful updates, not the absence of a backdoor"
+            f"{seen.parent.mean:.4f} before, {seen.result.mean:.4f} after. These numbers were used to choose the "
+            "weights; do not report them as results. They show broken and harmful updates, not that there is no backdoor"
         )
         if seen.num_groups < FEW_GROUPS:
             lines.append(f"only {seen.num_groups} groups: the decisions are rough ({FEW_GROUPS} or more are wanted)")
