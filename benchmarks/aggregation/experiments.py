@@ -29,11 +29,10 @@ from fedmed_cli.aggregation.server_step import LINE_SEARCH
 from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.cli.app import main as fedmed
 from fedmed_cli.data import coordinator_examples, examples, site_data
-from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.evaluation import measuring
 from fedmed_cli.federation import site
 from fedmed_cli.intervals import Losses, paired_interval
-from fedmed_cli.models import base as bases
-from fedmed_cli.models import language_model
+from fedmed_cli.models import bases, language_model
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.options import Choices
@@ -128,19 +127,19 @@ class Federation:
         parent = archive.starting_adapter(self.place, self.plan, 1)
         return parent, {name: self.train(name, parent, 1, self.place) for name in self.plan.sites.names}
 
-    def test_set(self) -> evaluation.EvaluationSet:
+    def test_set(self) -> measuring.EvaluationSet:
         rows = examples.read_jsonl(self.place.data / "test.jsonl")
-        chosen = evaluation.choose(rows, NUM_TEST, "focus", examples.home_site)
-        return evaluation.prepare(self.lm, self.plan, chosen, "focus")
+        chosen = measuring.choose(rows, NUM_TEST, "focus", examples.home_site)
+        return measuring.prepare(self.lm, self.plan, chosen, "focus")
 
     def test(self, adapter: Adapter) -> Losses:
-        return evaluation.measure_cached(self.place, self.plan, self.lm, adapter, self.test_set())
+        return measuring.measure_cached(self.place, self.plan, self.lm, adapter, self.test_set())
 
     def examiner(self) -> Examiner:
         deciding = coordinator_examples.half(self.place, "decide")
-        chosen = evaluation.choose(deciding, NUM_DECIDING, "focus", examples.home_site)
-        items = evaluation.prepare(self.lm, self.plan, chosen, "focus")
-        return evaluation.examiner(self.place, self.plan, self.lm, items)
+        chosen = measuring.choose(deciding, NUM_DECIDING, "focus", examples.home_site)
+        items = measuring.prepare(self.lm, self.plan, chosen, "focus")
+        return measuring.examiner(self.place, self.plan, self.lm, items)
 
 
 class Rows:
@@ -403,7 +402,7 @@ def carry(bench: Bench) -> None:
             carried = {name: fed.train(name, plain.adapter, 2, where) for name in plan.sites.names}
             after = combine(plan, plain.adapter, carried, Rules()).adapter
             items = fed.test_set()
-            losses["round 2, rank 8 + 8"] = nll(evaluation.measure(fed.lm, after, items.encoded))
+            losses["round 2, rank 8 + 8"] = nll(measuring.measure(fed.lm, after, items.encoded))
         finally:
             with torch.no_grad():
                 for module, weight in saved.items():

@@ -16,9 +16,9 @@ from fedmed_cli.adapters import gate
 from fedmed_cli.chat import decoding
 from fedmed_cli.chat.prompt_lookup import MAX_DRAFT
 from fedmed_cli.data import examples
-from fedmed_cli.evaluation import losses
+from fedmed_cli.evaluation import measuring
 from fedmed_cli.models import language_model
-from fedmed_cli.models.base import find_for_plan
+from fedmed_cli.models.bases import find_for_plan
 from fedmed_cli.models.prompts import encode, prompt_ids, prompt_messages
 from fedmed_cli.workspace import Workspace
 
@@ -119,7 +119,7 @@ def main():
             flush=True,
         )
     if options.examples:
-        rows = losses.choose(examples.read_jsonl(place.data / "test.jsonl"), options.examples)
+        rows = measuring.choose(examples.read_jsonl(place.data / "test.jsonl"), options.examples)
         encoded = [item for row in rows if (item := encode(row, plan.prompt, reference.tokenizer, 512))]
         print(f"held-out loss on {len(encoded)} examples: whole {loss(whole, encoded):.4f}", flush=True)
         print(f"                                  int8  {loss(small, encoded):.4f}", flush=True)

@@ -1,4 +1,4 @@
-"""Useful tokens a second of `evaluation.measure` beside plain loops of batch 8 with padding.
+"""Useful tokens a second of `measuring.measure` beside plain loops of batch 8 with padding.
 
 Usage: python benchmarks/compare/batching.py TEST.jsonl|lognormal [examples [repeats]]
 All measure the same examples with the embedded base in one run, by turns, so that what else the machine does meets
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from fedmed_cli.data import examples
-from fedmed_cli.evaluation import losses as evaluation
-from fedmed_cli.models import base, bundled_base, language_model, prompts
+from fedmed_cli.evaluation import measuring
+from fedmed_cli.models import bases, bundled_base, language_model, prompts
 from fedmed_cli.models.prompts import Encoded
 from fedmed_cli.records.plan import Prompt
 
@@ -44,7 +44,7 @@ def plain_loop(lm, encoded, longest=None):
 def make_set(lm, name, number):
     """Encoded examples of a file, or random tokens of lengths with a long tail."""
     if name != "lognormal":
-        rows = evaluation.choose(examples.read_jsonl(Path(name)), number)
+        rows = measuring.choose(examples.read_jsonl(Path(name)), number)
         return [prompts.encode(row, Prompt(), lm.tokenizer, 1024) for row in rows]
     generator = np.random.Generator(np.random.Philox(1))
     lengths = np.clip(np.exp(generator.normal(np.log(190), 0.8, number)), 50, 1024).astype(int)
@@ -52,13 +52,13 @@ def make_set(lm, name, number):
 
 
 def main(name, number="64", repeats="2"):
-    lm = language_model.load(base.find(bundled_base.NAME, None, None, print), "cpu", print)
+    lm = language_model.load(bases.find(bundled_base.NAME, None, None, print), "cpu", print)
     encoded = make_set(lm, name, int(number))
     lengths = np.array([len(one.ids) for one in encoded])
     useful, longest = int(lengths.sum()), int(lengths.max())
     print(f"{number} examples, {useful} tokens; length {lengths.min()} to {longest}, median {np.median(lengths):g}")
     ways = {
-        "measure": lambda: evaluation.measure(lm, None, encoded).nll,
+        "measure": lambda: measuring.measure(lm, None, encoded).nll,
         "plain, longest of 8": lambda: plain_loop(lm, encoded),
         "plain, longest of all": lambda: plain_loop(lm, encoded, longest),
     }

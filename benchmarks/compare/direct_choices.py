@@ -17,7 +17,7 @@ import transformers
 from fedmed_cli.adapters import gate
 from fedmed_cli.evaluation import mcq, mcq_scores
 from fedmed_cli.evaluation.mcq_files import read_questions
-from fedmed_cli.models import base, language_model
+from fedmed_cli.models import bases, language_model
 from fedmed_cli.workspace import Workspace
 
 
@@ -42,7 +42,7 @@ def main(root, file, number="100", which=None):
     first, _, end = number.rpartition(":")
     questions = read_questions(Path(file), int(end), print).questions[int(first or 0) :]
     path = None if which == "base" else Path(which) if which else place.global_adapter(place.newest_round())
-    local = base.find_for_plan(plan.base, None, None, print)
+    local = bases.find_for_plan(plan.base, None, None, print)
     language_model.has_bfloat16 = lambda device: False
     lm = language_model.load(local, "cpu", print)
     items = mcq.prepare(lm, plan, questions)

@@ -63,8 +63,7 @@ def make_model(folder, shape, device):
 
     import torch
 
-    from fedmed_cli.models import base as bases
-    from fedmed_cli.models import language_model
+    from fedmed_cli.models import bases, language_model
 
     language_model.choose_device(device)
     if not Path(folder).is_dir():
@@ -127,8 +126,7 @@ def write_model(folder, shape, device, eos):
 
 def embedded_base(wheel):
     """Whether the embedded base is there without a network; `wheel` is a file of it or None."""
-    from fedmed_cli.models import base as bases
-    from fedmed_cli.models import bundled_base
+    from fedmed_cli.models import bases, bundled_base
 
     cache = bases.cache_folder()
     if not wheel and not list((cache / "models").glob(f"{EMBEDDED}-*")):
@@ -144,7 +142,7 @@ def prepare(base, num_examples, seed):
 
     from fedmed_cli.data import corpus, examples
     from fedmed_cli.federation.plan import PlanOptions, make_plan
-    from fedmed_cli.models import base as bases
+    from fedmed_cli.models import bases
     from fedmed_cli.models.prompts import encode
 
     plan = make_plan(PlanOptions(base=base), ("A",), None, print_error)
@@ -281,7 +279,7 @@ def train(base, device, four_bit, contender, steps, seed):
     """One contender's training: speed, memory, and the loss that fedmed measures of it."""
     import torch
 
-    from fedmed_cli.evaluation import losses as evaluation
+    from fedmed_cli.evaluation import measuring
 
     data = prepare(base, steps * BATCH, seed)
     torch.manual_seed(seed)
@@ -291,7 +289,7 @@ def train(base, device, four_bit, contender, steps, seed):
         found = with_trl(data, device, four_bit, steps, seed, contender.endswith("best"))
     times, counts, adapter, lm, loading = found
     peak = peak_so_far(device)
-    losses = evaluation.measure(lm, adapter, [pair[1] for pair in data[3]])
+    losses = measuring.measure(lm, adapter, [pair[1] for pair in data[3]])
     seconds = times[-1] - times[UNTIMED]
     return {
         "examples_per_second": BATCH * (steps - UNTIMED) / seconds,
@@ -307,15 +305,15 @@ def train(base, device, four_bit, contender, steps, seed):
 def measure(base, device, folder):
     """Tokens a second of measuring the adapter in `folder` on 200 examples, after 30 that are not timed."""
     from fedmed_cli.adapters import gate
-    from fedmed_cli.evaluation import losses as evaluation
+    from fedmed_cli.evaluation import measuring
     from fedmed_cli.models import language_model
 
     _, local, _, held, pairs = prepare(base, 200, 0)
     lm = language_model.load(local, device, print_error, load_in_4bit=True)
     adapter = gate.read_folder(Path(folder)).adapter
-    evaluation.measure(lm, adapter, [pair[1] for pair in held])
+    measuring.measure(lm, adapter, [pair[1] for pair in held])
     started = settle(device)
-    evaluation.measure(lm, adapter, [pair[1] for pair in pairs])
+    measuring.measure(lm, adapter, [pair[1] for pair in pairs])
     return sum(len(pair[1].ids) for pair in pairs) / (settle(device) - started)
 
 
@@ -328,7 +326,7 @@ def gradients(base, device):
     import transformers
 
     from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
-    from fedmed_cli.evaluation import losses as evaluation
+    from fedmed_cli.evaluation import measuring
     from fedmed_cli.models import language_model
     from fedmed_cli.training import loop
     from fedmed_cli.training import options as training_options
@@ -382,7 +380,7 @@ def gradients(base, device):
         if isinstance(layer, bitsandbytes.nn.Linear4bit)
     }
     before, again = first(lm), first(lm)
-    evaluation.measure(lm, start, batch)
+    measuring.measure(lm, start, batch)
     after = first(lm)
     return result | {
         "nf4": error(before, expected(weights)),

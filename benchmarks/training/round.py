@@ -14,7 +14,7 @@ import time
 
 import fedmed_cli.federation.site
 from fedmed_cli.cli.app import main as fedmed
-from fedmed_cli.evaluation import losses
+from fedmed_cli.evaluation import measuring
 from fedmed_cli.federation import simulation
 
 spent = {"training_seconds": 0.0, "measuring_seconds": 0.0, "round_seconds": 0.0}
@@ -44,7 +44,7 @@ def timed_rounds(*args, **kwargs):
 
 run_rounds = simulation.run_rounds
 simulation.run_rounds = timed_rounds
-losses.measure = timed(losses.measure, "measuring_seconds")
+measuring.measure = timed(measuring.measure, "measuring_seconds")
 fedmed_cli.federation.site.train = timed(fedmed_cli.federation.site.train, "training_seconds")
 options = sys.argv[1:] or ["--max-steps", "20", "--max-eval-samples", "24"]
 with tempfile.TemporaryDirectory() as folder:

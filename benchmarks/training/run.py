@@ -37,8 +37,7 @@ def prepare(dataset, steps, seed):
 
     from fedmed_cli.data import examples
     from fedmed_cli.federation.plan import PlanOptions, make_plan
-    from fedmed_cli.models import base as bases
-    from fedmed_cli.models import prompts
+    from fedmed_cli.models import bases, prompts
 
     plan = make_plan(PlanOptions(), ("A",), None, print_error)
     local = bases.find_for_plan(plan.base, None, None, print_error)
@@ -250,12 +249,12 @@ def worker(contender, dataset, steps, seed):
     times, counts, factors, _ = found
     peak = peak_memory()
     seconds = times[-1] - times[UNTIMED]
-    from fedmed_cli.evaluation import losses as evaluation
+    from fedmed_cli.evaluation import measuring
     from fedmed_cli.models import language_model
 
     plan, local, _, held, _ = data
     lm = language_model.load(local, "cpu", print_error)
-    losses = evaluation.measure(lm, plan_adapter(plan, factors), [pair[1] for pair in held])
+    losses = measuring.measure(lm, plan_adapter(plan, factors), [pair[1] for pair in held])
     result = {
         "contender": contender,
         "seed": seed,

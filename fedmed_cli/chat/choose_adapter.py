@@ -97,15 +97,14 @@ def measure_on_coordinator(
 
     def measure(candidates: dict[str, Adapter]) -> dict[str, float]:
         from fedmed_cli import intervals
-        from fedmed_cli.evaluation import coordinator_set
-        from fedmed_cli.evaluation import losses as evaluation
+        from fedmed_cli.evaluation import coordinator_set, measuring
 
         items = coordinator_set.coordinator_set(workspace, plan, lm, "decide", None, say)
         if items is None:
             raise InputError("data/coordinator.jsonl: there are no coordinator's examples to find the best with")
         return {
             name: intervals.summarize(
-                evaluation.measure_cached(workspace, plan, lm, adapter, items, progress), items.groups
+                measuring.measure_cached(workspace, plan, lm, adapter, items, progress), items.groups
             ).mean
             for name, adapter in candidates.items()
         }

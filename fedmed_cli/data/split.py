@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedmed_cli.data import identifiers as phi
-from fedmed_cli.data import partition, row_index, split_files, topics
+from fedmed_cli.data import identifiers, partition, row_index, split_files, topics
 from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches, merge
 from fedmed_cli.data.sources import DEFAULT_MAX_BAD, BadRows, Source
 from fedmed_cli.durable import write_file
@@ -43,7 +42,7 @@ class SplitOptions:
     near_duplicates: float | None = SIMILARITY
     shares: Mapping[str, float] = field(default_factory=lambda: dict(partition.DEFAULT_SHARES))
     max_bad: float = DEFAULT_MAX_BAD
-    phi: phi.Mode = "warn"
+    phi: identifiers.Mode = "warn"
     file_format: split_files.Format = "jsonl"
 
 
@@ -279,7 +278,7 @@ def tell_bad(bad: BadRows, say: Say) -> None:
         )
 
 
-def tell_phi(mode: phi.Mode, found: Mapping[str, int], num_rows: int, total: int, say: Say) -> None:
+def tell_phi(mode: identifiers.Mode, found: Mapping[str, int], num_rows: int, total: int, say: Say) -> None:
     """Say what the scan found; InputError where it must block."""
     what = ", ".join(f"{number} {kind}" for kind, number in found.items())
     if found and mode == "block":
@@ -289,9 +288,9 @@ def tell_phi(mode: phi.Mode, found: Mapping[str, int], num_rows: int, total: int
         )
     verb = "replaced" if mode == "redact" else "found"
     if found:
-        say(f"identifiers {verb} in {num_rows} of {total} examples: {what}; {phi.NOTICE}")
+        say(f"identifiers {verb} in {num_rows} of {total} examples: {what}; {identifiers.NOTICE}")
     elif mode in ("block", "redact"):
-        say(f"no identifiers found in {total} examples; {phi.NOTICE}")
+        say(f"no identifiers found in {total} examples; {identifiers.NOTICE}")
 
 
 def default_names(count: int) -> tuple[str, ...]:

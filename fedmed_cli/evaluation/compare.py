@@ -16,8 +16,7 @@ from fedmed_cli.data.examples import Example
 from fedmed_cli.data.partition import MIN_LABEL_COUNT
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation import generated as answering
-from fedmed_cli.evaluation import losses as evaluation
-from fedmed_cli.evaluation import mcq
+from fedmed_cli.evaluation import mcq, measuring
 from fedmed_cli.evaluation.compared_adapters import BASE, GLOBAL, POOLED, worst_sites
 from fedmed_cli.evaluation.mcq_files import QuestionSet
 from fedmed_cli.events import Say, StageProgress
@@ -62,7 +61,7 @@ def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> Te
         )
     rows = examples.read_jsonl(path)
     group_by = workspace.group_column(site)
-    chosen = evaluation.choose(rows, limit, group_by, examples.home_site)
+    chosen = measuring.choose(rows, limit, group_by, examples.home_site)
     if len(chosen) < len(rows):
         say(f"measuring on {len(chosen)} of {len(rows)} examples of {name} (--max-eval-samples)")
     return TestSet(chosen, name, group_by)
@@ -99,7 +98,7 @@ def measure_all(
     plan: Plan,
     lm: LanguageModel,
     chosen: Mapping[str, Adapter],
-    items: evaluation.EvaluationSet,
+    items: measuring.EvaluationSet,
     progress: StageProgress | None = None,
 ) -> dict[str, Losses]:
     """Losses of the base and of every adapter on the same examples.
@@ -110,7 +109,7 @@ def measure_all(
     losses: dict[str, Losses] = {}
     for name, adapter in everything.items():
         report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
-        losses[name] = evaluation.measure_cached(workspace, plan, lm, adapter, items, report)
+        losses[name] = measuring.measure_cached(workspace, plan, lm, adapter, items, report)
         adds = adapter is not None and any(b.any() for _, b in adapter.factors.values())
         if adds and np.array_equal(losses[name].nll, losses[BASE].nll):
             raise CombineError(
@@ -143,7 +142,7 @@ def compare(
     `site` is the hospital whose own examples these are; `homes` names the site that alone trained an adapter,
     where that is not the adapter of the site's name. Answers are generated to `num_generated` of the questions.
     """
-    items = evaluation.prepare(lm, plan, tests.examples, tests.group_by)
+    items = measuring.prepare(lm, plan, tests.examples, tests.group_by)
     if items.num_skipped:
         say(f"{items.num_skipped} of {len(tests.examples)} examples skipped: the question alone fills max_length")
     if items.num_truncated:
@@ -156,7 +155,7 @@ def compare(
     # Part by part, for all adapters share the resamples of a part.
     by_part = {part: {name: paired.score(name, indices) for name in losses} for part, indices in parts.items()}
     scores = {name: {part: by_part[part][name] for part in parts} for name in losses}
-    asked = evaluation.choose(items.examples, num_generated, tests.group_by, examples.home_site)
+    asked = measuring.choose(items.examples, num_generated, tests.group_by, examples.home_site)
     generated = picked = None
     if asked:
         generated = answering.measure(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from fedmed_cli.data import coordinator_examples, examples
-from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.evaluation import measuring
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
@@ -19,14 +19,14 @@ def coordinator_set(
     use: Literal["decide", "report"],
     limit: int | None,
     say: Callable[[str], None],
-) -> evaluation.EvaluationSet | None:
+) -> measuring.EvaluationSet | None:
     """The coordinator's examples to decide or to report with, ready to be measured; None, said, where it has none."""
     rows = coordinator_examples.half(workspace, use)
     if not rows:
         say(f"the coordinator has no examples to {use} with")
         return None
     group_by = workspace.group_column()
-    chosen = evaluation.choose(rows, limit or coordinator_examples.DEFAULT_SAMPLES, group_by, examples.home_site)
+    chosen = measuring.choose(rows, limit or coordinator_examples.DEFAULT_SAMPLES, group_by, examples.home_site)
     if len(chosen) < len(rows):
         say(f"coordinator: {len(chosen)} of {len(rows)} examples to {use} with")
-    return evaluation.prepare(lm, plan, chosen, group_by)
+    return measuring.prepare(lm, plan, chosen, group_by)

@@ -11,7 +11,7 @@ import numpy as np
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import InputError
-from fedmed_cli.evaluation import losses, mcq_scores
+from fedmed_cli.evaluation import mcq_scores, measuring
 from fedmed_cli.evaluation.compared_adapters import BASE
 from fedmed_cli.evaluation.mcq_files import Question, QuestionSet
 from fedmed_cli.evaluation.mcq_scores import Continued
@@ -146,7 +146,7 @@ def _remembered(
 ) -> np.ndarray:
     """Negative log-likelihood of every option of every question, measured once for an adapter."""
     digest = sha256_json(["choices", [[item.prompt, item.ends] for item in items]])
-    return losses.remembered(
+    return measuring.remembered(
         workspace, plan, lm, adapter, digest, lambda one: mcq_scores.measure(lm, one, items, progress)
     ).nll
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.data import site_data
 from fedmed_cli.errors import InputError
-from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.evaluation import measuring
 from fedmed_cli.events import Events
 from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models.language_model import LanguageModel
@@ -22,20 +22,20 @@ def score(
     data = site_data.workspace_data(workspace, name)
     if not data.validation:
         raise InputError(f"site {name} has no validation examples to score with")
-    chosen = evaluation.choose(data.validation, max_eval_samples, data.group_by)
+    chosen = measuring.choose(data.validation, max_eval_samples, data.group_by)
     if len(chosen) < len(data.validation):
         events.say(f"site {name}: scoring on {len(chosen)} of {len(data.validation)} validation examples")
-    items = evaluation.prepare(lm, plan, chosen, data.group_by)
+    items = measuring.prepare(lm, plan, chosen, data.group_by)
     round_number = workspace.newest_round() + 1
     parent = archive.starting_adapter(workspace, plan, round_number)
-    start = evaluation.measure_cached(workspace, plan, lm, parent, items, events.measured)
+    start = measuring.measure_cached(workspace, plan, lm, parent, items, events.measured)
     gains = {}
     for path in sorted(workspace.adapters.glob("*")):
         if path.is_dir() and not path.name.startswith("."):
             folder = gate.read_contribution(path, plan, round_number, parent.digest)
             keys.check_signer(folder, plan, False, events.say)
             adapter = folder.adapter
-            losses = evaluation.measure_cached(workspace, plan, lm, adapter, items, events.measured)
+            losses = measuring.measure_cached(workspace, plan, lm, adapter, items, events.measured)
             gain = paired_interval(start, losses, items.groups).mean
             gains[adapter.digest] = SiteScore(gain, standard_error(start, losses, items.groups))
     if not gains:

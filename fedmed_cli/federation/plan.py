@@ -7,8 +7,7 @@ from typing import Any
 
 from fedmed_cli.errors import UsageError
 from fedmed_cli.events import Say
-from fedmed_cli.models import base as bases
-from fedmed_cli.models import bundled_base
+from fedmed_cli.models import bases, bundled_base
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Plan, Prompt, Sites, Training
 from fedmed_cli.workspace import Workspace

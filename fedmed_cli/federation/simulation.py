@@ -10,7 +10,7 @@ from fedmed_cli.adapters import archive, gate
 from fedmed_cli.aggregation.state import Rules
 from fedmed_cli.data import coordinator_examples, site_data
 from fedmed_cli.errors import InputError
-from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.evaluation import measuring
 from fedmed_cli.evaluation.coordinator_set import coordinator_set
 from fedmed_cli.events import Events
 from fedmed_cli.federation import coordinator, site
@@ -95,7 +95,7 @@ def run_rounds(
             )
             contributions[name] = result.record
         events = events_for("coordinator", round_number)
-        examiner = evaluation.examiner(workspace, plan, lm, deciding, events.measured) if deciding else None
+        examiner = measuring.examiner(workspace, plan, lm, deciding, events.measured) if deciding else None
         paths = [workspace.contribution(name) for name in plan.sites.names]
         aggregated = coordinator.aggregate(workspace, paths, rules, examiner=examiner, say=events.say)
         before = after = change = None
@@ -109,14 +109,14 @@ def _measured(
     plan: Plan,
     lm: LanguageModel,
     round_number: int,
-    reporting: evaluation.EvaluationSet,
+    reporting: measuring.EvaluationSet,
     events: Events,
 ) -> tuple[Loss, Loss, Interval]:
     """Measure what a round started from and what it made on the reporting examples, and log both."""
     parent = archive.starting_adapter(workspace, plan, round_number)
     result = gate.read_global(workspace.global_adapter(round_number), plan).adapter
     first, second = (
-        evaluation.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)
+        measuring.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)
         for adapter in (parent, result)
     )
     before, after = (summarize(losses, reporting.groups) for losses in (first, second))

@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmed_cli.adapters import card as cards
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, adapter_files, file_digests
+from fedmed_cli.adapters.card import site_card
 from fedmed_cli.adapters.gate import AdapterFolder
 from fedmed_cli.adapters.low_rank import cut_to_rank, update_norm
 from fedmed_cli.adapters.signatures import Signer
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.site_data import SiteData
 from fedmed_cli.errors import ConflictError, InputError
-from fedmed_cli.evaluation import losses as evaluation
+from fedmed_cli.evaluation import measuring
 from fedmed_cli.events import Events, Say, Step
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import prompts
@@ -88,13 +88,13 @@ def train_local(
             f"{options.max_batch_tokens}; each is a forward pass of its own"
         )
 
-    def prepared(rows: Sequence[Example], use: str) -> evaluation.EvaluationSet | None:
+    def prepared(rows: Sequence[Example], use: str) -> measuring.EvaluationSet | None:
         if not rows:
             return None
-        chosen = evaluation.choose(rows, choices.max_eval_samples, data.group_by)
+        chosen = measuring.choose(rows, choices.max_eval_samples, data.group_by)
         if len(chosen) < len(rows):
             events.say(f"site {site}: {use} on {len(chosen)} of {len(rows)} validation examples")
-        return evaluation.prepare(lm, plan, chosen, data.group_by)
+        return measuring.prepare(lm, plan, chosen, data.group_by)
 
     choosing, reporting = _choosing_half(site, data) if options.eval_steps else ([], data.validation)
     judged = prepared(choosing, "choosing the step")
@@ -105,12 +105,12 @@ def train_local(
     def measured(adapter: Adapter) -> Loss | None:
         if validation is None:
             return None
-        losses = evaluation.measure_cached(workspace, plan, lm, adapter, validation, events.measured)
+        losses = measuring.measure_cached(workspace, plan, lm, adapter, validation, events.measured)
         return summarize(losses, validation.groups)
 
     def evaluate(adapter: Adapter) -> float:
         assert judged is not None
-        return summarize(evaluation.measure(lm, adapter, judged.encoded, events.measured), judged.groups).mean
+        return summarize(measuring.measure(lm, adapter, judged.encoded, events.measured), judged.groups).mean
 
     before = measured(start)
     checkpoints = Checkpoints(
@@ -148,7 +148,7 @@ def train_local(
         events.say(f"site {site}: keeps the adapter of step {trained.kept_step} of {steps}, the best on other examples")
     after = measured(trained.adapter)
 
-    card = cards.site_card(
+    card = site_card(
         plan.base,
         trained.adapter,
         site=site,
@@ -247,7 +247,7 @@ def _identity(
     encoded: Sequence[Encoded],
     max_steps: int,
     options: Options,
-    judged: evaluation.EvaluationSet | None,
+    judged: measuring.EvaluationSet | None,
     seed: int,
 ) -> dict[str, Any]:
     """All that a training's bytes depend on, by the name that people are told when it has changed."""

@@ -21,7 +21,7 @@ from fedmed_cli.adapters.adapter import PREFIX, Adapter
 from fedmed_cli.errors import CombineError, InputError, MachineError
 from fedmed_cli.events import Say
 from fedmed_cli.models import cpu
-from fedmed_cli.models.base import LocalBase
+from fedmed_cli.models.bases import LocalBase
 from fedmed_cli.models.fast_path import FastPath, decide
 from fedmed_cli.models.frozen import FrozenMatrices
 from fedmed_cli.models.peft_offline import peft

@@ -17,8 +17,7 @@ from fedmed_cli.adapters.low_rank import cut_to_rank
 from fedmed_cli.aggregation.methods import RULES
 from fedmed_cli.chat import decoding
 from fedmed_cli.cli.app import main
-from fedmed_cli.models import base as bases
-from fedmed_cli.models import language_model
+from fedmed_cli.models import bases, language_model
 from fedmed_cli.records.lora import Lora, pattern_of, resolve
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 from fedmed_cli.workspace import Workspace

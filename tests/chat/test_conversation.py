@@ -23,7 +23,7 @@ from fedmed_cli.cli import terminal
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import CombineError, InputError, UsageError
 from fedmed_cli.models import language_model
-from fedmed_cli.models.base import find_for_plan
+from fedmed_cli.models.bases import find_for_plan
 from fedmed_cli.records.chat import Chat
 from fedmed_cli.records.plan import Prompt
 from fedmed_cli.text import clean, without_open_end

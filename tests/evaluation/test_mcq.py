@@ -255,14 +255,14 @@ def test_a_question_that_does_not_fit_is_left_out_and_said(round_workspace, tiny
 
 def test_a_prompt_that_is_read_once_gives_what_whole_rows_give(round_workspace, tiny_base):
     from fedmed_cli.adapters import gate
-    from fedmed_cli.evaluation import losses, mcq_scores
+    from fedmed_cli.evaluation import mcq_scores, measuring
     from fedmed_cli.evaluation.mcq_scores import Continued
-    from fedmed_cli.models import base, language_model
+    from fedmed_cli.models import bases, language_model
     from fedmed_cli.models.prompts import Encoded
 
     plan = round_workspace.read_plan()
     adapter = gate.read_global(round_workspace.global_adapter(1), plan).adapter
-    lm = language_model.load(base.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
+    lm = language_model.load(bases.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
     generator = np.random.Generator(np.random.Philox(3))
 
     def tokens(least, most):
@@ -272,7 +272,7 @@ def test_a_prompt_that_is_read_once_gives_what_whole_rows_give(round_workspace, 
     items += [Continued(tokens(5, 30), ((5,), (6,), (7,))) for _ in range(5)]  # letters
     found = mcq_scores.measure(lm, adapter, items)
     whole = [Encoded((*item.prompt, *end), len(item.prompt), False) for item in items for end in item.ends]
-    expected = losses.measure(lm, adapter, whole)
+    expected = measuring.measure(lm, adapter, whole)
     assert np.allclose(found.nll, expected.nll, atol=1e-4, rtol=1e-5)
     assert (found.num_tokens == expected.num_tokens).all()
 

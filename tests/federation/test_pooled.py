@@ -46,12 +46,12 @@ def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_a
 def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_workspace, tiny_base, argv):
     from fedmed_cli.adapters import archive, gate
     from fedmed_cli.data import examples
-    from fedmed_cli.models import base, language_model, prompts
+    from fedmed_cli.models import bases, language_model, prompts
     from fedmed_cli.training import loop
 
     assert main([*argv, "-q"]) == 0
     plan = round_workspace.read_plan()
-    lm = language_model.load(base.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
+    lm = language_model.load(bases.find_for_plan(plan.base, str(tiny_base), None, print), "cpu")
     rows = [row for site in "ABC" for row in examples.read_jsonl(round_workspace.site_data(site) / "train.jsonl")]
     encoded = [prompts.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     start = archive.starting_adapter(round_workspace, plan, 1)

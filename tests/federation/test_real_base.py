@@ -10,8 +10,7 @@ import pytest
 from test_rounds import ADAPTER_FILES, by_hand
 
 from fedmed_cli.cli.app import main
-from fedmed_cli.models import base as bases
-from fedmed_cli.models import bundled_base
+from fedmed_cli.models import bases, bundled_base
 
 
 @pytest.fixture(scope="module")

@@ -159,8 +159,7 @@ def test_fedmed_and_plain_peft_agree_on_the_logits_of_the_global_adapter(round_w
     from transformers import AutoModelForCausalLM
 
     from fedmed_cli.adapters import gate
-    from fedmed_cli.models import base as bases
-    from fedmed_cli.models import language_model
+    from fedmed_cli.models import bases, language_model
 
     plan = round_workspace.read_plan()
     path = round_workspace.global_adapter(1)
@@ -224,12 +223,12 @@ def test_the_test_set_is_disjoint_from_all_that_was_trained_on(round_workspace):
 
 
 def test_a_measurement_is_cached_by_adapter_and_set(round_workspace, tiny_base, monkeypatch):
-    from fedmed_cli.evaluation import losses
+    from fedmed_cli.evaluation import measuring
 
     root = round_workspace.root
     argv = ["compare", "-q", "--no-answers", "-C", str(root), "--base", str(tiny_base)]
     assert main(argv) == 0
-    monkeypatch.setattr(losses, "measure", None)  # a second measurement would fail
+    monkeypatch.setattr(measuring, "measure", None)  # a second measurement would fail
     assert main(argv) == 0
 
 

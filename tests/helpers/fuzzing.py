@@ -23,8 +23,7 @@ from fedmed_cli.adapters import bundle as bundles
 from fedmed_cli.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME, initial_factors, plan_adapter
 from fedmed_cli.data import examples
 from fedmed_cli.errors import FedmedError
-from fedmed_cli.evaluation import mcq_files as choice_files
-from fedmed_cli.evaluation import site_matrix
+from fedmed_cli.evaluation import mcq_files, site_matrix
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import encode
 from fedmed_cli.records.comparison import (
@@ -367,7 +366,7 @@ def make_targets(folder):
 
     def check_choices(data):
         (folder / "choices.jsonl").write_bytes(data)
-        for question in choice_files.read_questions(folder / "choices.jsonl", 100, lambda text: None).questions:
+        for question in mcq_files.read_questions(folder / "choices.jsonl", 100, lambda text: None).questions:
             assert 0 <= question.answer < len(question.options)
 
     def check_workspace_rows(data):

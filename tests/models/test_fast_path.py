@@ -6,8 +6,7 @@ import pytest
 import torch
 import transformers
 
-from fedmed_cli.models import attention, cpu, fast_path, frozen, language_model, loss
-from fedmed_cli.models import base as bases
+from fedmed_cli.models import attention, bases, cpu, fast_path, frozen, language_model, loss
 from fedmed_cli.models.fast_path import ATTENTION, LINEAR, OPERATIONS, decide
 from fedmed_cli.models.frozen import FrozenMatrices, FrozenMatrix
 

@@ -20,7 +20,7 @@ from fedmed_cli.data import examples, site_data
 from fedmed_cli.events import Events
 from fedmed_cli.federation import site
 from fedmed_cli.intervals import summarize
-from fedmed_cli.models import attention, base, fused_ops, language_model, loss, prompts
+from fedmed_cli.models import attention, bases, fused_ops, language_model, loss, prompts
 from fedmed_cli.models.fast_path import ATTENTION, OPERATIONS, FastPath
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
@@ -35,7 +35,7 @@ SEED = 5
 def ready(split_workspace, tiny_base, float32):
     """A workspace with its plan, the tiny model on it in float32, and site A's encoded examples."""
     plan = split_workspace.read_plan()
-    lm = language_model.load(base.LocalBase(tiny_base, plan.base), "cpu")
+    lm = language_model.load(bases.LocalBase(tiny_base, plan.base), "cpu")
     rows = examples.read_jsonl(split_workspace.site_data("A") / "train.jsonl")
     encoded = [prompts.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     return split_workspace, plan, lm, encoded
@@ -334,7 +334,7 @@ def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(re
     after = run_site(ready, "B")
     assert alone.adapter == after.adapter
     assert alone.losses == after.losses
-    fresh = language_model.load(base.LocalBase(tiny_base, ready[1].base), "cpu")
+    fresh = language_model.load(bases.LocalBase(tiny_base, ready[1].base), "cpu")
     assert run_site((ready[0], ready[1], fresh, None), "B").adapter == alone.adapter
 
 
@@ -394,7 +394,7 @@ def test_early_stopping_stops_and_resumes_to_the_same_bytes(ready):
 @pytest.fixture
 def four_bit(ready, tiny_base):
     pytest.importorskip("bitsandbytes")
-    lm = language_model.load(base.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
+    lm = language_model.load(bases.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
     return ready[0], ready[1], lm, ready[3]
 
 
@@ -402,7 +402,7 @@ def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeyp
     """bitsandbytes repacks layers whose flag is set at the first forward without gradients, and loses the gradient."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
-    lm = language_model.load(base.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
+    lm = language_model.load(bases.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
     layers = [module for module in lm.model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 14
     assert bitsandbytes.nn.Linear4bit(4, 4).support_avx512bf16_for_cpu

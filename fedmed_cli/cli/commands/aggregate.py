@@ -70,14 +70,13 @@ def aggregate(
             # What the gate refuses need not wait for a model.
             coordinator.check(place, plan, paths, exclude or (), output, require_signatures)
             from fedmed_cli.cli.progress import step_events
-            from fedmed_cli.evaluation import coordinator_set, losses
-            from fedmed_cli.models import base as bases
-            from fedmed_cli.models import language_model
+            from fedmed_cli.evaluation import coordinator_set, measuring
+            from fedmed_cli.models import bases, language_model
 
             lm = language_model.load(bases.find_for_plan(plan.base, base, base_wheel, screen.say), device, screen.say)
             events = stack.enter_context(step_events(screen, "coordinator"))
             deciding = coordinator_set.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
-            examiner = losses.examiner(place, plan, lm, deciding, events.measured) if deciding else None
+            examiner = measuring.examiner(place, plan, lm, deciding, events.measured) if deciding else None
         elif max_eval_samples or base or base_wheel:
             screen.say("nothing is measured with these rules: --max-eval-samples, --base and --base-wheel have no use")
         result = coordinator.aggregate(

@@ -41,7 +41,7 @@ def chat(
     from fedmed_cli.chat import conversation as chatting
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.models.base import find_for_plan
+    from fedmed_cli.models.bases import find_for_plan
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)

@@ -69,7 +69,7 @@ def compare(
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.durable import write_file
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.models import base as bases
+    from fedmed_cli.models import bases
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -111,14 +111,13 @@ def compare(
     with place.lock():
         from fedmed_cli.evaluation import compare as comparison
         from fedmed_cli.evaluation import compared_adapters
-        from fedmed_cli.evaluation.mcq_files import read_questions as read_choices
 
         tests = comparison.test_set(place, site, max_eval_samples, screen.say)
         chosen = compared_adapters.workspace_adapters(place, plan, all_rounds, screen.say)
         chosen |= compared_adapters.named_adapters(plan, adapter or [], chosen)
         local_only = compared_adapters.local_only(plan, alone or [], chosen)
         chosen |= {name: one for name, (_, one) in local_only.items()}
-        picked = read_choices(choices, max_eval_samples, screen.say) if choices else None
+        picked = read_questions(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
         pooled_input = None
         if pooled:

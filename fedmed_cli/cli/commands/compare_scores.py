@@ -7,7 +7,7 @@ from pathlib import Path
 from fedmed_cli.cli.screen import Screen
 from fedmed_cli.durable import write_file
 from fedmed_cli.errors import UsageError
-from fedmed_cli.models.base import find_for_plan
+from fedmed_cli.models.bases import find_for_plan
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 

@@ -60,7 +60,7 @@ def run_round(
     from fedmed_cli.data import coordinator_examples
     from fedmed_cli.errors import TrustError
     from fedmed_cli.federation.coordinator import default_weights
-    from fedmed_cli.models import base as bases
+    from fedmed_cli.models import bases
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)

@@ -80,7 +80,7 @@ def train_local(
     from fedmed_cli.errors import InputError, UsageError
     from fedmed_cli.federation.plan import PlanOptions, check_options
     from fedmed_cli.federation.site import accept_global
-    from fedmed_cli.models import base as bases
+    from fedmed_cli.models import bases
     from fedmed_cli.trust.keys import signer_for
     from fedmed_cli.workspace import Workspace
 
