@@ -110,14 +110,14 @@ def compare(
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
     with place.lock():
         from fedmed_cli.evaluation import compare as comparison
-        from fedmed_cli.evaluation import compared_adapters
+        from fedmed_cli.evaluation import compared_adapters, mcq_files
 
         tests = comparison.test_set(place, site, max_eval_samples, screen.say)
         chosen = compared_adapters.workspace_adapters(place, plan, all_rounds, screen.say)
         chosen |= compared_adapters.named_adapters(plan, adapter or [], chosen)
         local_only = compared_adapters.local_only(plan, alone or [], chosen)
         chosen |= {name: one for name, (_, one) in local_only.items()}
-        picked = read_questions(choices, max_eval_samples, screen.say) if choices else None
+        picked = mcq_files.read_questions(choices, max_eval_samples, screen.say) if choices else None
         asked = comparison.read_questions(questions) if answers else []
         pooled_input = None
         if pooled:
