@@ -15,7 +15,7 @@ from fedmed_cli.workspace import Workspace
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """The options of `split`, `init` and `train-local` that the plan fixes; None where not given."""
+    """The options of `split` and `init` that the plan fixes; None where not given."""
 
     base: str | None = None
     revision: str | None = None

@@ -161,7 +161,7 @@ def test_two_rounds_with_rslora_patterns_and_a_site_of_lower_rank(tiny_base, tmp
     assert (after - before).abs().max() > 1e-5
     assert main(["inspect-adapter", str(place.global_adapter(2)), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["adapter"]["alpha_pattern"] == {"v_proj": 3.0}
-    told = ["train-local", "--site", "A", "-C", tmp_path, "--rank-pattern", "v_proj=4"]
+    told = ["split", "-C", tmp_path, "--rank-pattern", "v_proj=4"]
     assert fails(2, *told) == (
         "--rank-pattern is v_proj=4, but the plan has model.layers.0.self_attn.q_proj=6,v_proj=2"
     )

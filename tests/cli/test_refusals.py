@@ -104,8 +104,8 @@ def test_existing_outputs_are_not_overwritten(trained_workspace, tmp_path, fails
     assert snapshot(root) == before
 
 
-def test_a_flag_that_contradicts_the_plan(split_workspace, tiny_base, fails):
-    argv = ["train-local", "--site", "A", "-C", split_workspace.root, "--base", tiny_base]
+def test_a_flag_that_contradicts_the_plan(split_workspace, fails):
+    argv = ["split", "-C", split_workspace.root]
     assert fails(2, *argv, "--learning-rate", "0.5") == "--learning-rate is 0.5, but the plan has 0.01"
 
 

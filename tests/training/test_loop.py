@@ -453,7 +453,6 @@ def test_epochs_and_live_metrics(split_workspace, tiny_base):
         (["--num-train-epochs", "0"], "expected a number above 0"),
         (["--early-stopping-patience", "2"], "goes with --eval-steps"),
         (["--report-to", "wandb"], "expected one of tensorboard"),
-        (["--fedprox-mu", "0.5"], "--fedprox-mu is 0.5, but the plan has 0.0"),
     ],
 )
 def test_options_that_contradict_each_other(argv, text, split_workspace, tiny_base, fails):

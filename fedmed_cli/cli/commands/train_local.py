@@ -48,19 +48,6 @@ def train_local(
     require_signatures: o.RequireSignaturesOption = False,
     base: o.BaseOption = None,
     base_wheel: o.BaseWheelOption = None,
-    learning_rate: o.LearningRateOption = None,
-    lr_scheduler_type: o.SchedulerOption = None,
-    warmup_steps: o.WarmupOption = None,
-    lr_scheduler_rounds: o.SchedulerRoundsOption = None,
-    fedprox_mu: o.FedproxOption = None,
-    max_length: o.MaxLengthOption = None,
-    lora_r: o.LoraROption = None,
-    lora_alpha: o.LoraAlphaOption = None,
-    lora_target_modules: o.LoraTargetsOption = None,
-    use_rslora: o.RsloraOption = None,
-    rank_pattern: o.RankPatternOption = None,
-    alpha_pattern: o.AlphaPatternOption = None,
-    seed: o.SeedOption = None,
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -68,7 +55,7 @@ def train_local(
 ) -> None:
     """Train one hospital's adapter on its own examples and write adapters/SITE/, which may leave the hospital.
 
-    It starts from the newest global adapter, or the plan's initial one. Options of the plan are only checked.
+    It starts from the newest global adapter, or the plan's initial one. What all sites must do alike is in the plan.
 
     Example: fedmed train-local --site B --data records.jsonl
     """
@@ -78,7 +65,6 @@ def train_local(
     from fedmed_cli.data.examples import read_dataset
     from fedmed_cli.data.identifiers import MODES, Mode
     from fedmed_cli.errors import InputError, UsageError
-    from fedmed_cli.federation.plan import PlanOptions, check_options
     from fedmed_cli.federation.site import accept_global
     from fedmed_cli.models import bases
     from fedmed_cli.trust.keys import signer_for
@@ -87,23 +73,6 @@ def train_local(
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     plan = place.read_plan()
-    targets = o.names("--lora-target-modules", lora_target_modules) if lora_target_modules else None
-    given = PlanOptions(
-        learning_rate=learning_rate,
-        lr_scheduler_type=lr_scheduler_type,
-        warmup_steps=warmup_steps,
-        lr_scheduler_rounds=lr_scheduler_rounds,
-        fedprox_mu=fedprox_mu,
-        max_length=max_length,
-        lora_r=lora_r,
-        lora_alpha=lora_alpha,
-        lora_target_modules=targets,
-        use_rslora=use_rslora,
-        rank_pattern=o.pattern("--rank-pattern", rank_pattern, int),
-        alpha_pattern=o.pattern("--alpha-pattern", alpha_pattern, float),
-        seed=seed,
-    )
-    check_options(given, plan)
     if site not in plan.sites.names:
         raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
     if data is None and (columns or group_by):
