@@ -1,7 +1,6 @@
 """What fedmed writes loads with plain PEFT."""
 
 import numpy as np
-import pytest
 
 from fedmed_cli.adapters import card
 from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
@@ -10,8 +9,8 @@ from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 
 
 def test_an_adapter_folder_loads_with_plain_peft_without_missing_or_unexpected_keys(tmp_path):
-    torch = pytest.importorskip("torch")
-    peft = pytest.importorskip("peft")
+    import peft
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)

@@ -90,12 +90,6 @@ def test_help_shows_every_text_whole(command, capsys, monkeypatch):
     assert [text for text in texts if "".join(text.split()) not in shown] == []
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["split", "-q"], ["init", "--names", "A", "-q"]])
-def test_these_never_load_torch(argv, tmp_path):
-    code = f"import sys; from fedmed_cli.cli.app import main; main({argv!r}); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode == 0
-
-
 def test_aggregating_without_contributions_is_an_error_and_loads_no_torch(tmp_path):
     code = (
         "import sys; from fedmed_cli.cli.app import main; main(['init', '--names', 'A,B', '-q']);"

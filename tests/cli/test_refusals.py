@@ -379,11 +379,10 @@ def test_ctrl_c_while_training_leaves_the_workspace_as_it_was(split_workspace, t
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell lets its jobs ignore it
     )
-    measurements = split_workspace.private / "measurements"
+    log = split_workspace.private / "training/A-001.jsonl"  # its first line comes after ten steps
     deadline = time.monotonic() + 120
-    while not measurements.is_dir() and process.poll() is None and time.monotonic() < deadline:
+    while not log.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)  # the loss before training is measured: now it trains
     process.send_signal(signal.SIGINT)
     try:
         out, err = process.communicate(timeout=60)

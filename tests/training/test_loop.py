@@ -393,14 +393,14 @@ def test_early_stopping_stops_and_resumes_to_the_same_bytes(ready):
 
 @pytest.fixture
 def four_bit(ready, tiny_base):
-    pytest.importorskip("bitsandbytes")
     lm = language_model.load(bases.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
     return ready[0], ready[1], lm, ready[3]
 
 
 def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeypatch):
     """bitsandbytes repacks layers whose flag is set at the first forward without gradients, and loses the gradient."""
-    bitsandbytes = pytest.importorskip("bitsandbytes")
+    import bitsandbytes
+
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
     lm = language_model.load(bases.LocalBase(tiny_base, ready[1].base), "cpu", load_in_4bit=True)
     layers = [module for module in lm.model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
@@ -421,7 +421,6 @@ def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch)
 
 
 def test_a_site_trains_in_4_bits_and_its_record_says_so(split_workspace, tiny_base):
-    pytest.importorskip("bitsandbytes")
     argv = ["train-local", "-q", "-C", str(split_workspace.root), "--site", "A", "--base", str(tiny_base)]
     assert main([*argv, "--load-in-4bit", "--max-steps", "2"]) == 0
     record = json.loads((split_workspace.contribution("A") / "contribution.json").read_text())
