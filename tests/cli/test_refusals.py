@@ -379,7 +379,7 @@ def test_ctrl_c_while_training_leaves_the_workspace_as_it_was(split_workspace, t
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell lets its jobs ignore it
     )
-    log = split_workspace.private / "training/A-001.jsonl"  # its first line comes after ten steps
+    log = split_workspace.private / "training/A-001.jsonl"  # opened as training begins
     deadline = time.monotonic() + 120
     while not log.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
