@@ -1,4 +1,7 @@
-"""Options that several commands share, as Annotated aliases, and the small parsers behind them."""
+"""Options that several commands share, as Annotated aliases, and the small parsers behind them.
+
+It is one file because it is a list: nobody reads it from top to bottom.
+"""
 
 from __future__ import annotations
 

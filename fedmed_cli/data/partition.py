@@ -1,7 +1,8 @@
 """Divide rows among sites, and each site's rows into train, validation, coordinator and test sets.
 
 What may not be torn apart is a *unit*: rows that share a group, are the same text or nearly so. Units go to
-one site and one set whole, so nothing leaks. Everything here works on numbers; no text is looked at.
+one site and one set whole, so nothing leaks. Everything here works on numbers; no text is looked at. It is
+one file because every method of division shares the same few arrays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Read data of any common format as a stream of batches, counting the rows that are not valid examples."""
+"""Read data of any common format as a stream of batches, counting the rows that are not valid examples.
+
+It is one file because each format has a fast way over whole columns and a slow one row by row, which must agree.
+"""
 
 from __future__ import annotations
 

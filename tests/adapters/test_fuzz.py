@@ -14,6 +14,8 @@ from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import canonical_json
 from fedmed_cli.records.split import SplitRecord
 
+pytestmark = pytest.mark.slow
+
 NUM_MUTATIONS = 20_100
 SEED = 1
 

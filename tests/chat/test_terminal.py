@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux, the terminal that tests drive")
 
 SCRIPT = Path(__file__).parents[1] / "helpers/fake_model.py"

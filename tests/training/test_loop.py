@@ -299,7 +299,7 @@ def test_a_training_that_breaks_off_at_any_step_ends_with_the_same_bytes(ready, 
         said = []
         resumed = run_site(ready, said=said, save_steps=save_steps)
         saved = (until - 1) // save_steps * save_steps
-        found = [message for message in said if "continues" in message]
+        found = [message for message in said if "resuming" in message]
         assert found == ([f"site A: resuming from the checkpoint at step {saved} of 8"] if saved else [])
         assert (resumed.adapter, resumed.losses) == (whole.adapter, whole.losses)
         assert (resumed.num_trained_tokens, resumed.update_norm) == (whole.num_trained_tokens, whole.update_norm)
@@ -352,7 +352,7 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
     wild = training_with(plan, learning_rate=0.3)
     said = []
     record = run_site((workspace, wild, lm, None), said=said, eval_steps=2, max_steps=8)
-    items = site.evaluation.prepare(lm, wild, choosing[:8], None)
+    items = site.measuring.prepare(lm, wild, choosing[:8], None)
     losses = {}
     for step in (2, 4, 6, 8):
         caught = {}
@@ -367,7 +367,7 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
         loop.train(lm, wild, start, encoded, 8, seed=seed, progress=stop)
         # `progress` runs behind the step's update
         adapter = plan_adapter(wild, caught["factors"])
-        losses[step] = (summarize(site.evaluation.measure(lm, adapter, items.encoded), items.groups).mean, adapter)
+        losses[step] = (summarize(site.measuring.measure(lm, adapter, items.encoded), items.groups).mean, adapter)
     best = min(losses, key=lambda step: losses[step][0])
     assert record.kept_step == best
     assert record.adapter == losses[best][1].digest
@@ -413,7 +413,7 @@ def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch)
     workspace, plan, lm, encoded = four_bit
     start = moved(archive.starting_adapter(workspace, plan, 1))
     before = first_gradients(monkeypatch, lm, plan, start, encoded, Options())
-    site.evaluation.measure(lm, start, encoded[:4])
+    site.measuring.measure(lm, start, encoded[:4])
     after = first_gradients(monkeypatch, lm, plan, start, encoded, Options())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     # and they are those of the dequantised weights in a plain float32 model

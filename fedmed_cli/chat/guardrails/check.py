@@ -3,7 +3,8 @@
 Two readers look at a question: rules, which stand in rules.toml, each with its source, and the likeness
 model (classifier.py), which knows how people write. Either may raise a finding, and neither alone against the clear
 word of the other. Nothing here loads torch; the same text gives the same findings everywhere. docs/guardrails.md
-says what was measured and what is not covered.
+says what was measured and what is not covered. It is one file because a rule, its context and the order of the steps
+are understood only together.
 """
 
 from __future__ import annotations
