@@ -12,4 +12,4 @@ fedmed="$venv/bin/fedmed"
 [ -d "$work/data" ] || "$fedmed" split --workspace "$work" --learning-rate 1e-3
 "$fedmed" round --workspace "$work" --rounds 1 --max-steps 8 --max-eval-samples 16
 "$fedmed" compare --workspace "$work" --max-eval-samples 96 --max-new-tokens 32
-echo "next: $fedmed chat --workspace $work"
+echo "next: open $work/reports/report.html, or $fedmed chat --workspace $work"

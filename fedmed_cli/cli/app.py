@@ -41,7 +41,7 @@ def _show_version(value: bool) -> None:
 
 def _about(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Fine-tune one medical language model across hospitals by exchanging LoRA adapters as files.

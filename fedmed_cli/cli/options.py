@@ -43,7 +43,7 @@ QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only errors (and JSON).", rich_help_panel=COMMON_PANEL)
 ]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say more: versions, kernels, folders.", rich_help_panel=COMMON_PANEL)
+    bool, typer.Option("--verbose", "-v", help="Print more: versions, device, folders.", rich_help_panel=COMMON_PANEL)
 ]
 
 BaseOption = Annotated[
@@ -70,11 +70,11 @@ RsloraOption = Annotated[
 ]
 RankPatternOption = Annotated[
     str | None,
-    _option("--rank-pattern", text="Other ranks of some modules: down_proj=16,v_proj=4.", panel=PLAN_PANEL),
+    _option("--rank-pattern", text="Ranks of single modules: down_proj=16,v_proj=4.", panel=PLAN_PANEL),
 ]
 AlphaPatternOption = Annotated[
     str | None,
-    _option("--alpha-pattern", text="Other alphas of some modules: down_proj=32.", panel=PLAN_PANEL),
+    _option("--alpha-pattern", text="Alphas of single modules: down_proj=32.", panel=PLAN_PANEL),
 ]
 MaxLengthOption = Annotated[
     int | None, _option("--max-length", text="Maximum tokens per example [1024].", panel=PLAN_PANEL)
@@ -86,19 +86,19 @@ SchedulerOption = Annotated[
 WarmupOption = Annotated[
     int | None, _option("--warmup-steps", text="Steps of linear warm-up in a round [0].", panel=PLAN_PANEL)
 ]
-SystemPromptOption = Annotated[
-    str | None, _option("--system-prompt", text="The system text of the prompt.", panel=PLAN_PANEL)
-]
+SystemPromptOption = Annotated[str | None, _option("--system-prompt", text="System prompt.", panel=PLAN_PANEL)]
 SeedOption = Annotated[int | None, _option("--seed", text="Seed of the split and of all training [0].")]
 FedproxOption = Annotated[
     float | None,
-    _option("--fedprox-mu", text="Pull of FedProx towards the adapter a round starts from [0].", panel=PLAN_PANEL),
+    _option(
+        "--fedprox-mu", text="FedProx's mu: pull towards the adapter that the round starts from [0].", panel=PLAN_PANEL
+    ),
 ]
 SchedulerRoundsOption = Annotated[
     int | None,
-    _option("--lr-scheduler-rounds", text="Rounds that one linear or cosine decay spans [1].", panel=PLAN_PANEL),
+    _option("--lr-scheduler-rounds", text="Rounds spanned by one linear or cosine decay [1].", panel=PLAN_PANEL),
 ]
-MaxStepsOption = Annotated[int | None, _option("--max-steps", text="Training steps of a site in a round [100].", min=1)]
+MaxStepsOption = Annotated[int | None, _option("--max-steps", text="Training steps per site and round [100].", min=1)]
 EpochsOption = Annotated[
     float | None,
     _option("--num-train-epochs", text="Passes over a site's examples, instead of --max-steps.", panel=TRAINING_PANEL),
@@ -107,7 +107,7 @@ BatchSizeOption = Annotated[
     int,
     _option(
         "--per-device-train-batch-size",
-        text="Examples in a forward pass.",
+        text="Examples per forward pass.",
         min=1,
         max=4096,
         panel=TRAINING_PANEL,
@@ -117,7 +117,7 @@ AccumulationOption = Annotated[
     int,
     _option(
         "--gradient-accumulation-steps",
-        text="Forward passes in a training step.",
+        text="Forward passes per training step.",
         min=1,
         max=4096,
         panel=TRAINING_PANEL,
@@ -127,7 +127,7 @@ BatchTokensOption = Annotated[
     int | None,
     _option(
         "--max-batch-tokens",
-        text="Most positions in a forward pass; a batch above it is done in parts, with the same gradient.",
+        text="Maximum positions per forward pass; a larger batch is split, with the same gradient.",
         min=16,
         panel=TRAINING_PANEL,
     ),
@@ -136,19 +136,19 @@ CheckpointingOption = Annotated[
     bool,
     _option(
         "--gradient-checkpointing",
-        text="Compute activations again instead of keeping them: less memory, slower.",
+        text="Recompute activations instead of keeping them: less memory, slower.",
         panel=TRAINING_PANEL,
     ),
 ]
 FourBitOption = Annotated[
     bool,
-    _option("--load-in-4bit", text="Hold the base model in 4 bits (NF4, double quantisation).", panel=TRAINING_PANEL),
+    _option("--load-in-4bit", text="Load the base model in 4 bits (NF4, double quantisation).", panel=TRAINING_PANEL),
 ]
 EvalStepsOption = Annotated[
     int | None,
     _option(
         "--eval-steps",
-        text="Measure every so many steps on half of the validation examples, and keep the best step.",
+        text="Evaluate every N steps on half of the validation examples, and keep the best step.",
         min=1,
         panel=TRAINING_PANEL,
     ),
@@ -157,14 +157,14 @@ PatienceOption = Annotated[
     int | None,
     _option(
         "--early-stopping-patience",
-        text="With --eval-steps: stop after so many measurements without a better one.",
+        text="With --eval-steps: stop after this many evaluations without improvement.",
         min=1,
         panel=TRAINING_PANEL,
     ),
 ]
 SaveStepsOption = Annotated[
     int | None,
-    _option("--save-steps", text="Steps between checkpoints [a minute].", min=1, panel=TRAINING_PANEL),
+    _option("--save-steps", text="Steps between checkpoints [every minute].", min=1, panel=TRAINING_PANEL),
 ]
 LoggingStepsOption = Annotated[
     int,
@@ -183,7 +183,7 @@ KeyOption = Annotated[
     Path | None, _option("--key", text="The private key to sign with [the one of 'fedmed keys new', if there is one].")
 ]
 RequireSignaturesOption = Annotated[
-    bool, _option("--require-signatures", text="Refuse what is not signed with a key that the plan pins.")
+    bool, _option("--require-signatures", text="Refuse anything not signed with a key that the plan pins.")
 ]
 AGGREGATION_PANEL = "How to combine"
 WeightsOption = Annotated[
@@ -213,13 +213,13 @@ RobustOption = Annotated[
 ]
 NumMaliciousOption = Annotated[
     int | None,
-    _option("--num-malicious", text="Bad sites a robust mean must withstand [1].", min=0, panel=AGGREGATION_PANEL),
+    _option("--num-malicious", text="Bad sites that a robust mean must withstand [1].", min=0, panel=AGGREGATION_PANEL),
 ]
 ClipOption = Annotated[
     float,
     _option(
         "--clip",
-        text="Shorten updates above this times the median norm, from 3 sites on; 0 never does.",
+        text="Shorten updates longer than this multiple of the median norm (3 or more sites); 0 disables.",
         min=0.0,
         panel=AGGREGATION_PANEL,
     ),
@@ -337,7 +337,7 @@ MaxBadOption = Annotated[
         "--max-bad",
         min=0.0,
         max=1.0,
-        help="Share of rows that may be no examples; they are counted and skipped.",
+        help="Maximum share of invalid rows; they are counted and skipped.",
         rich_help_panel=DATA_PANEL,
     ),
 ]

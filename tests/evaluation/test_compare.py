@@ -314,3 +314,16 @@ def test_a_site_that_missed_the_newest_round_is_compared_with_its_last_adapter(r
     assert site_adapter(round_workspace, round_workspace.read_plan(), "C").name.startswith(
         "adapter of site C of round 1 "
     )
+
+
+def test_a_comparison_stands_in_the_report_that_round_wrote(round_workspace, tiny_base):
+    page = round_workspace.reports / "report.html"
+    missing = "There is no reports/compare.json"
+    assert missing in page.read_text()
+    argv = ["compare", "-q", "--no-answers", "-C", str(round_workspace.root), "--base", str(tiny_base)]
+    assert main(argv) == 0
+    assert missing not in page.read_text()
+    page.unlink()
+    (round_workspace.reports / "compare.json").unlink()
+    assert main(argv) == 0
+    assert not page.exists()

@@ -22,7 +22,7 @@ def aggregate(
     clip: o.ClipOption = 1.5,
     server_lr: o.ServerLrOption = None,
     server_momentum: o.ServerMomentumOption = 0.0,
-    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Leave this site out (repeatable).")] = None,
+    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Exclude this site (repeatable).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decisions and write nothing.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", help="Write the result there, not as a round of the federation.")

@@ -16,7 +16,9 @@ def chat(
         str | None,
         typer.Option("--adapter", help=r"base, global, best, a site, or an adapter's folder \[global, else base]."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, max=4096, help="Longest answer.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, max=4096, help="Maximum tokens of an answer.")
+    ] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, help="0 is greedy.")] = 0.0,
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="Keep typed lines in .fedmed/chat_history for the next chat.")

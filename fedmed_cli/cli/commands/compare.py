@@ -13,7 +13,8 @@ from fedmed_cli.cli import options as o
 def compare(
     files: Annotated[list[Path] | None, typer.Argument(help="With --merge: the hospitals' files.")] = None,
     site: Annotated[
-        str | None, typer.Option("--site", help="Inside a hospital: on its own test examples (data/SITE/test.jsonl).")
+        str | None,
+        typer.Option("--site", help="Inside a hospital: measure on its own test examples (data/SITE/test.jsonl)."),
     ] = None,
     adapter: Annotated[
         list[str] | None, typer.Option("--adapter", help="One more adapter: PATH or NAME=PATH (repeatable).")
@@ -24,10 +25,13 @@ def compare(
     ] = None,
     all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
     pooled: Annotated[
-        bool, typer.Option("--pooled", help="On one machine: also an adapter trained on all sites' examples together.")
+        bool,
+        typer.Option(
+            "--pooled", help="Also measure an adapter trained on all sites' examples together (one machine only)."
+        ),
     ] = False,
     by_column: Annotated[
-        list[str] | None, typer.Option("--by-column", help="Also for each value of this column (repeatable).")
+        list[str] | None, typer.Option("--by-column", help="Also report each value of this column (repeatable).")
     ] = None,
     scores: Annotated[
         bool,
@@ -43,13 +47,15 @@ def compare(
         Path | None, typer.Option("--choices", help="Multiple-choice questions: a MedMCQA, MedQA or PubMedQA file.")
     ] = None,
     generate: Annotated[
-        int, typer.Option("--generate", min=0, help="Test questions to answer, for ROUGE-L and token F1.")
+        int, typer.Option("--generate", min=0, help="Number of test questions to answer, for ROUGE-L and token F1.")
     ] = 0,
     questions: Annotated[
         Path | None, typer.Option("--questions", help=r"Questions, one a line, to answer side by side \[bundled].")
     ] = None,
     answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Write answers side by side.")] = True,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of generated answers.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Maximum tokens of a generated answer.")
+    ] = 64,
     load_in_4bit: o.FourBitOption = False,
     device: o.DeviceOption = "auto",
     base: o.BaseOption = None,
@@ -66,10 +72,12 @@ def compare(
 
     Example: fedmed compare --all-rounds --generate 20
     """
+    from fedmed_cli.cli.commands.report import renew_report
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.durable import write_file
     from fedmed_cli.errors import UsageError
     from fedmed_cli.models import bases
+    from fedmed_cli.report import REPORT_NAME
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -171,4 +179,6 @@ def compare(
             place.set_aside(place.reports / "answers.md")
             write_file(place.reports / "answers.md", text.encode())
             lines.append(f"wrote {place.reports / 'answers.md'}: generated text, not for clinical use")
+        if (place.reports / REPORT_NAME).exists() and (page := renew_report(place, screen)):
+            lines.append(f"wrote {page}: with this comparison")
     screen.result(record.to_dict(), *comparison_lines(record), *lines)

@@ -13,7 +13,7 @@ from fedmed_cli.cli import options as o
 def init(
     names: Annotated[str, typer.Option("--names", help="Comma-separated names of the sites.")],
     min_sites: Annotated[
-        int | None, typer.Option("--min-sites", min=1, help=r"Fewest contributions of a round \[more than half].")
+        int | None, typer.Option("--min-sites", min=1, help=r"Minimum contributions per round \[more than half].")
     ] = None,
     base: o.BaseOption = None,
     revision: o.RevisionOption = None,

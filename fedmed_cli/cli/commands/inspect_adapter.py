@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def inspect_adapter(
     path: Annotated[Path, typer.Argument(help="An adapter's folder.")],
-    other: Annotated[Path | None, typer.Argument(help="A second one, to compare with.")] = None,
+    other: Annotated[Path | None, typer.Argument(help="A second adapter, to compare with.")] = None,
     modules: Annotated[bool, typer.Option("--modules", help="Show every module.")] = False,
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,

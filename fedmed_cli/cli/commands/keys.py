@@ -101,7 +101,7 @@ def show(
 def trust(
     name: Annotated[str, typer.Argument(help="A site of the plan, or coordinator.")],
     public_key: Annotated[str, typer.Argument(help="Its public key: a file (….pub), or the line itself.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Replace another key that is pinned already.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a key that is already pinned.")] = False,
     workspace: o.WorkspaceOption = Path("."),
     as_json: o.JsonOption = False,
     quiet: o.QuietOption = False,

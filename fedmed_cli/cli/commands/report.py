@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmed_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.workspace import Workspace
 
 
 def report(
@@ -55,3 +59,15 @@ def report(
         },
         f"wrote {written.path} ({number_of_bytes(written.num_bytes)}): open it in a browser; it needs no network",
     )
+
+
+def renew_report(place: Workspace, screen: Screen) -> str | None:
+    """Write the workspace's report after another command; None, said, where a file of another kind is in its place."""
+    from fedmed_cli import report
+    from fedmed_cli.errors import ConflictError
+
+    try:
+        return str(report.write(place, say=screen.say).path)
+    except ConflictError as error:
+        screen.say(f"no report is written: {error.message}")
+        return None

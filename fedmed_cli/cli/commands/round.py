@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmed_cli.cli import options as o
+from fedmed_cli.cli.commands.report import renew_report
 
 if TYPE_CHECKING:
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.workspace import Workspace
 
 
 def run_round(
     rounds: Annotated[
-        int | None, typer.Option("--rounds", min=1, help=r"Work until this round exists \[one more round].")
+        int | None, typer.Option("--rounds", min=1, help=r"Run until this round exists \[one more round].")
     ] = None,
     max_steps: o.MaxStepsOption = None,
     batch_size: o.BatchSizeOption = 2,
@@ -78,7 +78,7 @@ def run_round(
     until = rounds or newest + 1
     if until <= newest and coordinator_examples.is_reported(place, newest):
         with place.lock():  # which clears up after a command that was interrupted
-            page = _report(place, screen) if _is_report_older(place) else None
+            page = renew_report(place, screen) if _is_report_older(place) else None
         lines = [f"round {until} exists already; the newest is {newest}"]
         screen.result({"rounds": [], "report": page}, *lines, *([f"wrote {page}"] if page else []))
         return
@@ -130,7 +130,7 @@ def run_round(
                 curves = loss_curves(summary.contributions)
                 screen.result(None, round_table(summary), *curves, *aggregate_table(summary.aggregate))
                 screen.result(None, contribution_lines(first)[-1], "")
-        page = _report(place, screen)
+        page = renew_report(place, screen)
     if as_json:
         screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page})
     else:
@@ -149,15 +149,3 @@ def _is_report_older(place: Workspace) -> bool:
 
     page, metrics = place.reports / REPORT_NAME, place.root / "metrics.jsonl"
     return not page.exists() or (metrics.exists() and page.stat().st_mtime_ns < metrics.stat().st_mtime_ns)
-
-
-def _report(place: Workspace, screen: Screen) -> str | None:
-    """Write the report; None, said, where another file is in its place: the rounds are done all the same."""
-    from fedmed_cli import report
-    from fedmed_cli.errors import ConflictError
-
-    try:
-        return str(report.write(place, say=screen.say).path)
-    except ConflictError as error:
-        screen.say(f"no report is written: {error.message}")
-        return None

@@ -24,10 +24,10 @@ def split(
     ] = None,
     columns: o.ColumnsOption = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Take the first rows only.", rich_help_panel=o.DATA_PANEL)
+        int | None, typer.Option("--limit", min=1, help="Use only the first N rows.", rich_help_panel=o.DATA_PANEL)
     ] = None,
     max_bad: o.MaxBadOption = 0.001,
-    hospitals: Annotated[int, typer.Option("--hospitals", min=1, max=1000, help="How many: A, B, C …")] = 3,
+    hospitals: Annotated[int, typer.Option("--hospitals", min=1, max=1000, help="Number of hospitals: A, B, C …")] = 3,
     site_names: Annotated[str | None, typer.Option("--names", help="Comma-separated names of the hospitals.")] = None,
     by: Annotated[
         str | None,
@@ -43,7 +43,7 @@ def split(
         typer.Option(
             "--alpha",
             min=0.001,
-            help="Of dirichlet and quantity: small is unlike, large alike.",
+            help="Concentration for dirichlet and quantity; the smaller, the more the hospitals differ.",
             rich_help_panel=DIVISION_PANEL,
         ),
     ] = 0.5,
@@ -61,26 +61,30 @@ def split(
     ] = None,
     min_size: Annotated[
         int | None,
-        typer.Option("--min-size", min=1, help="Fewest examples of a hospital.", rich_help_panel=DIVISION_PANEL),
+        typer.Option("--min-size", min=1, help="Minimum examples per hospital.", rich_help_panel=DIVISION_PANEL),
     ] = None,
     label: Annotated[
         str | None,
         typer.Option(
             "--label",
-            help="The label column of dirichlet, pathological and the table; without one the texts' topics.",
+            help="Label column for dirichlet and pathological; without one, topics of the texts are used.",
             rich_help_panel=DIVISION_PANEL,
         ),
     ] = None,
     labels_per_site: Annotated[
         int,
         typer.Option(
-            "--labels-per-site", min=1, help="Labels a hospital has, with pathological.", rich_help_panel=DIVISION_PANEL
+            "--labels-per-site", min=1, help="Labels per hospital, with pathological.", rich_help_panel=DIVISION_PANEL
         ),
     ] = 2,
     num_topics: Annotated[
         int,
         typer.Option(
-            "--topics", min=2, max=200, help="How many, where there is no label column.", rich_help_panel=DIVISION_PANEL
+            "--topics",
+            min=2,
+            max=200,
+            help="Number of topics, where there is no label column.",
+            rich_help_panel=DIVISION_PANEL,
         ),
     ] = 10,
     group_by: Annotated[
@@ -94,16 +98,21 @@ def split(
     near_duplicates: o.NearDuplicatesOption = "0.6",
     phi: o.PhiOption = "warn",
     validation_share: Annotated[
-        float, typer.Option("--validation-share", help="Of each hospital.", rich_help_panel=DIVISION_PANEL)
+        float,
+        typer.Option("--validation-share", help="Share of each hospital's examples.", rich_help_panel=DIVISION_PANEL),
     ] = 0.1,
     coordinator_share: Annotated[
-        float, typer.Option("--coordinator-share", help="Of each hospital.", rich_help_panel=DIVISION_PANEL)
+        float,
+        typer.Option("--coordinator-share", help="Share of each hospital's examples.", rich_help_panel=DIVISION_PANEL),
     ] = 0.1,
     test_share: Annotated[
-        float, typer.Option("--test-share", help="Of each hospital.", rich_help_panel=DIVISION_PANEL)
+        float, typer.Option("--test-share", help="Share of each hospital's examples.", rich_help_panel=DIVISION_PANEL)
     ] = 0.2,
     file_format: Annotated[
-        str, typer.Option("--format", help="Of the hospitals' files: jsonl or parquet.", rich_help_panel=o.DATA_PANEL)
+        str,
+        typer.Option(
+            "--format", help="Format of the hospitals' files: jsonl or parquet.", rich_help_panel=o.DATA_PANEL
+        ),
     ] = "jsonl",
     plot: Annotated[
         Path | None,

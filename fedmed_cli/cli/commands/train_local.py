@@ -26,7 +26,7 @@ def train_local(
     near_duplicates: o.NearDuplicatesOption = "0.6",
     phi: o.PhiOption = "warn",
     global_adapter: Annotated[
-        Path | None, typer.Option("--global", help="The coordinator's global adapter of the round before.")
+        Path | None, typer.Option("--global", help="The coordinator's global adapter of the previous round.")
     ] = None,
     max_steps: o.MaxStepsOption = None,
     batch_size: o.BatchSizeOption = 2,

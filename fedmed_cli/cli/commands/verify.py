@@ -15,7 +15,7 @@ def verify(
         Path | None, typer.Argument(help=r"One adapter folder or bundle \[the whole workspace].", show_default=False)
     ] = None,
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Aggregate every round again and compare the result.")
+        bool, typer.Option("--recompute", help="Recompute every round and compare the result.")
     ] = False,
     require_signatures: o.RequireSignaturesOption = False,
     workspace: o.WorkspaceOption = Path("."),
