@@ -65,7 +65,9 @@ def fast_path(lm: LanguageModel, *names: str) -> Iterator[None]:
 
 def decide(decoder: Any, device: torch.device) -> FastPath:
     """Try each operation on a small model like this one, on behalf of the device that the model is on."""
-    declined = {} if device.type == "cpu" else {ATTENTION: f"fedmed's own is slower on {device.type}"}
+    declined = (
+        {} if device.type == "cpu" else {ATTENTION: f"fedmed's own is only for CPUs, and the model is on {device.type}"}
+    )
     left = [name for name in OPERATIONS if name not in declined]
     try:
         small, pieces = _small_model(decoder)

@@ -284,4 +284,6 @@ def load(
     lm = LanguageModel(model, tokenizer, target, dtype, base, quantized=load_in_4bit)
     lm.plain_head = _has_plain_head(lm)
     detail(f"{base.folder}; {', '.join(f'{name} {value}' for name, value in lm.environment().items())}")
+    for name, reason in lm.fast_path.declined.items():
+        detail(f"{name}: computed by the libraries, not by fedmed, for {reason}")
     return lm
