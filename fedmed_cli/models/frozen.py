@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fedmed_cli.models.cpu import CLASSES, cpu_class
+from fedmed_cli.models.cpu import CLASSES, cpu_class, has_bfloat16
 
 Tensor = torch.Tensor
 PACKED_BYTES = 1 << 29  # of frozen matrices that may exist a second and a third time
@@ -21,9 +21,7 @@ class FrozenMatrix:
 
     def __init__(self, weight: Tensor, is_packed: bool = False) -> None:
         self.weight = weight
-        self._by_onednn = (
-            weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and _HAS_ONEDNN
-        )
+        self._by_onednn = weight.device.type == "cpu" and weight.dtype in _FORMATS
         self._is_packed = is_packed and self._by_onednn and weight.dtype == torch.bfloat16
         self._right: Tensor | None = None
         self._left: Tensor | None = None
@@ -79,8 +77,14 @@ class FrozenMatrices:
         return self._buffers[name]
 
 
-# The operation is torch's own, for its compiler; where it was run are CPUs of these classes.
-_HAS_ONEDNN = torch._C._has_mkldnn and cpu_class() in CLASSES
+def _formats() -> frozenset[torch.dtype]:
+    """The number formats of products by oneDNN: on classes of CPU where they were run, bfloat16 where it is native."""
+    if not torch._C._has_mkldnn or cpu_class() not in CLASSES:
+        return frozenset()
+    return frozenset({torch.float32, *([torch.bfloat16] if has_bfloat16() else [])})
+
+
+_FORMATS = _formats()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
