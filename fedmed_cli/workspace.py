@@ -1,4 +1,4 @@
-"""Where things lie in a federation's folder, and how they are written so that a crash loses nothing."""
+"""Where things lie in a federation's folder, and its lock."""
 
 from __future__ import annotations
 

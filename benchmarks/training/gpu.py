@@ -566,7 +566,7 @@ def resume(part):
         _, said = part.fedmed("train-local", folder, *argv)
         records[name] = json.loads((folder / "adapters/A/contribution.json").read_text())
     goes_on = [text for text in said.splitlines() if "resuming from the checkpoint" in text]
-    part.row("the same command goes on", "".join(goes_on) or "it began anew", goes_on)
+    part.row("the same command goes on", "".join(goes_on) or "it started from the beginning", goes_on)
 
     def difference(name):
         pairs = zip(records[name]["losses"], records["undisturbed"]["losses"], strict=True)

@@ -1,4 +1,4 @@
-"""The gate that every adapter passes before fedmed uses it, and the writer of adapter folders.
+"""The gate that every adapter passes before fedmed uses it.
 
 Each file is read once into memory, hashed, and that same buffer is parsed: nothing can change between the
 check and the use. Nothing is ever unpickled, and a foreign file is never memory-mapped.
@@ -60,9 +60,6 @@ class AdapterFolder:
     @property
     def num_bytes(self) -> int:
         return sum(map(len, self.files.values()))
-
-
-# --- the gate ---------------------------------------------------------------------------------------
 
 
 def read_folder(path: Path, plan: Plan | None = None) -> AdapterFolder:
@@ -377,6 +374,3 @@ def read_global(path: Path, plan: Plan) -> AdapterFolder:
     if folder.aggregate is None:
         raise InputError(f"{path}: has no {AGGREGATE_NAME}", hint="name a rounds/NNN/global folder of the coordinator")
     return folder
-
-
-# --- the writer -------------------------------------------------------------------------------------

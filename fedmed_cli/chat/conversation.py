@@ -1,4 +1,4 @@
-"""A conversation with the model: which adapter answers, which messages it sees, what the guardrails make of it."""
+"""A conversation with the model: which messages it sees, and what the guardrails make of it."""
 
 from __future__ import annotations
 

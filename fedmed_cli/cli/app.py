@@ -16,7 +16,7 @@ import typer
 from fedmed_cli import __version__
 from fedmed_cli.errors import FedmedError, InputError, Interrupted, MachineError
 
-# Where each command is: module of fedmed_cli.commands, and its function.
+# Where each command is: module of fedmed_cli.cli.commands, and its function.
 COMMANDS = {
     "split": ("split", "split"),
     "init": ("init", "init"),

@@ -1,4 +1,4 @@
-"""Examples as fedmed keeps them, and the prompts that they become."""
+"""Examples as fedmed keeps them, read and written."""
 
 from __future__ import annotations
 
@@ -112,6 +112,3 @@ def home_site(example: Example) -> str:
 def set_digest(examples: Iterable[Example]) -> str:
     """Digest of a set of examples: their questions and answers in order."""
     return sha256_json([[example.question, example.answer] for example in examples])
-
-
-# --- prompts ----------------------------------------------------------------------------------------

@@ -32,8 +32,7 @@ from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.log import journal
 from fedmed_cli.training.loop import order_seed, peak_memory, train
 from fedmed_cli.training.options import Choices, Options
-from fedmed_cli.trust import keys
-from fedmed_cli.trust.keys import signed
+from fedmed_cli.trust.keys import check_signer, signed
 from fedmed_cli.workspace import Workspace, utc_now
 
 
@@ -270,7 +269,7 @@ def accept_global(
     It must be of the newest round known here or a later one; a different adapter for a known round is refused.
     """
     folder = gate.read_global(path, plan)
-    keys.check_signer(folder, plan, require_signatures, say)
+    check_signer(folder, plan, require_signatures, say)
     record = folder.aggregate
     assert record is not None
     filed = workspace.global_adapter(record.round)

@@ -15,8 +15,8 @@ class FrozenMatrix:
 
     On a CPU in bfloat16, oneDNN rearranges a matrix in every product, for the instructions that the CPU has. With
     `is_packed` it is rearranged once for each side, when it is first needed there; the products come out bit for bit
-    the same. In float32 torch leaves products to MKL, which on CPUs of other makers than Intel uses half of
-    what they can; here oneDNN computes them too, and rearranging would gain nothing.
+    the same. In float32 torch leaves products to MKL, which on an AVX512 EPYC uses less than half of what it
+    can; here oneDNN computes them too, and rearranging would gain little.
     """
 
     def __init__(self, weight: Tensor, is_packed: bool = False) -> None:

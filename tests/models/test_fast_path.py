@@ -230,6 +230,26 @@ def test_the_decision_for_the_real_base_stands_whatever_is_rounded(dtype, monkey
         handle.remove()
 
 
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [(transformers.Gemma2Config, {"head_dim": 8}), (transformers.BloomConfig, {"n_head": 4})],
+)
+def test_models_without_sdpa_attention_are_loaded_too_and_verbose_says_what_is_theirs(
+    config, options, tiny_base, tmp_path
+):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_base)
+    end = tokenizer.eos_token_id
+    sizes = SMALL | {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    transformers.AutoModelForCausalLM.from_config(config(**sizes | options)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    base = bases.describe(str(tmp_path), None, lambda message: None)
+    details = []
+    lm = language_model.load(bases.LocalBase(tmp_path, base), "cpu", detail=details.append)
+    assert set(lm.fast_path.declined) >= {ATTENTION, "gated MLP", "RMSNorm"}
+    assert [line.split(":")[0] for line in details[1:]] == list(lm.fast_path.declined)
+    assert "operations linear, LoRA" in details[0]
+
+
 def test_operations_are_on_the_model_for_the_time_of_the_block():
     lm = loaded(transformers.LlamaConfig(**SMALL))
     before = lm.decoder.config._attn_implementation

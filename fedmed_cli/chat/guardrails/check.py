@@ -1,9 +1,9 @@
 """What a question or an answer must not pass without: emergencies, harm, doses, identifiers.
 
-Two readers look at a question: rules, which stand in rules.toml, each with its source, and the likeness
-model (classifier.py), which knows how people write. Either may raise a finding, and neither alone against the clear
-word of the other. Nothing here loads torch; the same text gives the same findings everywhere. docs/guardrails.md
-says what was measured and what is not covered. It is one file because a rule, its context and the order of the steps
+Two readers look at a question: the rules of rules.toml, each with its source, and a classifier (classifier.py), which
+knows how people write. Either may raise a finding, but neither by itself against the clear word of the other.
+Nothing here loads torch; the same text gives the same findings everywhere. docs/guardrails.md says what was measured
+and what is not covered. It is one file because a rule, its context and the order of the steps
 are understood only together.
 """
 

@@ -160,7 +160,7 @@ def _examination_lines(record: Aggregate) -> list[str]:
         lines.append(
             f"decided on {seen.num_examples} of the coordinator's examples ({seen.num_groups} groups): loss "
             f"{seen.parent.mean:.4f} before, {seen.result.mean:.4f} after. These numbers were used to choose "
-            "the weights; do not report them as results. They show harmful updates, not that there is no backdoor"
+            "the weights; do not report them as results. They reveal harmful updates; they do not rule out a backdoor"
         )
         if seen.num_groups < FEW_GROUPS:
             lines.append(f"only {seen.num_groups} groups: the decisions are rough ({FEW_GROUPS} or more are wanted)")
