@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from fedmed_cli import __version__
+from fedmed_cli.cli.options import expand
 from fedmed_cli.errors import FedmedError, InputError, Interrupted, MachineError
 
 # Where each command is: module of fedmed_cli.cli.commands, and its function.
@@ -79,13 +80,13 @@ def make_app(only: str | None = None) -> typer.Typer:
     app.callback()(_about)
     for name, (place, function) in COMMANDS.items():
         if only in (None, name):
-            app.command(name)(_guard(getattr(_module(place), function)))
+            app.command(name)(_guard(expand(getattr(_module(place), function))))
     for name, (place, about, functions) in GROUPS.items():
         if only in (None, name):
             group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
             group.callback()(getattr(_module(place), about))
             for function in functions:
-                group.command(function)(_guard(getattr(_module(place), function)))
+                group.command(function)(_guard(expand(getattr(_module(place), function))))
             app.add_typer(group, name=name)
     return app
 

@@ -57,13 +57,8 @@ def compare(
         int, typer.Option("--max-new-tokens", min=1, help="Maximum tokens of a generated answer.")
     ] = 64,
     load_in_4bit: o.FourBitOption = False,
-    device: o.DeviceOption = "auto",
-    base: o.BaseOption = None,
-    base_wheel: o.BaseWheelOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    model: o.ModelOptions = o.ModelOptions(),
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
 
@@ -73,15 +68,11 @@ def compare(
     Example: fedmed compare --all-rounds --generate 20
     """
     from fedmed_cli.cli.commands.report import renew_report
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.durable import write_file
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.models import bases
     from fedmed_cli.report import REPORT_NAME
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan()
     given: dict[str, object] = {
         "--adapter": adapter,
@@ -97,7 +88,7 @@ def compare(
         given |= {"--load-in-4bit": load_in_4bit, "--no-answers": not answers, "--max-new-tokens": max_new_tokens != 64}
         if merge:
             given |= {"--scores": scores, "--site": site, "--max-eval-samples": max_eval_samples != 600}
-            given |= {"--base": base, "--base-wheel": base_wheel, "--device": device != "auto"}
+            given |= {"--base": model.base, "--base-wheel": model.base_wheel, "--device": model.device != "auto"}
         else:
             given |= {"FILE": files}
         if unused := [name for name, value in given.items() if value]:
@@ -112,7 +103,7 @@ def compare(
     if scores:
         from fedmed_cli.cli.commands.compare_scores import write_scores
 
-        write_scores(screen, place, plan, site, max_eval_samples, device, base, base_wheel)
+        write_scores(screen, place, plan, site, max_eval_samples, model)
         return
     if site is not None and site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
@@ -134,12 +125,11 @@ def compare(
             pooled_input = gather(place, plan, screen.say)
         if not (chosen or pooled):
             screen.say("there is no adapter yet: only the base model is measured")
-        local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
+        local = model.find(plan.base, screen)
 
         from fedmed_cli.cli.tables.comparison import comparison_lines
-        from fedmed_cli.models import language_model
 
-        lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
+        lm = model.load(local, screen, load_in_4bit)
         if pooled_input is not None:
             from fedmed_cli.cli.progress import step_events
             from fedmed_cli.federation.pooled import pooled_adapter

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from fedmed_cli.cli.options import ModelOptions
 from fedmed_cli.cli.screen import Screen
 from fedmed_cli.durable import write_file
 from fedmed_cli.errors import UsageError
-from fedmed_cli.models.bases import find_for_plan
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 
@@ -18,22 +16,19 @@ def write_scores(
     plan: Plan,
     site: str | None,
     max_eval_samples: int,
-    device: str,
-    base: str | None,
-    base_wheel: Path | None,
+    model: ModelOptions,
 ) -> None:
     """Score the contributions in adapters/ on a hospital's validation examples and write scores/SITE.json."""
     if site not in plan.sites.names:
         raise UsageError(f"--scores goes with --site, one of {', '.join(plan.sites.names)}")
     with place.lock():
-        local = find_for_plan(plan.base, base, base_wheel, screen.say)
+        local = model.find(plan.base, screen)
 
         from fedmed_cli.cli.progress import step_events
         from fedmed_cli.cli.tables.federation import scores_table
         from fedmed_cli.federation import cross_scores
-        from fedmed_cli.models import language_model
 
-        lm = language_model.load(local, device, screen.say, screen.detail)
+        lm = model.load(local, screen)
         with step_events(screen, f"scoring at {site}") as events:
             record = cross_scores.score(place, plan, lm, site, max_eval_samples, events)
         path = place.scores / f"{site}.json"

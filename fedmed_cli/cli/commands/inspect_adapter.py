@@ -19,10 +19,7 @@ def inspect_adapter(
     path: Annotated[Path, typer.Argument(help="An adapter's folder.")],
     other: Annotated[Path | None, typer.Argument(help="A second adapter, to compare with.")] = None,
     modules: Annotated[bool, typer.Option("--modules", help="Show every module.")] = False,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Show an adapter's rank, size, norms, spectrum, digest, record, signature and lineage. Never loads torch.
 
@@ -31,11 +28,8 @@ def inspect_adapter(
     Example: fedmed inspect-adapter adapters/B
     """
     from fedmed_cli.adapters.inspect import relate
-    from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan() if place.plan_path.exists() else None
     if plan is None:
         screen.say("no plan here: the adapter is checked against itself alone")

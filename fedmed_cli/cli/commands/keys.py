@@ -23,10 +23,7 @@ def new(
     name: Annotated[str, typer.Option("--name", help="A comment in the public key, such as the site's name.")] = "",
     passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase to protect it.")] = False,
     key: o.KeyOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Make a private key for this hospital or coordinator, readable by its owner alone.
 
@@ -35,13 +32,12 @@ def new(
     import os
 
     from fedmed_cli.adapters.signatures import create, public_path, refuse_inside
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
     from fedmed_cli.trust.keys import default_key_path
 
-    screen = Screen(as_json, quiet, verbose)
+    screen, place = common.open()
     path = key or default_key_path()
-    refuse_inside(path, workspace)
+    refuse_inside(path, place.root)
     if not name.isprintable() or len(name) > 100:
         raise UsageError("--name: expected at most 100 printable characters")
     secret = None
@@ -60,24 +56,19 @@ def new(
 def show(
     file: Annotated[Path | None, typer.Argument(help=r"A public key (….pub) \[your own].", show_default=False)] = None,
     key: o.KeyOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Show a public key, your own or a FILE, with its fingerprint, and the keys that the plan here pins.
 
     Example: fedmed keys show
     """
     from fedmed_cli.adapters.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
-    from fedmed_cli.cli.screen import Screen, Table
+    from fedmed_cli.cli.screen import Table
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.trust.keys import default_key_path
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     pinned = place.read_plan().sites.keys if place.plan_path.exists() else {}
     path = file or public_path(key or default_key_path())
     value: dict[str, Any] = {
@@ -102,10 +93,7 @@ def trust(
     name: Annotated[str, typer.Argument(help="A site of the plan, or coordinator.")],
     public_key: Annotated[str, typer.Argument(help="Its public key: a file (….pub), or the line itself.")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace a key that is already pinned.")] = False,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Pin a public key in the plan: from then on nothing from NAME is taken unless that key signed it.
 
@@ -114,14 +102,11 @@ def trust(
     Example: fedmed keys trust B hospital-b.pub
     """
     from fedmed_cli.adapters.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.durable import write_file
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.trust.keys import pin
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     if public_key.startswith(ALGORITHM + " "):
         public = parse_public(public_key, "PUBLIC_KEY")
     else:

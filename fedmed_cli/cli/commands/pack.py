@@ -15,10 +15,7 @@ def pack(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=r"The file to write \[FOLDER.fedmed.tar].", show_default=False)
     ] = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Make one file of an adapter folder that passed the gate: the same bytes whenever it is made.
 
@@ -29,14 +26,12 @@ def pack(
     from fedmed_cli.adapters import gate
     from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
     from fedmed_cli.adapters.bundle import pack as pack_files
-    from fedmed_cli.cli.screen import Screen, number_of_bytes
+    from fedmed_cli.cli.screen import number_of_bytes
     from fedmed_cli.durable import write_file
     from fedmed_cli.errors import ConflictError, UsageError
     from fedmed_cli.records.digests import sha256_bytes
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     if output is not None and not output.name.endswith(BUNDLE_SUFFIX):
         raise UsageError(f"--output: expected a name that ends with {BUNDLE_SUFFIX}, found {output.name}")
     target = output or Path(folder.resolve().name + BUNDLE_SUFFIX)

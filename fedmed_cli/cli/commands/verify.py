@@ -18,22 +18,17 @@ def verify(
         bool, typer.Option("--recompute", help="Recompute every round and compare the result.")
     ] = False,
     require_signatures: o.RequireSignaturesOption = False,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Check digests, signatures and lineage back to round 1. Changes nothing, never loads torch.
 
     Example: fedmed verify --recompute
     """
-    from fedmed_cli.cli.screen import Screen, Table
+    from fedmed_cli.cli.screen import Table
     from fedmed_cli.errors import UsageError
     from fedmed_cli.trust.verify import verify_folder, verify_workspace
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     if folder is not None:
         if recompute:
             raise UsageError("--recompute goes with the whole workspace, not with one folder")
