@@ -225,7 +225,7 @@ class TrainingOptions:
             "--per-device-train-batch-size",
             text="Examples per forward pass.",
             min=1,
-            max=4096,
+            metavar="N",
             panel=TRAINING_PANEL,
         ),
     ] = 2
@@ -235,7 +235,7 @@ class TrainingOptions:
             "--gradient-accumulation-steps",
             text="Forward passes per training step.",
             min=1,
-            max=4096,
+            metavar="N",
             panel=TRAINING_PANEL,
         ),
     ] = 1
@@ -251,6 +251,7 @@ class TrainingOptions:
             "--max-batch-tokens",
             text="Maximum positions per forward pass; a larger batch is split, with the same gradient.",
             min=16,
+            metavar="N",
             panel=TRAINING_PANEL,
         ),
     ] = None
@@ -269,6 +270,7 @@ class TrainingOptions:
             "--eval-steps",
             text="Evaluate every N steps on half of the validation examples, and keep the best step.",
             min=1,
+            metavar="N",
             panel=TRAINING_PANEL,
         ),
     ] = None
@@ -278,19 +280,23 @@ class TrainingOptions:
             "--early-stopping-patience",
             text="With --eval-steps: stop after this many evaluations without improvement.",
             min=1,
+            metavar="N",
             panel=TRAINING_PANEL,
         ),
     ] = None
     save_steps: Annotated[
         int | None,
-        _option("--save-steps", text="Steps between checkpoints [every minute].", min=1, panel=TRAINING_PANEL),
+        _option(
+            "--save-steps", text="Steps between checkpoints [every minute].", min=1, metavar="N", panel=TRAINING_PANEL
+        ),
     ] = None
     logging_steps: Annotated[
         int,
         _option(
             "--logging-steps",
-            text="Steps between lines of .fedmed/training/SITE-ROUND.jsonl.",
+            text="Steps between lines of the log in .fedmed/training/.",
             min=1,
+            metavar="N",
             panel=TRAINING_PANEL,
         ),
     ] = 10

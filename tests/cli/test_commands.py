@@ -76,13 +76,31 @@ def test_every_command_has_help_with_an_example(command, capsys):
     assert "Example: fedmed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["keys", name] for name in GROUPS["keys"][2]])
+WORDS = [[name] for name in COMMANDS] + [["keys", name] for name in GROUPS["keys"][2]]
+
+
+def node_of(words):
+    node = typer.main.get_command(make_app())
+    for name in words:
+        node = node.commands[name]
+    return node
+
+
+@pytest.mark.parametrize("command", WORDS)
+def test_no_option_is_cut_in_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command, "--help"]) == 0
+    shown = capsys.readouterr().out.split()
+    names = [name for parameter in node_of(command).params for name in parameter.opts if name.startswith("-")]
+    assert len(names) > 3
+    assert [name for name in names if name not in shown] == []
+
+
+@pytest.mark.parametrize("command", WORDS)
 def test_help_shows_every_text_whole(command, capsys, monkeypatch):
     """What stands in brackets too, which rich would take as its markup."""
     monkeypatch.setenv("COLUMNS", "400")
-    node = typer.main.get_command(make_app())
-    for name in command:
-        node = node.commands[name]
+    node = node_of(command)
     assert main([*command, "--help"]) == 0
     shown = "".join(capsys.readouterr().out.split())
     texts = [parameter.help.replace("\\[", "[") for parameter in node.params if getattr(parameter, "help", None)]
