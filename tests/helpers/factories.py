@@ -9,13 +9,13 @@ from fedmed_cli.adapters import archive, card, gate
 from fedmed_cli.adapters.adapter import adapter_files, plan_adapter
 from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
 from fedmed_cli.aggregation.state import Rules
-from fedmed_cli.durable import write_folder
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_folder
 
 SITES = ("A", "B", "C")
 

@@ -68,9 +68,9 @@ def compare(
     Example: fedmed compare --all-rounds --generate 20
     """
     from fedmed_cli.cli.commands.report import renew_report
-    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import UsageError
     from fedmed_cli.report import REPORT_NAME
+    from fedmed_cli.workspace.durable import write_file
 
     screen, place = common.open()
     plan = place.read_plan()

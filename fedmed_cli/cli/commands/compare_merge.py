@@ -6,11 +6,11 @@ from pathlib import Path
 
 from fedmed_cli.cli.screen import Screen
 from fedmed_cli.cli.tables.comparison import matrix_lines
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import UsageError
 from fedmed_cli.evaluation import site_matrix
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_file
 
 
 def write_matrix(screen: Screen, place: Workspace, plan: Plan, files: list[Path]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fedmed_cli.cli.options import ModelOptions
 from fedmed_cli.cli.screen import Screen
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import UsageError
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_file
 
 
 def write_scores(

@@ -22,10 +22,10 @@ def init(
 
     Example: fedmed init --names A,B,C --base smollm2-135m
     """
-    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import ConflictError
     from fedmed_cli.federation.plan import make_plan
     from fedmed_cli.records.digests import short
+    from fedmed_cli.workspace.durable import write_file
 
     screen, place = common.open()
     if place.plan_path.exists():

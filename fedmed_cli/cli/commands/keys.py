@@ -102,9 +102,9 @@ def trust(
     Example: fedmed keys trust B hospital-b.pub
     """
     from fedmed_cli.adapters.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
-    from fedmed_cli.durable import write_file
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.trust.keys import pin
+    from fedmed_cli.workspace.durable import write_file
 
     screen, place = common.open()
     if public_key.startswith(ALGORITHM + " "):
