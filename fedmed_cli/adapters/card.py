@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.records.aggregate import Examination, SiteDecision, Truncation
+from fedmed_cli.records.aggregate import CoordinatorEvaluation, SiteDecision, Truncation
 from fedmed_cli.records.lora import described
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Base
@@ -131,7 +131,7 @@ def global_card(
     method: str,
     weights: str,
     decisions: Mapping[str, SiteDecision],
-    examination: Examination | None,
+    examination: CoordinatorEvaluation | None,
     truncation: Truncation,
 ) -> str:
     """The card of a round's global adapter: what it is made of, and what the coordinator decided with."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.gate import AdapterFolder, read_folder
-from fedmed_cli.adapters.low_rank import decompose, product_norm
+from fedmed_cli.adapters.low_rank import decompose, difference_norms
 from fedmed_cli.errors import CombineError
 from fedmed_cli.records.plan import Plan
 
@@ -110,20 +110,14 @@ def inspect(path: Path, plan: Plan | None) -> AdapterFacts:
 
 def relate(first: AdapterFacts, second: AdapterFacts) -> dict[str, float]:
     """Cosine and difference of two adapters' products over all modules together."""
-    one, two = first.adapter, second.adapter
-    if set(one.factors) != set(two.factors):
-        raise CombineError(f"{second.folder.path}: adapts other modules than {first.folder.path}")
-    inner = squared = 0.0
-    for module, (a1, b1) in one.factors.items():
-        a2, b2 = (x.astype(np.float64) for x in two.factors[module])
-        if a1.shape[1] != a2.shape[1] or b1.shape[0] != b2.shape[0]:
-            raise CombineError(f"{second.folder.path}: {module} has another shape than in {first.folder.path}")
-        left1, left2 = b1.astype(np.float64) * one.scale(module), b2 * two.scale(module)
-        inner += float(np.sum((left1.T @ left2) * (a1.astype(np.float64) @ a2.T)))
-        squared += product_norm((np.hstack([left1, -left2]), np.vstack([a1.astype(np.float64), a2])))
+    try:
+        difference, _ = difference_norms(first.adapter, second.adapter)
+    except CombineError as error:
+        raise CombineError(f"{first.folder.path} and {second.folder.path}: {error.message}") from None
     both = first.norm * second.norm
+    inner = (first.norm**2 + second.norm**2 - difference**2) / 2
     return {
         "cosine": inner / both if both > 0 else 0.0,
-        "difference_norm": math.sqrt(squared),
-        "relative_difference": math.sqrt(squared) / max(first.norm, second.norm) if both > 0 else 0.0,
+        "difference_norm": difference,
+        "relative_difference": difference / max(first.norm, second.norm) if both > 0 else 0.0,
     }

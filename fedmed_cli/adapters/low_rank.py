@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter, Factors
+from fedmed_cli.errors import CombineError
 from fedmed_cli.records.lora import rescaled, unlike
 
 Product = tuple[np.ndarray, np.ndarray]
@@ -240,12 +241,27 @@ def cut_to_rank(adapter: Adapter, r: int) -> Adapter:
     )
 
 
+def difference_norms(one: Adapter, two: Adapter) -> tuple[float, float]:
+    """‖s₁B₁A₁ − s₂B₂A₂‖ and ‖s₁B₁A₁‖ over all modules together; CombineError where modules or shapes differ."""
+    if set(one.factors) != set(two.factors):
+        raise CombineError("the two adapters adapt other modules")
+    difference = total = 0.0
+    for module, (a1, b1) in one.factors.items():
+        a2, b2 = two.factors[module]
+        if a1.shape[1] != a2.shape[1] or b1.shape[0] != b2.shape[0]:
+            raise CombineError(f"{module} has another shape in the two adapters")
+        parts = [(b1, a1, one.scale(module)), (b2, a2, -two.scale(module))]
+        difference += squared_norm(_stacked(parts))
+        total += squared_norm(_stacked(parts[:1]))
+    return math.sqrt(difference), math.sqrt(total)
+
+
 def update_norm(parent: Adapter, adapter: Adapter) -> float:
     """‖s·B·A − G‖ over all modules together: how far an adapter moved from where it started."""
     return math.sqrt(max(0.0, float(gram_of_innovations(parent, [adapter])[0, 0])))
 
 
-def product_norm(product: Product) -> float:
+def squared_norm(product: Product) -> float:
     """The squared Frobenius norm of L·T."""
     left, right = product
     return max(0.0, float(np.sum((left.T @ left) * (right @ right.T))))

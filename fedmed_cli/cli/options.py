@@ -19,9 +19,10 @@ import typer
 
 from fedmed_cli.cli import parse
 from fedmed_cli.errors import UsageError
+from fedmed_cli.records.combining import METHODS, ROBUST_MEANS, WEIGHTINGS, list_choices
 
 if TYPE_CHECKING:
-    from fedmed_cli.aggregation.state import Rules
+    from fedmed_cli.aggregation.state import AggregationSettings
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.federation import plan as planning
     from fedmed_cli.models.bases import LocalBase
@@ -338,7 +339,7 @@ class AggregationOptions:
         str | None,
         _option(
             "--weights",
-            text="agentic (measured), tokens, examples, uniform, crosseval or self-reported "
+            text=f"What a site counts by: {list_choices(WEIGHTINGS)} "
             "[agentic where the coordinator has examples, else tokens].",
             panel=AGGREGATION_PANEL,
         ),
@@ -347,7 +348,7 @@ class AggregationOptions:
         str,
         _option(
             "--method",
-            text="svd (best at the plan's rank), stack (exact, for release) or factor-mean (for comparison).",
+            text=f"How updates become one adapter: {list_choices(METHODS)}.",
             panel=AGGREGATION_PANEL,
         ),
     ] = "svd"
@@ -355,7 +356,7 @@ class AggregationOptions:
         str,
         _option(
             "--robust",
-            text="A robust mean of the updates: none, geometric-median, multi-krum or centred-clipping.",
+            text=f"Mean of the updates: {list_choices(ROBUST_MEANS)}.",
             panel=AGGREGATION_PANEL,
         ),
     ] = "none"
@@ -393,22 +394,22 @@ class AggregationOptions:
         ),
     ] = 0.0
 
-    def rules(self, default_weights: str, methods: tuple[str, ...] = ("svd", "stack", "factor-mean")) -> Rules:
+    def settings(self, default_weights: str, start_rounds: bool = False) -> AggregationSettings:
         """As the core takes them; UsageError names the one that does not fit.
 
-        The server's step is searched for where the coordinator measures anyway: on MedQuAD that won, and cost no
-        site anything (docs/benchmarks.md).
+        With `start_rounds` only methods are allowed from whose result a round can start. The server's step is
+        searched for where the coordinator measures anyway: on MedQuAD that won, and cost no site anything
+        (docs/benchmarks.md).
         """
-        from fedmed_cli.aggregation.state import Rules
-        from fedmed_cli.records.aggregate import Robust, Weights
+        from fedmed_cli.aggregation.state import AggregationSettings
 
-        weights = self.weights or default_weights
-        parse.choice("--method", self.method, methods)
-        parse.choice("--weights", weights, typing.get_args(Weights))
-        parse.choice("--robust", self.robust, typing.get_args(Robust))
+        methods = [name for name, row in METHODS.items() if row.starts_round or not start_rounds]
+        method = METHODS[parse.choice("--method", self.method, methods)]
+        weights = parse.choice("--weights", self.weights or default_weights, WEIGHTINGS)
+        parse.choice("--robust", self.robust, ROBUST_MEANS)
         step, server_lr = None, self.server_lr
         if server_lr is None:
-            server_lr = "auto" if weights == "agentic" and self.method == "svd" else "1"
+            server_lr = "auto" if method.takes_step and WEIGHTINGS[weights].measures else "1"
         if server_lr != "auto":
             try:
                 step = float(server_lr)
@@ -418,11 +419,12 @@ class AggregationOptions:
                 raise UsageError(f"--server-lr: expected auto or a number above 0 and at most 10, found {server_lr!r}")
         if self.num_malicious is not None and self.robust == "none":
             raise UsageError("--num-malicious goes with --robust", hint="choose geometric-median, for example")
-        if self.method != "svd" and (step != 1 or self.server_momentum):
-            raise UsageError("--server-lr and --server-momentum go with --method svd")
-        return Rules(
+        if not method.takes_step and (step != 1 or self.server_momentum):
+            allowed = " or ".join(name for name, row in METHODS.items() if row.takes_step)
+            raise UsageError(f"--server-lr and --server-momentum go with --method {allowed}")
+        return AggregationSettings(
             method=self.method,
-            weights=weights,  # type: ignore[arg-type]  # checked above
+            weights=weights,
             robust=self.robust,
             num_malicious=1 if self.num_malicious is None else self.num_malicious,
             clip=self.clip or None,

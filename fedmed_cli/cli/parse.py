@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Collection
 
 from fedmed_cli.errors import UsageError
 
@@ -10,7 +11,7 @@ Known = typing.TypeVar("Known", bound=str)  # a Literal of strings
 Number = typing.TypeVar("Number", int, float)
 
 
-def choice(flag: str, value: str, known: tuple[Known, ...]) -> Known:
+def choice(flag: str, value: str, known: Collection[Known]) -> Known:
     """The one of `known` that `value` is, or a UsageError that lists them."""
     for name in known:
         if name == value:

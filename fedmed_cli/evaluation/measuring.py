@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedmed_cli.adapters.adapter import Adapter
-from fedmed_cli.aggregation.state import Examiner
+from fedmed_cli.aggregation.state import Evaluator
 from fedmed_cli.data.examples import Example, home_site, set_digest
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Progress
@@ -152,13 +152,13 @@ def remembered(
     return losses
 
 
-def examiner(
+def evaluator(
     workspace: Workspace, plan: Plan, lm: LanguageModel, items: EvaluationSet, progress: Progress | None = None
-) -> Examiner:
+) -> Evaluator:
     """The coordinator's measuring of adapters on `items`, remembered in the workspace."""
-    return Examiner(
+    return Evaluator(
         digest=items.digest,
         groups=items.groups,
-        homes=[home_site(example) for example in items.examples],
+        example_sites=[home_site(example) for example in items.examples],
         losses=lambda adapter: measure_cached(workspace, plan, lm, adapter, items, progress),
     )

@@ -18,13 +18,14 @@ from fedmed_cli.adapters.archive import starting_adapter
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle
 from fedmed_cli.adapters.gate import AdapterFolder
 from fedmed_cli.aggregation.combine import Combination, combine
-from fedmed_cli.aggregation.state import Examiner, Rules, Submission
+from fedmed_cli.aggregation.state import AcceptedContribution, AggregationSettings, Evaluator
 from fedmed_cli.data import coordinator_examples
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.events import Say
 from fedmed_cli.federation.staging import stage
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
+from fedmed_cli.records.combining import METHODS, WEIGHTINGS
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
@@ -53,12 +54,12 @@ def default_weights(workspace: Workspace) -> str:
 def aggregate(
     workspace: Workspace,
     paths: Sequence[Path],
-    rules: Rules,
+    settings: AggregationSettings,
     *,
     exclude: Sequence[str] = (),
     output: Path | None = None,
     dry_run: bool = False,
-    examiner: Examiner | None = None,
+    evaluator: Evaluator | None = None,
     require_signatures: bool = False,
     signer: Signer | None = None,
     say: Say = lambda message: None,
@@ -66,8 +67,8 @@ def aggregate(
     """Combine the contributions in `paths` and write `rounds/NNN/`, or with `output` only that folder.
 
     A contribution that does not pass the gate aborts (its FedmedError gets the hint to exclude its site).
-    With `dry_run` nothing is written. `examiner` measures on the coordinator's examples, for the rules that
-    need it. With `signer` the record is signed. `say` is told of what is skipped and of what is not signed.
+    With `dry_run` nothing is written. `evaluator` measures on the coordinator's examples, for the settings
+    that need it. With `signer` the record is signed. `say` is told of what is skipped and of what is not signed.
     The caller holds the workspace's lock.
     """
     started = time.perf_counter()
@@ -75,9 +76,10 @@ def aggregate(
     for site in exclude:
         if site not in plan.sites.names:
             raise UsageError(f"--exclude {site}: the plan has no such site ({', '.join(plan.sites.names)})")
-    if rules.method == "stack" and output is None and not dry_run:
+    method = METHODS[settings.method]
+    if not method.starts_round and output is None and not dry_run:
         raise UsageError(
-            "--method stack makes an adapter of a higher rank, for release: no round can start from it",
+            f"--method {settings.method} makes an adapter {method.about}: no round can start from it",
             hint="add --output DIR; for the next round use --method svd",
         )
     chosen = _candidates(paths, exclude, say)
@@ -86,22 +88,23 @@ def aggregate(
         raise ConflictError(f"{output} exists already", hint="name another folder with --output")
     parent = starting_adapter(workspace, plan, round_number)
     before = starting_adapter(workspace, plan, round_number - 1) if round_number > 1 else None
-    if rules.server_momentum and before is None:
+    if settings.server_momentum and before is None:
         say("no server momentum in round 1: there is no step before it")
     target = None if dry_run else output or workspace.round(round_number)
     with _stage(workspace, target) as folder:
         archive = folder if output is None else folder / "sites"
         signers: dict[str, str] = {}
-        submissions = _admit(chosen, plan, round_number, parent, exclude, archive, require_signatures, signers, say)
-        _check_number(plan, submissions)
-        missing = tuple(site for site in plan.sites.names if site not in submissions and site not in exclude)
+        contributions = _admit(chosen, plan, round_number, parent, exclude, archive, require_signatures, signers, say)
+        _check_number(plan, contributions)
+        missing = tuple(site for site in plan.sites.names if site not in contributions and site not in exclude)
         if missing:
             say(f"no contribution from {', '.join(missing)}")
-        scores = _read_scores(workspace, plan, round_number, say) if rules.weights == "crosseval" else ()
+        reads_scores = WEIGHTINGS[settings.weights].reads_scores
+        scores = _read_scores(workspace, plan, round_number, say) if reads_scores else ()
         # Copies that are thrown away need not reach the disk.
         with contextlib.nullcontext() if output is not None or dry_run else syncing(archive):
-            result = combine(plan, parent, submissions, rules, before=before, examiner=examiner, scores=scores)
-        files = _global_files(plan, result, round_number, rules)
+            result = combine(plan, parent, contributions, settings, before=before, evaluator=evaluator, scores=scores)
+        files = _global_files(plan, result, round_number, settings)
         record = Aggregate(
             round=round_number,
             plan=plan.digest,
@@ -109,13 +112,13 @@ def aggregate(
             base_fingerprint=plan.base.fingerprint,
             parent=parent.digest,
             adapter=result.adapter.digest,
-            method=rules.method,  # type: ignore[arg-type]  # one of RULES, which the command checked
-            weights=rules.weights,
-            robust=rules.robust,  # type: ignore[arg-type]  # likewise
-            num_malicious=rules.num_malicious,
-            clip=rules.clip,
+            method=settings.method,
+            weights=settings.weights,
+            robust=settings.robust,
+            num_malicious=settings.num_malicious,
+            clip=settings.clip,
             server_lr=result.server_lr,
-            server_momentum=rules.server_momentum,
+            server_momentum=settings.server_momentum,
             sites=result.decisions,
             missing=missing,
             excluded=tuple(sorted(exclude)),
@@ -147,10 +150,10 @@ def aggregate(
     workspace.log(
         "aggregate",
         round=round_number,
-        method=rules.method,
-        weights=rules.weights,
+        method=settings.method,
+        weights=settings.weights,
         server_lr=record.server_lr,
-        num_sites=len(submissions),
+        num_sites=len(contributions),
         num_rejected=sum(site.verdict == "rejected" for site in record.sites.values()),
         adapter=record.adapter,
         truncation=record.truncation.overall,
@@ -203,12 +206,12 @@ def _admit(
     require_signatures: bool,
     signers: dict[str, str],
     say: Say,
-) -> dict[str, Submission]:
+) -> dict[str, AcceptedContribution]:
     """Read each folder through the gate and copy it into the archive, one in memory at a time.
 
     `signers` is given the fingerprint of each key that the plan pins and that signed.
     """
-    submissions: dict[str, Submission] = {}
+    contributions: dict[str, AcceptedContribution] = {}
     homes: dict[str, Path] = {}
     for path in paths:
         folder = _gate(path, plan, round_number, parent.digest)
@@ -223,26 +226,28 @@ def _admit(
         homes[site] = path
         if fingerprint is not None:
             signers[site] = fingerprint
-        submissions[site] = stage(folder, archive / site)
-    return submissions
+        contributions[site] = stage(folder, archive / site)
+    return contributions
 
 
-def _check_number(plan: Plan, submissions: dict[str, Submission]) -> None:
-    if len(submissions) < plan.sites.min_sites:
+def _check_number(plan: Plan, contributions: dict[str, AcceptedContribution]) -> None:
+    if len(contributions) < plan.sites.min_sites:
         raise CombineError(
             f"the plan wants contributions from at least {plan.sites.min_sites} sites, found "
-            f"{len(submissions)}{' (' + ', '.join(sorted(submissions)) + ')' if submissions else ''}",
+            f"{len(contributions)}{' (' + ', '.join(sorted(contributions)) + ')' if contributions else ''}",
             hint="wait for more sites, or lower min_sites in federation.toml",
         )
 
 
-def _global_files(plan: Plan, result: Combination, round_number: int, rules: Rules) -> dict[str, bytes]:
+def _global_files(
+    plan: Plan, result: Combination, round_number: int, settings: AggregationSettings
+) -> dict[str, bytes]:
     readme = card.global_card(
         plan.base,
         result.adapter,
         round_number=round_number,
-        method=rules.method,
-        weights=rules.weights,
+        method=settings.method,
+        weights=settings.weights,
         decisions=result.decisions,
         examination=result.examination,
         truncation=result.truncation,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedmed_cli.adapters import archive, gate
-from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.data import coordinator_examples, site_data
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import measuring
@@ -52,7 +52,7 @@ def run_rounds(
     plan: Plan,
     lm: LanguageModel,
     until: int,
-    rules: Rules,
+    settings: AggregationSettings,
     *,
     choices: Choices = Choices(),  # frozen
     max_eval_samples: int | None = None,
@@ -65,7 +65,7 @@ def run_rounds(
     """
     data = {name: site_data.workspace_data(workspace, name) for name in plan.sites.names}
     say = events_for("coordinator", 0).say
-    deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if rules.measures else None
+    deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if settings.measures else None
     reporting = coordinator_set(workspace, plan, lm, "report", max_eval_samples, say)
     newest = workspace.newest_round()
     if newest and reporting is not None and not coordinator_examples.is_reported(workspace, newest):
@@ -95,9 +95,9 @@ def run_rounds(
             )
             contributions[name] = result.record
         events = events_for("coordinator", round_number)
-        examiner = measuring.examiner(workspace, plan, lm, deciding, events.measured) if deciding else None
+        evaluator = measuring.evaluator(workspace, plan, lm, deciding, events.measured) if deciding else None
         paths = [workspace.contribution(name) for name in plan.sites.names]
-        aggregated = coordinator.aggregate(workspace, paths, rules, examiner=examiner, say=events.say)
+        aggregated = coordinator.aggregate(workspace, paths, settings, evaluator=evaluator, say=events.say)
         before = after = change = None
         if reporting is not None:
             before, after, change = _measured(workspace, plan, lm, round_number, reporting, events)

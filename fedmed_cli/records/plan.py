@@ -26,7 +26,6 @@ MAX_LAYERS = 1024
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.([A-Za-z0-9_]{1,100}|\*)){0,20}")
 # An Ed25519 key takes 51 bytes in OpenSSH's form, which are 68 characters of base64; all begin alike.
 _PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
-_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
 from fedmed_cli.adapters.bundle import is_bundle
 from fedmed_cli.adapters.gate import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
-from fedmed_cli.adapters.low_rank import product_norm
-from fedmed_cli.aggregation.methods import RULES
+from fedmed_cli.adapters.low_rank import difference_norms
+from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.events import Say
 from fedmed_cli.records.aggregate import Aggregate
@@ -87,21 +85,15 @@ def recompute(
     sites = sorted(record.sites)
     coefficients = [record.server_lr * record.sites[site].weight * record.sites[site].clip_factor for site in sites]
     momentum = (record.server_momentum, before) if before is not None and record.server_momentum else None
-    return RULES[record.method](plan, parent, [contributions[site] for site in sites], coefficients, momentum)[0]
+    return COMBINE[record.method](plan, parent, [contributions[site] for site in sites], coefficients, momentum)[0]
 
 
 def relative_difference(one: Adapter, two: Adapter) -> float:
     """‖s₁B₁A₁ − s₂B₂A₂‖ / ‖s₁B₁A₁‖ over all modules; CombineError where they adapt other modules."""
-    if set(one.factors) != set(two.factors):
-        raise CombineError("the two adapters adapt other modules")
-    cut = total = 0.0
-    for module, (a1, b1) in one.factors.items():
-        a2, b2 = two.factors[module]
-        left1, left2 = b1.astype(np.float64) * one.scale(module), b2.astype(np.float64) * two.scale(module)
-        right1, right2 = a1.astype(np.float64), a2.astype(np.float64)
-        cut += product_norm((np.hstack([left1, -left2]), np.vstack([right1, right2])))
-        total += product_norm((left1, right1))
-    return math.sqrt(max(0.0, cut) / total) if total > 0 else (0.0 if cut <= 0 else math.inf)
+    difference, norm = difference_norms(one, two)
+    if norm == 0:
+        return 0.0 if difference == 0 else math.inf
+    return difference / norm
 
 
 # --- one folder -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
 from fedmed_cli.adapters.gate import read_folder
 from fedmed_cli.adapters.low_rank import cut_to_rank
-from fedmed_cli.aggregation.methods import RULES
+from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.chat import decoding
 from fedmed_cli.cli.app import main
 from fedmed_cli.models import bases, language_model
@@ -74,7 +74,7 @@ def test_one_site_and_identical_sites_give_the_logits_that_peft_gave(kind, rule,
     base = logits(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32))
     assert (expected - base).abs().max() > 0.01
     for number, weights in enumerate(([1.0], [0.2, 0.5, 0.3])):
-        result, _ = RULES[rule](plan, start, [site] * len(weights), weights, None)
+        result, _ = COMBINE[rule](plan, start, [site] * len(weights), weights, None)
         found = loaded_by_peft(tmp_path / str(number), tiny_base, result)
         assert (found - expected).abs().max() < 1e-4
 
@@ -93,7 +93,7 @@ def test_the_stacked_adapter_has_the_logits_of_the_dense_mean(kind, tiny_base, t
         for module in plan.modules:
             change = merged.get_submodule(module).weight.data - clean.get_submodule(module).weight.data
             dense.get_submodule(module).weight.data += weight * change
-    result, _ = RULES["stack"](plan, plan_adapter(plan, initial_factors(plan)), sites, weights, None)
+    result, _ = COMBINE["stack"](plan, plan_adapter(plan, initial_factors(plan)), sites, weights, None)
     found = loaded_by_peft(tmp_path / "stack", tiny_base, result)
     assert (found - logits(dense)).abs().max() < 1e-4
 
@@ -233,7 +233,7 @@ def test_a_stack_of_very_many_sites_passes_the_gate(lora, tmp_path):
         rng = np.random.default_rng(seed)
         factors = {m: (a, rng.normal(0, 1e-5, b.shape).astype(np.float32)) for m, (a, b) in start.factors.items()}
         sites.append(plan_adapter(plan, factors))
-    result, _ = RULES["stack"](plan, start, sites, [1 / 129] * 129, None)
+    result, _ = COMBINE["stack"](plan, start, sites, [1 / 129] * 129, None)
     assert result.r == 1032
     for name, data in adapter_files(result, "x").items():
         (tmp_path / name).write_bytes(data)

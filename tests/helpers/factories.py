@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from fedmed_cli.adapters import archive, card, gate
 from fedmed_cli.adapters.adapter import adapter_files, plan_adapter
 from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
-from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
@@ -92,7 +92,7 @@ def contribution(plan, site, start, number=1, seed=None, signer=None):
     return files
 
 
-def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
+def make_workspace(root, plan, num_rounds=0, mailbox=True, settings=AggregationSettings()):
     """A workspace with `num_rounds` rounds, and contributions to the next one in its mailbox."""
     workspace = Workspace(root)
     root.mkdir(parents=True)
@@ -107,7 +107,7 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
                 write_folder(workspace.contribution(site), dict(files))
         if number <= num_rounds:
             paths = [workspace.contribution(site) for site in SITES]
-            coordinator.aggregate(workspace, paths, rules, signer=SIGNERS["coordinator"] if signed else None)
+            coordinator.aggregate(workspace, paths, settings, signer=SIGNERS["coordinator"] if signed else None)
     return workspace
 
 

@@ -12,7 +12,7 @@ from helpers.bad_files import RECORD, WEIGHTS
 from fedmed_cli.adapters import config as adapter_config
 from fedmed_cli.adapters import gate, signatures
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
-from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.trust import verify
@@ -100,17 +100,17 @@ def test_a_recomputed_round_is_what_dense_matrices_give(workspace):
 
 
 @pytest.mark.parametrize(
-    "rules",
+    "settings",
     [
-        Rules(server_lr=1.5, server_momentum=0.4),
-        Rules(method="factor-mean", weights="uniform"),
-        Rules(robust="geometric-median", clip=0.9),
-        Rules(server_lr=None),
+        AggregationSettings(server_lr=1.5, server_momentum=0.4),
+        AggregationSettings(method="factor-mean", weights="uniform"),
+        AggregationSettings(robust="geometric-median", clip=0.9),
+        AggregationSettings(server_lr=None),
     ],
-    ids=lambda rules: f"{rules.method} {rules.robust} {rules.server_lr} {rules.server_momentum}",
+    ids=lambda settings: f"{settings.method} {settings.robust} {settings.server_lr} {settings.server_momentum}",
 )
-def test_every_rule_gives_the_same_bytes_again(rules, tmp_path, capsys):
-    root = factories.make_workspace(tmp_path / "work", factories.make_plan(), 3, rules=rules).root
+def test_every_rule_gives_the_same_bytes_again(settings, tmp_path, capsys):
+    root = factories.make_workspace(tmp_path / "work", factories.make_plan(), 3, settings=settings).root
     assert main(["verify", "--recompute", "--json", "-C", str(root)]) == 0
     found = [one["difference"] for one in json.loads(capsys.readouterr().out)["checked"]]
     assert found.count(0.0) == 3
@@ -271,7 +271,7 @@ def test_an_unsigned_round_before_the_key_was_pinned_is_covered_by_the_signed_on
     coordinator.aggregate(
         workspace,
         [workspace.contribution(site) for site in factories.SITES],
-        Rules(),
+        AggregationSettings(),
         signer=factories.SIGNERS["coordinator"],
     )
     capsys.readouterr()

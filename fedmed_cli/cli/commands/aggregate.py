@@ -46,12 +46,12 @@ def aggregate(
 
     screen, place = common.open()
     plan = place.read_plan()
-    rules = aggregation.rules(coordinator.default_weights(place))
+    settings = aggregation.settings(coordinator.default_weights(place))
     signer = signer_for(COORDINATOR, plan, load_signer(screen, key, place.root))
     paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
     with place.lock(), contextlib.ExitStack() as stack:
-        examiner = None
-        if rules.measures and coordinator_examples.half(place, "decide"):
+        evaluator = None
+        if settings.measures and coordinator_examples.half(place, "decide"):
             # What the gate refuses need not wait for a model.
             coordinator.check(place, plan, paths, exclude or (), output, require_signatures)
             from fedmed_cli.cli.progress import step_events
@@ -60,17 +60,19 @@ def aggregate(
             lm = model.load(model.find(plan.base, screen), screen)
             events = stack.enter_context(step_events(screen, "coordinator"))
             deciding = coordinator_set.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
-            examiner = measuring.examiner(place, plan, lm, deciding, events.measured) if deciding else None
+            evaluator = measuring.evaluator(place, plan, lm, deciding, events.measured) if deciding else None
         elif max_eval_samples or model.base or model.base_wheel:
-            screen.say("nothing is measured with these rules: --max-eval-samples, --base and --base-wheel have no use")
+            screen.say(
+                "nothing is measured with these settings: --max-eval-samples, --base and --base-wheel have no use"
+            )
         result = coordinator.aggregate(
             place,
             paths,
-            rules,
+            settings,
             exclude=tuple(exclude or ()),
             output=output,
             dry_run=dry_run,
-            examiner=examiner,
+            evaluator=evaluator,
             require_signatures=require_signatures,
             signer=signer,
             say=screen.say,
