@@ -118,7 +118,7 @@ def _check_pattern(pattern: Any, name: str, what: str, check: Callable[[str, str
     return pattern
 
 
-def resolved(pattern: Mapping[str, Number], modules: Collection[str], name: str, what: str) -> dict[str, Number]:
+def resolve_pattern(pattern: Mapping[str, Number], modules: Collection[str], name: str, what: str) -> dict[str, Number]:
     """What a config's rank_pattern or alpha_pattern gives to each module; CombineError where it means none or two."""
     try:
         return resolve(pattern, modules)
@@ -141,12 +141,12 @@ def check_config_against_plan(name: str, config: AdapterConfig, plan: Plan, rank
         if wanted != found:
             raise CombineError(f"{name}: the plan expects {what} {wanted}, found {ascii(found)[:200]}")
     if lora.rank_pattern or lora.alpha_pattern or config.rank_pattern or config.alpha_pattern:
-        ranks = resolved(config.rank_pattern, plan.modules, name, "rank_pattern")
-        alphas = resolved(config.alpha_pattern, plan.modules, name, "alpha_pattern")
+        ranks = resolve_pattern(config.rank_pattern, plan.modules, name, "rank_pattern")
+        alphas = resolve_pattern(config.alpha_pattern, plan.modules, name, "alpha_pattern")
         for module in plan.modules:
             wanted = min(rank, plan.rank(module))
             if (found := ranks.get(module, config.r)) != wanted:
                 raise CombineError(f"{name}: the plan expects rank {wanted} for {module}, found {found}")
             alpha = plan.alpha(module, wanted)
-            if (own := alphas.get(module, config.alpha)) != alpha:
-                raise CombineError(f"{name}: the plan expects alpha {alpha} for {module}, found {own}")
+            if (found_alpha := alphas.get(module, config.alpha)) != alpha:
+                raise CombineError(f"{name}: the plan expects alpha {alpha} for {module}, found {found_alpha}")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter, Factors
+from fedmed_cli.errors import CombineError
 from fedmed_cli.records.lora import rescaled, unlike
 
 Product = tuple[np.ndarray, np.ndarray]
@@ -243,6 +244,48 @@ def cut_to_rank(adapter: Adapter, r: int) -> Adapter:
 def update_norm(parent: Adapter, adapter: Adapter) -> float:
     """‖s·B·A − G‖ over all modules together: how far an adapter moved from where it started."""
     return math.sqrt(max(0.0, float(gram_of_innovations(parent, [adapter])[0, 0])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Relation:
+    """Two adapters' products s·B·A over all modules together: their norms, that of their difference, their cosine."""
+
+    first_norm: float
+    second_norm: float
+    difference_norm: float
+    cosine: float
+
+    @property
+    def relative_difference(self) -> float:
+        """The norm of the difference by the larger of the two norms; 0 where both are 0."""
+        largest = max(self.first_norm, self.second_norm)
+        return self.difference_norm / largest if largest > 0 else 0.0
+
+
+def relate(first: Adapter, second: Adapter) -> Relation:
+    """How two adapters are related; CombineError unless they adapt modules of the same names and shapes."""
+    for module in sorted(set(first.factors) ^ set(second.factors)):
+        raise CombineError(f"only one of the two adapters adapts {module}")
+    inner = squared_first = squared_second = squared_difference = 0.0
+    for module in first.factors:
+        (left1, right1), (left2, right2) = (_product(adapter, module) for adapter in (first, second))
+        if left1.shape[0] != left2.shape[0] or right1.shape[1] != right2.shape[1]:
+            raise CombineError(
+                f"{module} is {left1.shape[0]} x {right1.shape[1]} in the first adapter, "
+                f"{left2.shape[0]} x {right2.shape[1]} in the second"
+            )
+        inner += float(np.sum((left1.T @ left2) * (right1 @ right2.T)))
+        squared_first += product_norm((left1, right1))
+        squared_second += product_norm((left2, right2))
+        squared_difference += product_norm((np.hstack([left1, -left2]), np.vstack([right1, right2])))
+    norms = math.sqrt(squared_first), math.sqrt(squared_second)
+    cosine = inner / (norms[0] * norms[1]) if min(norms) > 0 else 0.0
+    return Relation(*norms, math.sqrt(squared_difference), cosine)
+
+
+def _product(adapter: Adapter, module: str) -> Product:
+    a, b = adapter.factors[module]
+    return b.astype(np.float64) * adapter.scale(module), a.astype(np.float64)
 
 
 def product_norm(product: Product) -> float:

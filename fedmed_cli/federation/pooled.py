@@ -128,19 +128,14 @@ def gather(workspace: Workspace, plan: Plan, say: Say) -> PooledInput:
         raise InputError("--pooled: there is no round to compare with", hint="run 'fedmed round' first")
     found: list[Contribution] = []
     for number in range(1, newest + 1):
-        record = gate.read_global(workspace.global_adapter(number), plan).aggregate
-        assert record is not None
-        for site in record.sites:
+        for site in archive.archived_global(workspace, plan, number).record.sites:
             path = workspace.round(number) / site
             if not path.is_dir():
                 raise InputError(
                     f"--pooled: {workspace.relative(path)} is not here",
                     hint="a pooled adapter is for one machine that has all sites' examples and contributions",
                 )
-            contribution = gate.read_folder(path, plan).contribution
-            if contribution is None:
-                raise InputError(f"{workspace.relative(path)}: has no {gate.CONTRIBUTION_NAME}")
-            found.append(contribution)
+            found.append(archive.archived_contribution(workspace, plan, number, site).record)
     sizes = Counter((record.per_device_train_batch_size, record.gradient_accumulation_steps) for record in found)
     (size, accumulation), _ = sizes.most_common(1)[0]
     if len(sizes) > 1:
@@ -172,5 +167,5 @@ def _kept(workspace: Workspace, plan: Plan, key: str) -> Adapter | None:
     record = Pooled.read(folder / RECORD_NAME)
     if record.key != key:
         return None
-    adapter = gate.read_folder(folder / "adapter", plan).adapter
+    adapter = gate.read_from_anyone(folder / "adapter", plan).adapter  # fedmed's own, which nobody sends
     return adapter if adapter.digest == record.adapter else None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from fedmed_cli.records.checks import check_digest, check_files, check_not_negative, check_range, check_site_name
 from fedmed_cli.records.codec import Record, shown
 from fedmed_cli.records.measures import OVERALL, Interval, Loss, Run
-from fedmed_cli.records.plan import _FINGERPRINT
+from fedmed_cli.records.plan import FINGERPRINT
 
 Verdict = Literal["accepted", "clipped", "rejected"]
 Method = Literal["svd", "stack", "factor-mean"]
@@ -140,7 +140,7 @@ class Aggregate(Record):
         for name in (*self.sites, *self.missing, *self.excluded, *self.signers):
             check_site_name(name)
         for name, signer in self.signers.items():
-            if not _FINGERPRINT.fullmatch(signer):
+            if not FINGERPRINT.fullmatch(signer):
                 raise ValueError(f"signers.{name} must be 'SHA256:' and 43 characters, found {shown(signer)}")
             if name not in self.sites:
                 raise ValueError(f"signers.{name}: no contribution of this site is named")

@@ -736,7 +736,7 @@ def _edit_blob(old, new):
     def change(place):
         blob = _blob(place)
         assert old in blob
-        place.write(SIGNATURE, signatures._armor(blob.replace(old, new, 1)))
+        place.write(SIGNATURE, signatures.armor(blob.replace(old, new, 1)))
 
     return change
 
@@ -787,13 +787,13 @@ quick(
     "a signature that is cut off",
     3,
     "contribution.json.sig: is cut off",
-    lambda p: p.write(SIGNATURE, signatures._armor(_blob(p)[:-1])),
+    lambda p: p.write(SIGNATURE, signatures.armor(_blob(p)[:-1])),
 )
 quick(
     "a signature with a tail",
     3,
     "has bytes after its end",
-    lambda p: p.write(SIGNATURE, signatures._armor(_blob(p) + b"x")),
+    lambda p: p.write(SIGNATURE, signatures.armor(_blob(p) + b"x")),
 )
 quick(
     "no signature in the file",
@@ -920,7 +920,7 @@ quick(
     "a bundle with a file of 8 GB",
     3,
     "adapter_config.json needs 8,589,934,591 bytes",
-    lambda p: p.bundle(lambda f: bundles._header(CONFIG, 8**11 - 1) + bytes(2048)),
+    lambda p: p.bundle(lambda f: bundles.header(CONFIG, 8**11 - 1) + bytes(2048)),
 )
 quick(
     "a bundle of seventeen files",

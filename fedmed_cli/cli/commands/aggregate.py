@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmed_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from fedmed_cli.aggregation.state import Examiner
 
 
 def aggregate(
@@ -64,11 +67,12 @@ def aggregate(
     rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum)
     signer = signer_for(COORDINATOR, plan, load_signer(screen, key, workspace))
     paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
+    measures = rules.measures and bool(coordinator_examples.half(place, "decide"))
+    if not measures and (max_eval_samples or base or base_wheel):
+        screen.say("nothing is measured with these rules: --max-eval-samples, --base and --base-wheel have no use")
     with place.lock(), contextlib.ExitStack() as stack:
-        examiner = None
-        if rules.measures and coordinator_examples.half(place, "decide"):
-            # What the gate refuses need not wait for a model.
-            coordinator.check(place, plan, paths, exclude or (), output, require_signatures)
+
+        def make_examiner() -> Examiner | None:
             from fedmed_cli.cli.progress import step_events
             from fedmed_cli.evaluation import coordinator_set, measuring
             from fedmed_cli.models import bases, language_model
@@ -76,9 +80,8 @@ def aggregate(
             lm = language_model.load(bases.find_for_plan(plan.base, base, base_wheel, screen.say), device, screen.say)
             events = stack.enter_context(step_events(screen, "coordinator"))
             deciding = coordinator_set.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
-            examiner = measuring.examiner(place, plan, lm, deciding, events.measured) if deciding else None
-        elif max_eval_samples or base or base_wheel:
-            screen.say("nothing is measured with these rules: --max-eval-samples, --base and --base-wheel have no use")
+            return measuring.examiner(place, plan, lm, deciding, events.measured) if deciding else None
+
         result = coordinator.aggregate(
             place,
             paths,
@@ -86,7 +89,7 @@ def aggregate(
             exclude=tuple(exclude or ()),
             output=output,
             dry_run=dry_run,
-            examiner=examiner,
+            make_examiner=make_examiner if measures else None,
             require_signatures=require_signatures,
             signer=signer,
             say=screen.say,

@@ -97,11 +97,13 @@ def train_local(
     )
     with place.lock():
         rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
-        accepted, round_number, start = None, place.newest_round() + 1, None
-        if global_adapter is not None:
-            folder, number, new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
-            accepted, round_number, start = folder if new else None, number + 1, folder.adapter
-        start = start or archive.starting_adapter(place, plan, round_number)
+        accepted = None
+        if global_adapter is None:
+            round_number = place.newest_round() + 1
+            start = archive.starting_adapter(place, plan, round_number)
+        else:
+            folder, is_new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
+            accepted, round_number, start = folder if is_new else None, folder.record.round + 1, folder.adapter
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
         from fedmed_cli.data import site_data
