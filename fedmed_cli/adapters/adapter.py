@@ -88,7 +88,7 @@ class Adapter:
         """The canonical adapter_config.json, which plain PEFT reads."""
         patterns: dict[str, Any] = {
             "rank_pattern": self.rank_pattern,
-            "alpha_pattern": {name: _as_in_peft(alpha) for name, alpha in self.alpha_pattern.items()},
+            "alpha_pattern": {name: _to_peft_number(alpha) for name, alpha in self.alpha_pattern.items()},
         }
         return {name: pattern for name, pattern in patterns.items() if pattern} | {
             "base_model_name_or_path": self.base_name,
@@ -96,7 +96,7 @@ class Adapter:
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": True,
-            "lora_alpha": _as_in_peft(self.alpha),
+            "lora_alpha": _to_peft_number(self.alpha),
             "lora_dropout": 0.0,
             "modules_to_save": None,
             "peft_type": "LORA",
@@ -132,7 +132,7 @@ class Adapter:
         )
 
 
-def _as_in_peft(alpha: float) -> float | int:
+def _to_peft_number(alpha: float) -> float | int:
     """An alpha as PEFT's files have it: a whole number without a point."""
     return int(alpha) if alpha.is_integer() else alpha
 
@@ -148,11 +148,11 @@ def initial_factors(plan: Plan) -> dict[str, Factors]:
     Rebuilt from the seed at every site, the same bytes everywhere: numpy guarantees the raw bit stream.
     """
     shapes = tuple((module, plan.rank(module), *shape) for module, shape in plan.modules.items())
-    return dict(_initial_factors(plan.training.seed, shapes))
+    return dict(_draw_factors(plan.training.seed, shapes))
 
 
 @functools.lru_cache(maxsize=2)
-def _initial_factors(seed: int, shapes: tuple[tuple[str, int, int, int], ...]) -> dict[str, Factors]:
+def _draw_factors(seed: int, shapes: tuple[tuple[str, int, int, int], ...]) -> dict[str, Factors]:
     generator = np.random.Philox(seed)
     factors = {}
     for module, r, size_out, size_in in shapes:

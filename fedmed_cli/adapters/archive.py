@@ -70,13 +70,13 @@ def check_as_filed(folder: ContributionFolder, record: Aggregate) -> None:
     if site not in record.sites:
         raise TrustError(f"{path}: the record of round {record.round} does not name it")
     decision = record.sites[site]
-    for what, stated, found in (
+    for what, stated, digest in (
         ("adapter", decision.adapter, folder.adapter.digest),
         (CONTRIBUTION_NAME, decision.contribution, folder.record_digest),
     ):
-        if stated != found:
+        if stated != digest:
             raise TrustError(
-                f"{path}: the record of round {record.round} names {what} {short(stated)}…, found {short(found)}…"
+                f"{path}: the record of round {record.round} names {what} {short(stated)}…, found {short(digest)}…"
             )
     if site in record.signers:
         from fedmed_cli.adapters.signatures import fingerprint

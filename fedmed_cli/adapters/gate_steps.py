@@ -240,10 +240,10 @@ def _check_digests(reading: Reading, name: str) -> None:
             raise TrustError(f"{reading.path}: {name} names {printable}, which is missing")
         if file not in record.files:
             raise TrustError(f"{reading.path}: {name} does not name {printable}")
-        stated, found = record.files[file], reading.digests.get(file)
-        if found is not None and found != stated:  # None where it could not be read, which is a fault of its own
+        stated, digest = record.files[file], reading.digests.get(file)
+        if digest is not None and digest != stated:  # None where it could not be read, which is a fault of its own
             raise TrustError(
-                f"{reading.path / file}: {name} says sha256 {short(stated)}…, found {short(found)}…",
+                f"{reading.path / file}: {name} says sha256 {short(stated)}…, found {short(digest)}…",
                 hint="the folder was damaged or changed on its way; ask for it again",
             )
     if reading.adapter is not None and record.adapter != reading.adapter.digest:
@@ -273,10 +273,10 @@ def _check_sizes(reading: Reading) -> None:
     record, plan = reading.records.get(CONTRIBUTION_NAME), reading.plan
     if not isinstance(record, Contribution):
         return
-    found = sum(len(data) for name, data in reading.files.items() if name in record.files)
-    if record.adapter_bytes != found:
+    num_bytes = sum(len(data) for name, data in reading.files.items() if name in record.files)
+    if record.adapter_bytes != num_bytes:
         raise TrustError(
-            f"{reading.path}: {CONTRIBUTION_NAME} says {record.adapter_bytes:,} adapter bytes, found {found:,}"
+            f"{reading.path}: {CONTRIBUTION_NAME} says {record.adapter_bytes:,} adapter bytes, found {num_bytes:,}"
         )
     if plan is not None and record.base_bytes != plan.base.num_bytes:
         raise TrustError(

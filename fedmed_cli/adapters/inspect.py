@@ -1,4 +1,4 @@
-"""What can be said of an adapter from its files alone."""
+"""What an adapter's own files say about it."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def fingerprint(public: str) -> str:
     return "SHA256:" + base64.b64encode(_key_digest(public)).decode().rstrip("=")
 
 
-def spoken(public: str) -> str:
+def fingerprint_digits(public: str) -> str:
     """The same fingerprint as eight groups of five digits, for two people on the telephone (132 bits)."""
     digits = f"{int.from_bytes(_key_digest(public)) % 10**40:040d}"
     return " ".join(digits[start : start + 5] for start in range(0, 40, 5))

@@ -88,7 +88,7 @@ def aggregate(
     _check_request(plan, rules, exclude, output, dry_run)
     folders = _choose_folders(paths, exclude, say)
     target = None if dry_run else output or workspace.round(workspace.newest_round() + 1)
-    with _staging(workspace, target) as staged:
+    with _open_staging(workspace, target) as staged:
         archive = staged if output is None else staged / "sites"
         policy = SignaturePolicy(require_signatures, say)
         passed = _admit(folders, plan, exclude, archive, policy)
@@ -106,12 +106,12 @@ def aggregate(
                 examiner=examiner,
                 scores=scores,
             )
-        files = _global_files(plan, result, inputs.round_number, rules)
+        files = _make_files(plan, result, inputs.round_number, rules)
         record = _make_record(
             workspace, plan, rules, inputs, result, adapter.file_digests(result.adapter, files), started
         )
         files[AGGREGATE_NAME] = record.to_bytes()
-        files |= keys.signed(AGGREGATE_NAME, files, signer)
+        files |= keys.sign_record(AGGREGATE_NAME, files, signer)
         num_bytes = sum(map(len, files.values()))
         if target is None:
             return RoundResult(record, None, num_bytes)
@@ -159,7 +159,7 @@ def _site_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _staging(workspace: Workspace, target: Path | None) -> Iterator[Path]:
+def _open_staging(workspace: Workspace, target: Path | None) -> Iterator[Path]:
     """Where contributions are copied to: the folder that becomes `target`, or one that is thrown away."""
     if target is not None:
         with new_folder(target) as folder:
@@ -242,21 +242,21 @@ def _make_inputs(
 
 def _read_scores(workspace: Workspace, plan: Plan, round_number: int, say: Say) -> list[Scores]:
     """The hospitals' scores of this round; those of another plan or round are named and left out."""
-    found = {}
+    by_site: dict[str, Scores] = {}
     for path in sorted(workspace.scores.glob("*.json")):
         record = Scores.read(path)
         if record.site not in plan.sites.names:
             raise CombineError(f"{path}: site {record.site} is not in the plan")
         if record.plan != plan.digest or record.round != round_number:
             say(f"{path}: skipped, it is of round {record.round} or of another plan")
-        elif record.site in found:
+        elif record.site in by_site:
             raise CombineError(f"{path}: site {record.site} has scored twice")
         else:
-            found[record.site] = record
-    return list(found.values())
+            by_site[record.site] = record
+    return list(by_site.values())
 
 
-def _global_files(plan: Plan, result: Combination, round_number: int, rules: Rules) -> dict[str, bytes]:
+def _make_files(plan: Plan, result: Combination, round_number: int, rules: Rules) -> dict[str, bytes]:
     readme = card.global_card(
         plan.base,
         result.adapter,
@@ -300,8 +300,8 @@ def _make_record(
         examination=result.examination,
         truncation=result.truncation,
         files=files,
-        parent_record=_parent_record(workspace, inputs.round_number),
-        signers=_signers(plan, inputs.contributions),
+        parent_record=_digest_parent_record(workspace, inputs.round_number),
+        signers=_list_signers(plan, inputs.contributions),
         run={
             "created": utc_now(),
             "seconds": round(time.perf_counter() - started, 3),
@@ -311,14 +311,14 @@ def _make_record(
     )
 
 
-def _parent_record(workspace: Workspace, round_number: int) -> str | None:
+def _digest_parent_record(workspace: Workspace, round_number: int) -> str | None:
     """SHA-256 of the previous round's aggregate.json, so that records form a chain; None for round 1."""
     if round_number == 1:
         return None
     return sha256_bytes(read_file(workspace.global_adapter(round_number - 1) / AGGREGATE_NAME))
 
 
-def _signers(plan: Plan, sites: Iterable[str]) -> dict[str, str]:
+def _list_signers(plan: Plan, sites: Iterable[str]) -> dict[str, str]:
     """The fingerprint of each pinned key that signed: the gate took nothing else from those sites."""
     pinned = {site: plan.sites.keys[site] for site in sorted(sites) if site in plan.sites.keys}
     if not pinned:

@@ -35,7 +35,7 @@ from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.log import journal
 from fedmed_cli.training.loop import Trained, order_seed, peak_memory, train
 from fedmed_cli.training.options import Choices
-from fedmed_cli.trust.keys import signed
+from fedmed_cli.trust.keys import sign_record
 from fedmed_cli.workspace import Workspace, utc_now
 
 
@@ -115,7 +115,7 @@ def train_local(
     trained = _train(task, prepared, checkpoints)
     after = _measure(task, prepared, trained.adapter)
     files, record = _make_contribution(task, prepared, trained, before, after, began)
-    files |= signed(CONTRIBUTION_NAME, files, signer)
+    files |= sign_record(CONTRIBUTION_NAME, files, signer)
     result = _file_away(task, data, files, record, accepted)
     checkpoints.remove()
     workspace.log(
@@ -143,8 +143,8 @@ def _prepare(task: _Task, data: SiteData) -> _Prepared:
         encoded,
         len(data.train) - len(encoded),
         choices.steps(plan, len(encoded)),
-        _evaluation_set(task, choosing, data.group_by, "choosing the step"),
-        _evaluation_set(task, reporting, data.group_by, "measuring"),
+        _make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
+        _make_evaluation_set(task, reporting, data.group_by, "measuring"),
     )
     if prepared.reporting is None:
         task.say("no validation examples, so no loss is measured")
@@ -187,7 +187,7 @@ def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Exa
     return halves
 
 
-def _evaluation_set(task: _Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
+def _make_evaluation_set(task: _Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
     if not rows:
         return None
     chosen = measuring.choose(rows, task.choices.max_eval_samples, group_by)

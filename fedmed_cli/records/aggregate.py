@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from fedmed_cli.records.checks import check_digest, check_files, check_not_negative, check_range, check_site_name
-from fedmed_cli.records.codec import Record, shown
+from fedmed_cli.records.codec import Record, describe_value
 from fedmed_cli.records.measures import OVERALL, Interval, Loss, Run
 from fedmed_cli.records.plan import FINGERPRINT
 
@@ -141,7 +141,7 @@ class Aggregate(Record):
             check_site_name(name)
         for name, signer in self.signers.items():
             if not FINGERPRINT.fullmatch(signer):
-                raise ValueError(f"signers.{name} must be 'SHA256:' and 43 characters, found {shown(signer)}")
+                raise ValueError(f"signers.{name} must be 'SHA256:' and 43 characters, found {describe_value(signer)}")
             if name not in self.sites:
                 raise ValueError(f"signers.{name}: no contribution of this site is named")
         if not self.sites:

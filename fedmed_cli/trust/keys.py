@@ -25,7 +25,7 @@ def default_key_path() -> Path:
     return (Path(given) if given else user_config_path("fedmed", appauthor=False)) / "id_ed25519"
 
 
-def signed(name: str, files: Mapping[str, bytes], signer: Signer | None) -> dict[str, bytes]:
+def sign_record(name: str, files: Mapping[str, bytes], signer: Signer | None) -> dict[str, bytes]:
     """The signature file of the record `name` among `files`; empty without a key."""
     if signer is None:
         return {}
@@ -41,9 +41,9 @@ def signer_for(name: str, plan: Plan, signer: Signer | None) -> Signer | None:
         return signer
     from fedmed_cli.adapters.signatures import fingerprint
 
-    found = f"found {signer.fingerprint}" if signer else "there is no key here"
+    present = f"found {signer.fingerprint}" if signer else "there is no key here"
     raise TrustError(
-        f"the plan pins the key {fingerprint(pinned)} for {name_party(name)}, {found}",
+        f"the plan pins the key {fingerprint(pinned)} for {name_party(name)}, {present}",
         hint="name the key with --key FILE; what another key signs would be refused",
     )
 

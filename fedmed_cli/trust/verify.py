@@ -1,4 +1,4 @@
-"""Proving from a workspace's files alone what each global adapter was made of."""
+"""Proving only from a workspace's files what each global adapter was made of."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def verify_folder(path: Path, workspace: Workspace, plan: Plan | None, require: 
     elif require:
         result.faults.append(TrustError(f"{path}: there is no plan here, so no key is trusted"))
     elif folder := result.attempt(partial(gate.read_from_anyone, path)):
-        result.notes.append("there is no plan here: the folder was checked against itself alone")
+        result.notes.append("there is no plan here: the folder was checked only against itself")
         signature = UNSIGNED if folder.signer is None else UNKNOWN_KEY
         number = folder.record.round if folder.record else None
         result.checked.append(Checked(str(path), number, folder.sender, folder.adapter.digest, signature))
@@ -132,7 +132,7 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
             result.notes.append(f"{workspace.relative(path)}: is a plain file, and was not checked")
         elif not path.name.startswith("."):
             result.attempt(partial(checks.check_mail, path))
-    for path, read in _other_records(workspace):
+    for path, read in _list_other_records(workspace):
         result.attempt(partial(read, path))
     for orphan in sorted(workspace.root.glob("**/.*.tmp")):
         result.notes.append(f"{workspace.relative(orphan)}: left by an interrupted command; the next one clears it up")
@@ -141,16 +141,16 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
     return result
 
 
-def _other_records(workspace: Workspace) -> list[tuple[Path, Callable[[Path], object]]]:
-    found: list[tuple[Path, Callable[[Path], object]]] = []
+def _list_other_records(workspace: Workspace) -> list[tuple[Path, Callable[[Path], object]]]:
+    records: list[tuple[Path, Callable[[Path], object]]] = []
     for place, pattern, read in (
         (workspace.data, "*/division.json", DivisionRecord.read),
         (workspace.scores, "*.json", Scores.read),
         (workspace.data, "split.json", SplitRecord.read),
         (workspace.root, "metrics.jsonl", read_metrics),
     ):
-        found += [(path, read) for path in sorted(place.glob(pattern))]
-    return found
+        records += [(path, read) for path in sorted(place.glob(pattern))]
+    return records
 
 
 class _Checks:
@@ -209,7 +209,7 @@ class _Checks:
         return folder.record.parent_record if is_trusted else None
 
     def read_global(self, number: int) -> GlobalFolder | None:
-        """A round's global folder through the gate, read once; None where it has a fault, which is kept."""
+        """A round's global folder through the gate, read once; None where it has a fault, which is noted."""
         if number not in self.globals:
 
             def read() -> GlobalFolder:
@@ -275,12 +275,12 @@ class _Checks:
         if not present & set(record.sites):
             self.result.notes.append(f"round {number}: its contributions are not here (the coordinator keeps them)")
             return {}
-        found = {}
+        sound = {}
         for site in sorted(record.sites):
             contribution = self.result.attempt(partial(self.check_contribution, home / site, record, site, is_trusted))
             if contribution is not None:
-                found[site] = contribution
-        return found
+                sound[site] = contribution
+        return sound
 
     def check_contribution(self, path: Path, record: Aggregate, site: str, is_trusted: bool) -> ContributionFolder:
         """A contribution in the archive is the one that its round's record names; a trusted record vouches for it."""

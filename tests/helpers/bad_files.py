@@ -477,7 +477,7 @@ quick(
 quick(
     "offsets that do not fit", 3, "has offsets that do not fit its shape [4, 17] of F32", _entry(FIRST, shape=[4, 17])
 )
-quick("an unknown field", 3, "must have dtype, shape and data_offsets alone", _entry(FIRST, stride=[1]))
+quick("an unknown field", 3, "must have only dtype, shape and data_offsets", _entry(FIRST, stride=[1]))
 quick("an unknown dtype", 3, "has an unknown dtype 'F128'", _entry(FIRST, dtype="F128"))
 quick("whole numbers as weights", 4, "has dtype I32, expected F32, F16 or BF16", _entry(FIRST, dtype="I32"))
 quick("a flat tensor", 4, "has shape [64], expected rank 4", _entry(FIRST, shape=[64]))

@@ -38,7 +38,7 @@ def inspect_adapter(
     place = Workspace(workspace, screen.say)
     plan = place.read_plan() if place.plan_path.exists() else None
     if plan is None:
-        screen.say("no plan here: the adapter is checked against itself alone")
+        screen.say("no plan here: the adapter is checked only against itself")
     facts = _inspect(path, plan, screen)
     value: dict[str, Any] = {"adapter": facts.to_dict()}
     from fedmed_cli.cli.tables.adapter import facts_table, modules_table, relation_table

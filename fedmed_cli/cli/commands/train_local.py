@@ -78,7 +78,7 @@ def train_local(
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
     phi_mode: Mode = o.choice("--phi", phi, MODES)  # type: ignore[assignment]  # one of MODES
-    alike = o.similarity("--near-duplicates", near_duplicates)
+    similarity = o.similarity("--near-duplicates", near_duplicates)
     mapped = o.mapping("--columns", columns) if columns else None
     signer = signer_for(site, plan, load_signer(screen, key, workspace))
     choices = o.training_choices(
@@ -114,7 +114,7 @@ def train_local(
             examples = site_data.workspace_data(place, site)
         else:
             examples = site_data.file_data(
-                place, plan, site, rows, group_by, screen.say, near_duplicates=alike, phi_mode=phi_mode
+                place, plan, site, rows, group_by, screen.say, near_duplicates=similarity, phi_mode=phi_mode
             )
         from fedmed_cli.cli.progress import step_events
 
