@@ -121,9 +121,8 @@ class Federation:
             where.root.mkdir(parents=True, exist_ok=True)
             site.train_local(where, self.plan, self.lm, name, data, parent, number, Choices(max_eval_samples=12))
             print(f"trained {path}", flush=True)
-        folder = gate.read_contribution(path, self.plan, number, parent.digest)
-        assert folder.contribution is not None
-        return AcceptedContribution(folder.adapter, folder.contribution, "0" * 64)
+        folder = gate.read_contribution(path, self.plan, (number, parent.digest))
+        return AcceptedContribution(folder.adapter, folder.record, folder.record_digest)
 
     def honest(self) -> tuple[Adapter, dict[str, AcceptedContribution]]:
         parent = archive.starting_adapter(self.place, self.plan, 1)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 
-from fedmed_cli.adapters import archive, card, gate
+from fedmed_cli.adapters import archive, card
 from fedmed_cli.adapters.adapter import adapter_files, plan_adapter
-from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
+from fedmed_cli.adapters.folder import CONTRIBUTION_NAME
+from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, sign
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.contribution import Contribution
@@ -23,7 +24,7 @@ SITES = ("A", "B", "C")
 def make_signer(seed):
     """A key that is the same in every run."""
     private = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
-    return Signer(private, _line(_blob(private.public_key())))
+    return Signer.of(private)
 
 
 SIGNERS = {name: make_signer(number) for number, name in enumerate((*SITES, "coordinator", "stranger"), 1)}
@@ -85,10 +86,9 @@ def contribution(plan, site, start, number=1, seed=None, signer=None):
         files={name: sha256_bytes(data) for name, data in files.items()},
         run={"created": "2026-01-01T00:00:00Z", "seconds": 1.5},
     )
-    files[gate.CONTRIBUTION_NAME] = record.to_bytes()
+    files[CONTRIBUTION_NAME] = record.to_bytes()
     if signer is not None:
-        name = gate.CONTRIBUTION_NAME
-        files[f"{name}.sig"] = sign(signer, files[name])
+        files[f"{CONTRIBUTION_NAME}.sig"] = sign(signer, files[CONTRIBUTION_NAME])
     return files
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmed_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from fedmed_cli.aggregation.state import Evaluator
 
 
 def aggregate(
@@ -49,22 +52,20 @@ def aggregate(
     settings = aggregation.settings(coordinator.default_weights(place))
     signer = signer_for(COORDINATOR, plan, load_signer(screen, key, place.root))
     paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
+    measures = settings.measures and bool(coordinator_examples.half(place, "decide"))
+    if not measures and (max_eval_samples or model.base or model.base_wheel):
+        screen.say("nothing is measured with these settings: --max-eval-samples, --base and --base-wheel have no use")
     with place.lock(), contextlib.ExitStack() as stack:
-        evaluator = None
-        if settings.measures and coordinator_examples.half(place, "decide"):
-            # What the gate refuses need not wait for a model.
-            coordinator.check(place, plan, paths, exclude or (), output, require_signatures)
+
+        def make_evaluator() -> Evaluator | None:
             from fedmed_cli.cli.progress import step_events
             from fedmed_cli.evaluation import coordinator_set, measuring
 
             lm = model.load(model.find(plan.base, screen), screen)
             events = stack.enter_context(step_events(screen, "coordinator"))
             deciding = coordinator_set.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
-            evaluator = measuring.evaluator(place, plan, lm, deciding, events.measured) if deciding else None
-        elif max_eval_samples or model.base or model.base_wheel:
-            screen.say(
-                "nothing is measured with these settings: --max-eval-samples, --base and --base-wheel have no use"
-            )
+            return measuring.evaluator(place, plan, lm, deciding, events.measured) if deciding else None
+
         result = coordinator.aggregate(
             place,
             paths,
@@ -72,7 +73,7 @@ def aggregate(
             exclude=tuple(exclude or ()),
             output=output,
             dry_run=dry_run,
-            evaluator=evaluator,
+            make_evaluator=make_evaluator if measures else None,
             require_signatures=require_signatures,
             signer=signer,
             say=screen.say,

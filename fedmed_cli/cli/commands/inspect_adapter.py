@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,23 +27,24 @@ def inspect_adapter(
 
     Example: fedmed inspect-adapter adapters/B
     """
-    from fedmed_cli.adapters.inspect import relate
+    from fedmed_cli.adapters.low_rank import relate
 
     screen, place = common.open()
     plan = place.read_plan() if place.plan_path.exists() else None
     if plan is None:
-        screen.say("no plan here: the adapter is checked against itself alone")
+        screen.say("no plan here: the adapter is checked only against itself")
     facts = _inspect(path, plan, screen)
-    value = {"adapter": facts.to_dict()}
+    value: dict[str, Any] = {"adapter": facts.to_dict()}
     from fedmed_cli.cli.tables.adapter import facts_table, modules_table, relation_table
 
-    shown = [facts_table(facts, plan), modules_table(facts, everything=modules)]
+    tables = [facts_table(facts, plan), modules_table(facts, everything=modules)]
     if other is not None:
         second = _inspect(other, plan, screen)
-        relation = relate(facts, second)
-        value |= {"other": second.to_dict(), "relation": relation}
-        shown += [facts_table(second, plan), relation_table(relation)]
-    screen.result(value, *shown)
+        relation = relate(facts.adapter, second.adapter)
+        names = ("cosine", "difference_norm", "relative_difference")
+        value |= {"other": second.to_dict(), "relation": {name: getattr(relation, name) for name in names}}
+        tables += [facts_table(second, plan), relation_table(relation)]
+    screen.result(value, *tables)
 
 
 def _inspect(path: Path, plan: Plan | None, screen: Screen) -> AdapterFacts:

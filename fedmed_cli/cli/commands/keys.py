@@ -25,7 +25,7 @@ def new(
     key: o.KeyOption = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Make a private key for this hospital or coordinator, readable by its owner alone.
+    """Make a private key for this hospital or coordinator, readable only by its owner.
 
     Example: fedmed keys new --name B --passphrase
     """
@@ -47,8 +47,8 @@ def new(
         )
     signer = create(path, secret, name)
     screen.result(
-        _facts(signer.public, public_path(path)),
-        *_lines(signer.public),
+        _describe_key(signer.public, public_path(path)),
+        *_key_lines(signer.public),
         f"wrote {path} (keep it here) and {public_path(path)} (send it to the coordinator)",
     )
 
@@ -62,7 +62,13 @@ def show(
 
     Example: fedmed keys show
     """
-    from fedmed_cli.adapters.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
+    from fedmed_cli.adapters.signatures import (
+        MAX_KEY_BYTES,
+        fingerprint,
+        fingerprint_digits,
+        parse_public,
+        public_path,
+    )
     from fedmed_cli.cli.screen import Table
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
@@ -74,19 +80,19 @@ def show(
     value: dict[str, Any] = {
         "pinned": {name: {"public": text, "fingerprint": fingerprint(text)} for name, text in pinned.items()}
     }
-    shown: list[Table | str] = []
+    lines: list[Table | str] = []
     if path.exists() or file is not None or key is not None:
         public = parse_public(read_file(path, MAX_KEY_BYTES).decode("utf-8", "replace"), str(path))
-        value |= _facts(public, path)
-        shown += _lines(public)
+        value |= _describe_key(public, path)
+        lines += _key_lines(public)
     elif not pinned:
         raise InputError(f"{path}: no such file", hint="make a key with 'fedmed keys new'")
     if pinned:
-        rows = [[name, fingerprint(text), spoken(text)] for name, text in pinned.items()]
-        shown.append(
+        rows = [[name, fingerprint(text), fingerprint_digits(text)] for name, text in pinned.items()]
+        lines.append(
             Table("Keys that the plan pins", ("who", "fingerprint", "to read aloud"), rows, frozenset({0, 1, 2}))
         )
-    screen.result(value, *shown)
+    screen.result(value, *lines)
 
 
 def trust(
@@ -118,19 +124,24 @@ def trust(
         plan = pin(place.read_plan(), name, public, replace)
         write_file(place.plan_path, plan.to_bytes())
     screen.result(
-        _facts(public, place.plan_path) | {"name": name},
-        *_lines(public),
+        _describe_key(public, place.plan_path) | {"name": name},
+        *_key_lines(public),
         f"pinned for {name} in {place.plan_path}: read the fingerprint to its owner, then send this file to all sites",
     )
 
 
-def _facts(public: str, path: Path) -> dict[str, str]:
-    from fedmed_cli.adapters.signatures import fingerprint, spoken
+def _describe_key(public: str, path: Path) -> dict[str, str]:
+    from fedmed_cli.adapters.signatures import fingerprint, fingerprint_digits
 
-    return {"public": public, "fingerprint": fingerprint(public), "spoken": spoken(public), "path": str(path)}
+    return {
+        "public": public,
+        "fingerprint": fingerprint(public),
+        "spoken": fingerprint_digits(public),
+        "path": str(path),
+    }
 
 
-def _lines(public: str) -> list[Any]:
-    from fedmed_cli.adapters.signatures import fingerprint, spoken
+def _key_lines(public: str) -> list[Any]:
+    from fedmed_cli.adapters.signatures import fingerprint, fingerprint_digits
 
-    return [public, f"fingerprint    {fingerprint(public)}", f"to read aloud  {spoken(public)}"]
+    return [public, f"fingerprint    {fingerprint(public)}", f"to read aloud  {fingerprint_digits(public)}"]

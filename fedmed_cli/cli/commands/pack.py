@@ -38,7 +38,7 @@ def pack(
     if target.exists():
         raise ConflictError(f"{target} exists already", hint="name another file with --output")
     plan = place.read_plan() if place.plan_path.exists() else None
-    passed = gate.read_folder(folder, plan)
+    passed = gate.read_from_anyone(folder, plan)
     data = pack_files(passed.files)
     write_file(target, data)
     screen.result(

@@ -59,17 +59,19 @@ def train_local(
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
     phi_mode: Mode = parse.choice("--phi", phi, MODES)
-    alike = parse.similarity("--near-duplicates", near_duplicates)
+    similarity = parse.similarity("--near-duplicates", near_duplicates)
     mapped = parse.mapping("--columns", columns) if columns else None
     signer = signer_for(site, plan, load_signer(screen, key, place.root))
     choices = training.choices(max_eval_samples)
     with place.lock():
         rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
-        accepted, round_number, start = None, place.newest_round() + 1, None
-        if global_adapter is not None:
-            folder, number, new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
-            accepted, round_number, start = folder if new else None, number + 1, folder.adapter
-        start = start or archive.starting_adapter(place, plan, round_number)
+        accepted = None
+        if global_adapter is None:
+            round_number = place.newest_round() + 1
+            start = archive.starting_adapter(place, plan, round_number)
+        else:
+            folder, is_new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
+            accepted, round_number, start = folder if is_new else None, folder.record.round + 1, folder.adapter
         local = model.find(plan.base, screen)
 
         from fedmed_cli.data import site_data
@@ -79,7 +81,7 @@ def train_local(
             examples = site_data.workspace_data(place, site)
         else:
             examples = site_data.file_data(
-                place, plan, site, rows, group_by, screen.say, near_duplicates=alike, phi_mode=phi_mode
+                place, plan, site, rows, group_by, screen.say, near_duplicates=similarity, phi_mode=phi_mode
             )
         from fedmed_cli.cli.progress import step_events
 

@@ -33,21 +33,21 @@ def verify(
         if recompute:
             raise UsageError("--recompute goes with the whole workspace, not with one folder")
         plan = place.read_plan() if place.plan_path.exists() else None
-        found = verify_folder(folder, place, plan, require_signatures)
+        result = verify_folder(folder, place, plan, require_signatures)
     else:
-        found = verify_workspace(place, place.read_plan(), recompute, require_signatures, screen.detail)
-    for note in found.notes:
+        result = verify_workspace(place, place.read_plan(), recompute, require_signatures, screen.detail)
+    for note in result.notes:
         screen.say(note)
-    for fault in found.faults if len(found.faults) > 1 else ():
+    for fault in result.faults if len(result.faults) > 1 else ():
         screen.say(f"fault: {fault.message}")
-    found.raise_faults()
+    result.raise_faults()
     rows = []
-    for one in found.checked:
+    for one in result.checked:
         again = "" if one.difference is None else "same bytes" if one.difference == 0 else f"{one.difference:.1e}"
         rows.append([one.path, str(one.round or ""), one.adapter[:12], one.signature, again])
     columns = ("adapter", "round", "digest", "signed by", "computed again")
     screen.result(
-        found.to_dict(),
+        result.to_dict(),
         *([Table("What was checked", columns, rows, frozenset({0, 2, 3, 4}))] if rows else []),
         f"{len(rows)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
     )
