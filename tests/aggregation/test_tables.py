@@ -67,7 +67,7 @@ def test_a_new_method_is_a_function_and_a_row(root, monkeypatch, capsys, fails):
     assert main(["aggregate", "--method", "ties", "--json", "-C", str(root), "--output", str(elsewhere)]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["method"] == "ties"
-    assert gate.read_folder(elsewhere).aggregate.method == "ties"
+    assert gate.read_from_anyone(elsewhere).record.method == "ties"
     assert "no round can start from it" in fails(2, "aggregate", "--method", "ties", "-C", root)
     assert "expected one of svd, factor-mean, found 'ties'" in fails(2, "round", "--method", "ties", "-C", root)
     argv = ("aggregate", "--method", "ties", "--output", elsewhere, "-C", root, "--server-momentum", "0.5")
