@@ -129,7 +129,7 @@ class Federation:
 
     def test_set(self) -> measuring.EvaluationSet:
         rows = examples.read_jsonl(self.place.data / "test.jsonl")
-        chosen = measuring.choose(rows, NUM_TEST, "focus", examples.home_site)
+        chosen = measuring.sample(rows, NUM_TEST, "focus", examples.home_site)
         return measuring.prepare(self.lm, self.plan, chosen, "focus")
 
     def test(self, adapter: Adapter) -> Losses:
@@ -137,7 +137,7 @@ class Federation:
 
     def examiner(self) -> Examiner:
         deciding = coordinator_examples.half(self.place, "decide")
-        chosen = measuring.choose(deciding, NUM_DECIDING, "focus", examples.home_site)
+        chosen = measuring.sample(deciding, NUM_DECIDING, "focus", examples.home_site)
         items = measuring.prepare(self.lm, self.plan, chosen, "focus")
         return measuring.examiner(self.place, self.plan, self.lm, items)
 

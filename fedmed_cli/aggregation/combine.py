@@ -110,7 +110,7 @@ def _crosseval(cases: Mapping[str, Case], scores: Sequence[Scores], parent: Adap
             raise CombineError(
                 f"crosseval: site {site}'s adapter {short(digest)} was scored by {len(reports)} other sites, "
                 f"expected at least {wanted}",
-                hint="each hospital runs 'fedmed compare --site SITE --scores' with all contributions in adapters/, "
+                hint="each hospital runs 'fedmed compare score --site SITE' with all contributions in adapters/, "
                 "and sends scores/SITE.json",
             )
         gains[site] = statistics.median(report.gain for report in reports.values())

@@ -366,6 +366,17 @@ def choice(flag: str, value: str, known: tuple[str, ...]) -> str:
     return value
 
 
+def refuse_options_before_subcommand(context: typer.Context) -> None:
+    """UsageError where a command's own options are given before a command of its own, which would not see them."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"{parameter.opts[0]}: goes after {context.invoked_subcommand}",
+                hint=f"{context.command_path} {context.invoked_subcommand} --help lists what it takes",
+            )
+
+
 def names(flag: str, text: str) -> tuple[str, ...]:
     """A comma-separated list."""
     parts = tuple(part.strip() for part in text.split(","))

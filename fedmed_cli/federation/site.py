@@ -90,7 +90,7 @@ def train_local(
     def prepared(rows: Sequence[Example], use: str) -> measuring.EvaluationSet | None:
         if not rows:
             return None
-        chosen = measuring.choose(rows, choices.max_eval_samples, data.group_by)
+        chosen = measuring.sample(rows, choices.max_eval_samples, data.group_by)
         if len(chosen) < len(rows):
             events.say(f"site {site}: {use} on {len(chosen)} of {len(rows)} validation examples")
         return measuring.prepare(lm, plan, chosen, data.group_by)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedmed_cli.adapters.inspect import AdapterFacts
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.records.plan import Plan
+    from fedmed_cli.report.parts import Part
 
 
 def inspect_adapter(
@@ -41,14 +42,14 @@ def inspect_adapter(
         screen.say("no plan here: the adapter is checked against itself alone")
     facts = _inspect(path, plan, screen)
     value = {"adapter": facts.to_dict()}
-    from fedmed_cli.cli.tables.adapter import facts_table, modules_table, relation_table
+    from fedmed_cli.cli.tables.adapter import facts_group, modules_table, relation_group
 
-    shown = [facts_table(facts, plan), modules_table(facts, everything=modules)]
+    shown: list[Part] = [facts_group(facts, plan), modules_table(facts, everything=modules)]
     if other is not None:
         second = _inspect(other, plan, screen)
         relation = relate(facts, second)
         value |= {"other": second.to_dict(), "relation": relation}
-        shown += [facts_table(second, plan), relation_table(relation)]
+        shown += [facts_group(second, plan), relation_group(relation)]
     screen.result(value, *shown)
 
 

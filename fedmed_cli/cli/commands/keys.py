@@ -70,9 +70,10 @@ def show(
     Example: fedmed keys show
     """
     from fedmed_cli.adapters.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
-    from fedmed_cli.cli.screen import Screen, Table
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
+    from fedmed_cli.report.parts import Table
     from fedmed_cli.trust.keys import default_key_path
     from fedmed_cli.workspace import Workspace
 

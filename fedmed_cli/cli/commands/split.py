@@ -149,12 +149,13 @@ def split(
     """
     from fedmed_cli.cli.progress import rows_progress
     from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.cli.tables.federation import split_table
     from fedmed_cli.data import split as splitting
     from fedmed_cli.data.identifiers import MODES
     from fedmed_cli.data.sources import Source
     from fedmed_cli.data.split_files import FORMATS
     from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
+    from fedmed_cli.records.digests import short
+    from fedmed_cli.report.tables.split import split_parts
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
@@ -207,4 +208,6 @@ def split(
     if plot is not None:
         split_plot.draw(result.record, plot)
         screen.say(f"wrote {plot}")
-    screen.result(result.record.to_dict(), *split_table(place, result))
+    verb = "wrote" if result.wrote_plan else "kept"
+    next_step = f"{verb} {place.plan_path} (plan {short(result.plan.digest)}); next: fedmed round"
+    screen.result(result.record.to_dict(), *split_parts(result.record), next_step)

@@ -27,8 +27,9 @@ def verify(
 
     Example: fedmed verify --recompute
     """
-    from fedmed_cli.cli.screen import Screen, Table
+    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
+    from fedmed_cli.report.tables.verification import checked_table
     from fedmed_cli.trust.verify import verify_folder, verify_workspace
     from fedmed_cli.workspace import Workspace
 
@@ -46,13 +47,8 @@ def verify(
     for fault in found.faults if len(found.faults) > 1 else ():
         screen.say(f"fault: {fault.message}")
     found.raise_faults()
-    rows = []
-    for one in found.checked:
-        again = "" if one.difference is None else "same bytes" if one.difference == 0 else f"{one.difference:.1e}"
-        rows.append([one.path, str(one.round or ""), one.adapter[:12], one.signature, again])
-    columns = ("adapter", "round", "digest", "signed by", "computed again")
     screen.result(
         found.to_dict(),
-        *([Table("What was checked", columns, rows, frozenset({0, 2, 3, 4}))] if rows else []),
-        f"{len(rows)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
+        *([checked_table(found.checked)] if found.checked else []),
+        f"{len(found.checked)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
     )
