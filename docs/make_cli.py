@@ -32,11 +32,11 @@ def render() -> str:
     codes = sorted((kind.exit_code, inspect.getdoc(kind) or "") for kind in kinds)
     parts = [HEAD, *(f"| {code} | {about} |\n" for code, about in codes)]
     app: Any = typer.main.get_command(make_app())
-    for name, command in app.commands.items():
-        for words, one in (
-            (f"{name} {sub}", child) for sub, child in getattr(command, "commands", {"": command}).items()
-        ):
-            parts.append(_command(words.strip(), one))
+    for name in app.list_commands(None):
+        command = app.commands[name]
+        if getattr(command, "invoke_without_command", True):
+            parts.append(_command(name, command))
+        parts += [_command(f"{name} {sub}", child) for sub, child in getattr(command, "commands", {}).items()]
     return "".join(parts)
 
 

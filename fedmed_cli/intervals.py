@@ -125,11 +125,10 @@ def _student(freedom: float) -> float:
 
 def wilson(count: int, total: int) -> Interval:
     """A share of `total` independent yes-or-no outcomes with its 95 % interval (Wilson, 1927)."""
-    share = count / total
-    scale = 1 / (1 + _NORMAL**2 / total)
-    middle = (share + _NORMAL**2 / (2 * total)) * scale
-    half = _NORMAL * scale * math.sqrt(share * (1 - share) / total + _NORMAL**2 / (4 * total**2))
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+    from scipy.stats import binomtest  # takes a second, which only measuring should cost
+
+    interval = binomtest(count, total).proportion_ci(method="wilson")
+    return Interval(count / total, float(interval.low), float(interval.high))
 
 
 def paired_shares(only_first: int, only_second: int, total: int) -> Interval:

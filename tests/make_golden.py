@@ -25,7 +25,7 @@ def make(target: Path) -> None:
         for site in "ABC":
             run("train-local", "-q", "-C", work, "--site", site, "--base", base, "--max-eval-samples", 4)
         run("compare", "-q", "-C", work, "--base", base, "--max-eval-samples", 4, "--no-answers")
-        run("compare", "-q", "-C", work, "--base", base, "--max-eval-samples", 4, "--site", "A", "--scores")
+        run("compare", "score", "-q", "-C", work, "--base", base, "--max-eval-samples", 4, "--site", "A")
         own = Path(name) / "own"
         own.mkdir()
         shutil.copy(work / "federation.toml", own)

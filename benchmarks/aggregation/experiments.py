@@ -130,7 +130,7 @@ class Federation:
 
     def test_set(self) -> measuring.EvaluationSet:
         rows = examples.read_jsonl(self.place.data / "test.jsonl")
-        chosen = measuring.choose(rows, NUM_TEST, "focus", examples.home_site)
+        chosen = measuring.sample(rows, NUM_TEST, "focus", examples.home_site)
         return measuring.prepare(self.lm, self.plan, chosen, "focus")
 
     def test(self, adapter: Adapter) -> Losses:
@@ -138,7 +138,7 @@ class Federation:
 
     def evaluator(self) -> Evaluator:
         deciding = coordinator_examples.half(self.place, "decide")
-        chosen = measuring.choose(deciding, NUM_DECIDING, "focus", examples.home_site)
+        chosen = measuring.sample(deciding, NUM_DECIDING, "focus", examples.home_site)
         items = measuring.prepare(self.lm, self.plan, chosen, "focus")
         return measuring.evaluator(self.place, self.plan, self.lm, items)
 

@@ -119,7 +119,7 @@ def main():
             flush=True,
         )
     if options.examples:
-        rows = measuring.choose(examples.read_jsonl(place.data / "test.jsonl"), options.examples)
+        rows = measuring.sample(examples.read_jsonl(place.data / "test.jsonl"), options.examples)
         encoded = [item for row in rows if (item := encode(row, plan.prompt, reference.tokenizer, 512))]
         print(f"held-out loss on {len(encoded)} examples: whole {loss(whole, encoded):.4f}", flush=True)
         print(f"                                  int8  {loss(small, encoded):.4f}", flush=True)

@@ -44,7 +44,7 @@ def plain_loop(lm, encoded, longest=None):
 def make_set(lm, name, number):
     """Encoded examples of a file, or random tokens of lengths with a long tail."""
     if name != "lognormal":
-        rows = measuring.choose(examples.read_jsonl(Path(name)), number)
+        rows = measuring.sample(examples.read_jsonl(Path(name)), number)
         return [prompts.encode(row, Prompt(), lm.tokenizer, 1024) for row in rows]
     generator = np.random.Generator(np.random.Philox(1))
     lengths = np.clip(np.exp(generator.normal(np.log(190), 0.8, number)), 50, 1024).astype(int)

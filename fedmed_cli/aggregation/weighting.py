@@ -45,7 +45,7 @@ def crosseval(state: RoundState) -> None:
             raise CombineError(
                 f"crosseval: site {name}'s adapter {short(digest)} was scored by {len(reports)} other sites, "
                 f"expected at least {fewest}",
-                hint="each hospital runs 'fedmed compare --site SITE --scores' with all contributions in adapters/, "
+                hint="each hospital runs 'fedmed compare score --site SITE' with all contributions in adapters/, "
                 "and sends scores/SITE.json",
             )
         gains[name] = statistics.median(report.gain for report in reports)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from fedmed_cli import __version__
 from fedmed_cli.cli.options import expand
@@ -25,13 +26,20 @@ COMMANDS = {
     "aggregate": ("aggregate", "aggregate"),
     "round": ("round", "run_round"),
     "compare": ("compare", "compare"),
+    "compare merge": ("compare_merge", "merge"),
+    "compare score": ("compare_score", "score"),
     "chat": ("chat", "chat"),
     "inspect-adapter": ("inspect_adapter", "inspect_adapter"),
     "verify": ("verify", "verify"),
     "pack": ("pack", "pack"),
     "report": ("report", "report"),
+    "keys": ("keys", "keys"),
+    "keys new": ("keys", "new"),
+    "keys show": ("keys", "show"),
+    "keys trust": ("keys", "trust"),
 }
-GROUPS = {"keys": ("keys", "keys", ("new", "show", "trust"))}
+# Options of 0.1 that are commands now. They go with the next release.
+RENAMED = {("compare", "--merge"): "merge", ("compare", "--scores"): "score"}
 
 
 def _show_version(value: bool) -> None:
@@ -78,21 +86,35 @@ def make_app(only: str | None = None) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_about)
-    for name, (place, function) in COMMANDS.items():
-        if only in (None, name):
-            app.command(name)(_guard(expand(getattr(_module(place), function))))
-    for name, (place, about, functions) in GROUPS.items():
-        if only in (None, name):
-            group = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-            group.callback()(getattr(_module(place), about))
-            for function in functions:
-                group.command(function)(_guard(expand(getattr(_module(place), function))))
-            app.add_typer(group, name=name)
+    groups: dict[str, typer.Typer] = {}
+    for words, (module, function) in COMMANDS.items():
+        name, _, subcommand = words.partition(" ")
+        if only not in (None, name):
+            continue
+        command = _guard(expand(getattr(_module(module), function)))
+        if subcommand:
+            groups[name].command(subcommand)(command)
+        elif any(other.startswith(f"{name} ") for other in COMMANDS):
+            runs = name == "compare"  # without a subcommand it measures; the others show their help
+            groups[name] = typer.Typer(invoke_without_command=runs, no_args_is_help=not runs, rich_markup_mode="rich")
+            groups[name].callback()(command)
+            app.add_typer(groups[name], name=name)
+        else:
+            app.command(name)(command)
     return app
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"fedmed_cli.cli.commands.{name}")
+
+
+def _renamed(arguments: list[str]) -> list[str]:
+    """The arguments with a command in place of an option that it once was, which is said."""
+    for (command, option), name in RENAMED.items():
+        if arguments[:1] == [command] and option in arguments:
+            sys.stderr.write(f"fedmed: hint: 'fedmed {command} {option}' is now 'fedmed {command} {name}'\n")
+            return [command, name, *(argument for argument in arguments[1:] if argument != option)]
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # The matrices of LoRA are small: more BLAS threads only wait for each other, and change the last bits.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    called = arguments[0] if arguments and arguments[0] in {*COMMANDS, *GROUPS} else None
+    arguments = _renamed(list(sys.argv[1:] if argv is None else argv))
+    called = arguments[0] if arguments and arguments[0] in COMMANDS else None
     try:
         make_app(called)(args=arguments, prog_name="fedmed")
         return 0

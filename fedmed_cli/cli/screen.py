@@ -9,28 +9,16 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.codec import control_character
-from fedmed_cli.text import number_of_bytes as number_of_bytes
+from fedmed_cli.report.parts import Cell, Figure, Group, Pairs, Part, Table, Text
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table to show: column headers, rows of texts; columns after the first are aligned right unless named."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    left: frozenset[int] = frozenset({0})
-    caption: str | None = None
 
 
 class Screen:
@@ -69,8 +57,8 @@ class Screen:
         if self.verbose:
             self.say(message)
 
-    def result(self, value: Any, *shown: Table | str) -> None:
-        """The command's result: `value` as JSON, or the tables and lines for people."""
+    def result(self, value: Any, *shown: Part | str) -> None:
+        """The command's result: `value` as JSON, or parts and lines for people."""
         if self.as_json:
             text = json.dumps(value, indent=2, ensure_ascii=not _is_utf8(self.out), allow_nan=False)
             sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8") + "\n")
@@ -78,29 +66,60 @@ class Screen:
         if self.quiet:
             return
         for part in shown:
-            if isinstance(part, str):
-                self.out.print(escape(_fitting(self.out, part)), soft_wrap=True)
-            else:
-                self._table(part)
+            self._print(part)
 
-    def _table(self, table: Table) -> None:
+    def _print(self, part: Part | str) -> None:
+        match part:
+            case str():
+                self.out.print(self._safe(part), soft_wrap=True)
+            case Text():
+                # Sentences are wrapped for a reader; what goes to a file stays one line.
+                self.out.print(self._safe(part.text), soft_wrap=not self.out.is_terminal)
+            case Table():
+                self._print_table(part)
+            case Pairs():
+                self._print_pairs(part)
+            case Figure():
+                from fedmed_cli.cli.tables.pictures import picture
+
+                for inner in picture(part):
+                    self._print(inner)
+            case Group():
+                self.out.print(f"[bold]{self._safe(part.title)}[/bold]")
+                for inner in part.parts:
+                    self._print(inner)
+
+    def _print_table(self, table: Table) -> None:
         from rich import box
         from rich.table import Table as RichTable
 
-        wide = RichTable(
-            title=escape(_fitting(self.out, table.title)),
-            title_justify="left",
-            title_style="bold",
-            caption=escape(_fitting(self.out, table.caption)) if table.caption else None,
-            caption_justify="left",
+        self.out.print(f"[bold]{self._safe(table.caption)}[/bold]", soft_wrap=not self.out.is_terminal)
+        shown = RichTable(
             box=box.SIMPLE_HEAD,
             pad_edge=False,
+            collapse_padding=True,
         )
         for i, column in enumerate(table.columns):
-            wide.add_column(escape(column), justify="left" if i in table.left else "right", overflow="fold")
+            is_text = i == 0 or i in table.left
+            shown.add_column(self._safe(column), justify="left" if is_text else "right", overflow="fold")
         for row in table.rows:
-            wide.add_row(*(escape(_fitting(self.out, cell)) for cell in row))
-        self.out.print(wide)
+            shown.add_row(*map(self._safe, row))
+        self.out.print(shown)
+
+    def _print_pairs(self, pairs: Pairs) -> None:
+        from rich.table import Table as RichTable
+
+        shown = RichTable.grid(padding=(0, 2))
+        for name, value in pairs.rows:
+            shown.add_row(self._safe(name), self._safe(value))
+        self.out.print(shown)
+
+    def _safe(self, content: str | Cell) -> str:
+        """A text or cell that steers neither the terminal nor rich; a minus sign is the one that programs read."""
+        text = (
+            content if isinstance(content, str) else "\n".join(part for part in (content.text, *content.lines) if part)
+        )
+        return escape(_fitting(self.out, text.replace("\N{MINUS SIGN}", "-")))
 
     def write(self, text: str) -> None:
         """A piece of streamed text on stdout, as it is, but for control characters."""

@@ -15,8 +15,7 @@ from fedmed_cli.data import examples
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.partition import MIN_LABEL_COUNT
 from fedmed_cli.errors import CombineError, InputError
-from fedmed_cli.evaluation import generated as answering
-from fedmed_cli.evaluation import mcq, measuring
+from fedmed_cli.evaluation import generated, mcq, measuring
 from fedmed_cli.evaluation.compared_adapters import BASE, GLOBAL, POOLED, worst_sites
 from fedmed_cli.evaluation.mcq_files import QuestionSet
 from fedmed_cli.events import Say, StageProgress
@@ -27,9 +26,8 @@ from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.comparison import Comparison, Score, Tally
 from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace import Workspace
 
-DEFAULT_TEST_SAMPLES = 600
 MAX_VALUES = 30
 NO_VALUE, OTHER = "none", "other"
 
@@ -61,10 +59,10 @@ def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> Te
         )
     rows = examples.read_jsonl(path)
     group_by = workspace.group_column(site)
-    chosen = measuring.choose(rows, limit, group_by, examples.home_site)
-    if len(chosen) < len(rows):
-        say(f"measuring on {len(chosen)} of {len(rows)} examples of {name} (--max-eval-samples)")
-    return TestSet(chosen, name, group_by)
+    sample = measuring.sample(rows, limit, group_by, examples.home_site)
+    if len(sample) < len(rows):
+        say(f"measuring on {len(sample)} of {len(rows)} examples of {name} (--max-eval-samples)")
+    return TestSet(sample, name, group_by)
 
 
 def site_parts(rows: Sequence[Example]) -> dict[str, list[int]]:
@@ -82,14 +80,15 @@ def column_parts(rows: Sequence[Example], column: str) -> dict[str, list[int]]:
     if not any(column in row.columns for row in rows):
         names = ", ".join(sorted({name[:40] for row in rows for name in row.columns})[:30]) or "no column"
         raise InputError(f"--by-column {column}: the test examples have no such column, found {names}")
-    found: dict[str, list[int]] = {}
+    by_value: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        found.setdefault(row.columns.get(column) or NO_VALUE, []).append(i)
-    frequent = sorted(found, key=lambda value: (-len(found[value]), value))[:MAX_VALUES]
+        by_value.setdefault(row.columns.get(column) or NO_VALUE, []).append(i)
+    frequent = sorted(by_value, key=lambda value: (-len(by_value[value]), value))[:MAX_VALUES]
     parts: dict[str, list[int]] = {}
-    for value, indices in found.items():
-        told = value in frequent and len(indices) >= MIN_LABEL_COUNT and len(value) <= 80 and value.isprintable()
-        parts.setdefault(value if told else OTHER, []).extend(indices)
+    for value, indices in by_value.items():
+        is_label = len(value) <= 80 and value.isprintable()
+        named = value in frequent and len(indices) >= MIN_LABEL_COUNT and is_label
+        parts.setdefault(value if named else OTHER, []).extend(indices)
     return {value: sorted(parts[value]) for value in sorted(parts)}
 
 
@@ -97,7 +96,7 @@ def measure_all(
     workspace: Workspace,
     plan: Plan,
     lm: LanguageModel,
-    chosen: Mapping[str, Adapter],
+    adapters: Mapping[str, Adapter],
     items: measuring.EvaluationSet,
     progress: StageProgress | None = None,
 ) -> dict[str, Losses]:
@@ -105,9 +104,8 @@ def measure_all(
 
     CombineError where an adapter that adds something leaves every single loss as the base's: it was not applied.
     """
-    everything: dict[str, Adapter | None] = {BASE: None, **chosen}
     losses: dict[str, Losses] = {}
-    for name, adapter in everything.items():
+    for name, adapter in {BASE: None, **adapters}.items():
         report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
         losses[name] = measuring.measure_cached(workspace, plan, lm, adapter, items, report)
         adds = adapter is not None and any(b.any() for _, b in adapter.factors.values())
@@ -124,45 +122,40 @@ def compare(
     workspace: Workspace,
     plan: Plan,
     lm: LanguageModel,
-    chosen: Mapping[str, Adapter],
+    adapters: Mapping[str, Adapter],
     tests: TestSet,
     *,
     site: str | None = None,
-    homes: Mapping[str, str] | None = None,
+    local_only: Mapping[str, str] | None = None,
     by_column: Sequence[str] = (),
     num_generated: int = 0,
     max_new_tokens: int = 64,
-    choices: QuestionSet | None = None,
+    multiple_choice: QuestionSet | None = None,
     num_resamples: int = intervals.NUM_RESAMPLES,
     say: Say = lambda message: None,
     progress: StageProgress | None = None,
 ) -> Comparison:
     """Measure the base and every adapter on the same examples; each difference is paired by example.
 
-    `site` is the hospital whose own examples these are; `homes` names the site that alone trained an adapter,
-    where that is not the adapter of the site's name. Answers are generated to `num_generated` of the questions.
+    `site` is the hospital whose own examples these are; `local_only` names the site of each adapter that was
+    trained without the federation. Answers are generated to `num_generated` of the questions.
     """
     items = measuring.prepare(lm, plan, tests.examples, tests.group_by)
-    if items.num_skipped:
-        say(f"{items.num_skipped} of {len(tests.examples)} examples skipped: the question alone fills max_length")
-    if items.num_truncated:
-        say(f"{items.num_truncated} of {len(items.examples)} answers cut at max_length {plan.training.max_length}")
     shares = site_parts(items.examples)
     columns = {column: column_parts(items.examples, column) for column in by_column}
-    losses = measure_all(workspace, plan, lm, chosen, items, progress)
+    losses = measure_all(workspace, plan, lm, adapters, items, progress)
     paired = Paired(losses, items.groups, num_resamples)
     parts = {OVERALL: list(range(len(items.examples))), **shares}
     # Part by part, for all adapters share the resamples of a part.
     by_part = {part: {name: paired.score(name, indices) for name in losses} for part, indices in parts.items()}
     scores = {name: {part: by_part[part][name] for part in parts} for name in losses}
-    asked = measuring.choose(items.examples, num_generated, tests.group_by, examples.home_site)
-    generated = picked = None
-    if asked:
-        generated = answering.measure(
-            plan, lm, chosen, asked, tests.group_by, max_new_tokens, num_resamples=num_resamples, progress=progress
+    overlap = accuracy = None
+    if sample := measuring.sample(items.examples, num_generated, tests.group_by, examples.home_site):
+        overlap = generated.measure(
+            plan, lm, adapters, sample, tests.group_by, max_new_tokens, num_resamples=num_resamples, progress=progress
         )
-    if choices is not None:
-        picked = mcq.measure(workspace, plan, lm, chosen, choices, say=say, progress=progress)
+    if multiple_choice is not None:
+        accuracy = mcq.measure(workspace, plan, lm, adapters, multiple_choice, say=say, progress=progress)
     return Comparison(
         plan=plan.digest,
         base_fingerprint=plan.base.fingerprint,
@@ -170,22 +163,22 @@ def compare(
         examples_digest=items.digest,
         num_resamples=num_resamples,
         seed=0,
-        adapters={BASE: None} | {name: adapter.digest for name, adapter in chosen.items()},
+        adapters={BASE: None} | {name: adapter.digest for name, adapter in adapters.items()},
         scores=scores,
-        choices=picked,
-        generated=generated,
+        choices=accuracy,
+        generated=overlap,
         columns={
             column: {value: {name: paired.score(name, indices) for name in losses} for value, indices in values.items()}
             for column, values in columns.items()
         },
         num_skipped=items.num_skipped,
         num_truncated=items.num_truncated,
-        on_other_sites=paired.on_other_sites(shares, {name: name for name in shares} | dict(homes or {})),
+        on_other_sites=paired.on_other_sites(shares, {name: name for name in shares} | dict(local_only or {})),
         recovered=paired.recovered(),
         round=workspace.newest_round() or None,
         site=site,
         worst_sites=worst_sites({name: {part: scores[name][part] for part in shares} for name in losses}),
-        run=lm.environment() | {"created": utc_now()},
+        run=measuring.environment(lm),
     )
 
 
@@ -199,8 +192,7 @@ class Paired:
 
     def score(self, name: str, indices: Sequence[int]) -> Score:
         """One adapter on the examples at `indices`."""
-        own = self.losses[name].take(indices)
-        loss = summarize(own, [self.groups[i] for i in indices])
+        loss = summarize(self.losses[name].take(indices), [self.groups[i] for i in indices])
         return Score(
             loss=loss.mean,
             perplexity=math.exp(min(loss.mean, 700)),
@@ -227,16 +219,14 @@ class Paired:
         signs = np.sign(self.losses[name].take(indices).nll - self.losses[BASE].take(indices).nll)
         return Tally(int(np.sum(signs < 0)), int(np.sum(signs == 0)), int(np.sum(signs > 0)))
 
-    def on_other_sites(self, shares: Mapping[str, Sequence[int]], homes: Mapping[str, str]) -> dict[str, Interval]:
-        """By adapter of one site: loss of the global adapter minus its own, on all other sites' examples."""
-        found = {}
-        for name, site in homes.items():
+    def on_other_sites(self, shares: Mapping[str, Sequence[int]], sites: Mapping[str, str]) -> dict[str, Interval]:
+        """By adapter of one site (`sites`): loss of the global adapter minus its own, on all other sites' examples."""
+        differences = {}
+        for name, site in sites.items():
             others = sorted(i for other, indices in shares.items() if other != site for i in indices)
             if name in self.losses and GLOBAL in self.losses and others:
-                difference = self.difference(GLOBAL, name, others)
-                if difference is not None:
-                    found[name] = difference
-        return found
+                differences[name] = self.difference(GLOBAL, name, others)
+        return {name: one for name, one in differences.items() if one is not None}
 
     def recovered(self) -> Interval | None:
         """The share of the pooled adapter's gain on the base that the global adapter reaches.
@@ -250,8 +240,8 @@ class Paired:
         if pooled is None or pooled.high >= 0:
             return None
         base = self.losses[BASE]
-        own, bound = (base.nll - self.losses[name].nll for name in (GLOBAL, POOLED))
-        return intervals.ratio_interval(own, bound, base.num_tokens, self.groups, self.num_resamples)
+        gain, bound = (base.nll - self.losses[name].nll for name in (GLOBAL, POOLED))
+        return intervals.ratio_interval(gain, bound, base.num_tokens, self.groups, self.num_resamples)
 
 
 def read_questions(path: Path | None) -> list[str]:
@@ -271,12 +261,12 @@ def read_questions(path: Path | None) -> list[str]:
 
 
 def answers_side_by_side(
-    lm: LanguageModel, plan: Plan, chosen: Mapping[str, Adapter | None], questions: Sequence[str], max_new_tokens: int
+    lm: LanguageModel, plan: Plan, adapters: Mapping[str, Adapter | None], questions: Sequence[str], max_new_tokens: int
 ) -> str:
     """Markdown with each question's answers by each adapter. Only from given or bundled questions."""
     conversations = [prompts.prompt_messages(plan.prompt, question) for question in questions]
     answers = {}
-    for name, adapter in chosen.items():
+    for name, adapter in adapters.items():
         lm.use(adapter)
         answers[name] = [one.text for one in answer_many(lm, conversations, max_new_tokens)]
     lines = [
@@ -287,6 +277,6 @@ def answers_side_by_side(
     ]
     for i, question in enumerate(questions):
         lines += ["", f"## {question}"]
-        for name in chosen:
+        for name in adapters:
             lines += ["", f"**{name}**", "", answers[name][i] or "(no answer)"]
     return "\n".join(lines) + "\n"

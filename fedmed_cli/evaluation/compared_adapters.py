@@ -30,26 +30,26 @@ def workspace_adapters(
     that the round's record names.
     """
     newest = workspace.newest_round()
-    found = {}
+    adapters = {}
     for site in plan.sites.names:
         last = archive.site_adapter(workspace, plan, site)
         if last is not None:
-            found[site] = last.adapter
+            adapters[site] = last.adapter
             if last.round_number not in (None, newest):
                 say(f"site {site}: its last adapter is of round {last.round_number}, the newest round is {newest}")
     for number in range(1 if all_rounds else max(newest, 1), newest + 1):
         name = GLOBAL if number == newest else f"{GLOBAL}-{number}"
-        _add(found, name, archive.archived_global(workspace, plan, number).adapter)
+        _add(adapters, name, archive.archived_global(workspace, plan, number).adapter)
     mean = _mean_of_factors(workspace, plan, newest, say) if newest else None
     if mean is not None:
-        _add(found, FACTOR_MEAN, mean)
-    return found
+        _add(adapters, FACTOR_MEAN, mean)
+    return adapters
 
 
-def _add(found: dict[str, Adapter], name: str, adapter: Adapter) -> None:
-    if name in found:
+def _add(adapters: dict[str, Adapter], name: str, adapter: Adapter) -> None:
+    if name in adapters:
         raise UsageError(f"{name} is a site of this plan and the name of another row")
-    found[name] = adapter
+    adapters[name] = adapter
 
 
 def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) -> Adapter | None:
@@ -64,48 +64,48 @@ def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) ->
         if len(missing) < len(used):
             say(f"no {FACTOR_MEAN}: rounds/{newest:03d} does not hold the contribution of {', '.join(missing)}")
         return None  # a hospital's workspace: it has never had the others' contributions
-    taken = []
+    contributions = []
     for site in used:
         folder = archive.archived_contribution(workspace, plan, newest, site)
         archive.check_as_filed(folder, record)
-        taken.append(folder.adapter)
+        contributions.append(folder.adapter)
     weights = [record.server_lr * decision.weight * decision.clip_factor for decision in used.values()]
     if record.server_momentum:
         say(f"{FACTOR_MEAN} is without the round's server momentum: it has no meaning for factors")
     try:
-        return factor_mean(plan, archive.starting_adapter(workspace, plan, newest), taken, weights)[0]
+        return factor_mean(plan, archive.starting_adapter(workspace, plan, newest), contributions, weights)[0]
     except CombineError as error:
         say(f"no {FACTOR_MEAN}: {error.message}")
         return None
 
 
-def named_adapters(plan: Plan, given: Sequence[str], taken: Mapping[str, Adapter]) -> dict[str, Adapter]:
-    """Adapters given as PATH or NAME=PATH; UsageError where a name is taken."""
-    found: dict[str, Adapter] = {}
-    for text in given:
+def named_adapters(plan: Plan, arguments: Sequence[str], others: Mapping[str, Adapter]) -> dict[str, Adapter]:
+    """Adapters given as PATH or NAME=PATH; UsageError where a name is already that of another one."""
+    adapters: dict[str, Adapter] = {}
+    for text in arguments:
         name, equals, path = text.partition("=")
         if not equals:
             name, path = Path(text).name, text
-        if name in (BASE, POOLED) or name in taken or name in found:
+        if name in (BASE, POOLED) or name in others or name in adapters:
             raise UsageError(f"--adapter {text}: the name {name!r} is taken", hint="give another: --adapter NAME=PATH")
         if not (0 < len(name) <= 80 and name.isprintable()):
             raise UsageError(f"--adapter {text[:80]!a}: the name must be 1 to 80 printable characters")
-        found[name] = gate.read_folder(Path(path), plan).adapter
-    return found
+        adapters[name] = gate.read_folder(Path(path), plan).adapter
+    return adapters
 
 
-def local_only(plan: Plan, given: Sequence[str], taken: Mapping[str, Adapter]) -> dict[str, tuple[str, Adapter]]:
-    """What sites reached alone, given as SITE=PATH: `alone-SITE` to the site and its adapter."""
-    found = {}
-    for text in given:
+def local_only(plan: Plan, arguments: Sequence[str], others: Mapping[str, Adapter]) -> dict[str, tuple[str, Adapter]]:
+    """Adapters trained without the federation, given as SITE=PATH: `alone-SITE` to the site and its adapter."""
+    adapters: dict[str, tuple[str, Adapter]] = {}
+    for text in arguments:
         site, equals, path = text.partition("=")
         if not equals or site not in plan.sites.names:
             raise UsageError(f"--alone {text[:80]!a}: expected SITE=PATH with a site of {', '.join(plan.sites.names)}")
         name = f"{ALONE}-{site}"
-        if name in taken or name in found:
+        if name in others or name in adapters:
             raise UsageError(f"--alone {text}: the name {name!r} is taken")
-        found[name] = (site, gate.read_folder(Path(path), plan).adapter)
-    return found
+        adapters[name] = (site, gate.read_folder(Path(path), plan).adapter)
+    return adapters
 
 
 def worst_sites(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, str]:

@@ -26,7 +26,7 @@ def coordinator_set(
         say(f"the coordinator has no examples to {use} with")
         return None
     group_by = workspace.group_column()
-    chosen = measuring.choose(rows, limit or coordinator_examples.DEFAULT_SAMPLES, group_by, examples.home_site)
-    if len(chosen) < len(rows):
-        say(f"coordinator: {len(chosen)} of {len(rows)} examples to {use} with")
-    return measuring.prepare(lm, plan, chosen, group_by)
+    sample = measuring.sample(rows, limit or coordinator_examples.DEFAULT_SAMPLES, group_by, examples.home_site)
+    if len(sample) < len(rows):
+        say(f"coordinator: {len(sample)} of {len(rows)} examples to {use} with")
+    return measuring.prepare(lm, plan, sample, group_by)

@@ -51,18 +51,18 @@ class Question:
     def parse(self, text: str) -> int | None:
         """The option that a generated answer chooses: a label at its start, or one option's text; else None."""
         if self.labels == DECISIONS:
-            found = _DECISION.match(text)
-            return DECISIONS.index(found.group(1).lower()) if found else None
-        found = _LETTER.match(text)
-        if found:
-            return self.labels.index(found.group(1)) if found.group(1) in self.labels else None
-        said = [i for i, option in enumerate(self.options) if option.casefold() in text.casefold()]
-        return said[0] if len(said) == 1 else None
+            decision = _DECISION.match(text)
+            return DECISIONS.index(decision.group(1).lower()) if decision else None
+        letter = _LETTER.match(text)
+        if letter:
+            return self.labels.index(letter.group(1)) if letter.group(1) in self.labels else None
+        mentioned = [i for i, option in enumerate(self.options) if option.casefold() in text.casefold()]
+        return mentioned[0] if len(mentioned) == 1 else None
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """The questions of a file that are asked, how it lays them out, and how many of its rows are none."""
+    """The questions of a file that are asked, how it lays them out, and how many of its rows are left out."""
 
     questions: list[Question]
     layout: ChoiceLayout
@@ -84,10 +84,10 @@ def read_questions(path: Path, limit: int, say: Say) -> QuestionSet:
     lower = [
         ({str(k).lower(): v for k, v in value.items()}, line) for line, value in rows if isinstance(value, Mapping)
     ]
-    layout = _layout(lower, path)
-    first = _first_number(lower, path) if layout == "columns" else 0
+    layout = _find_layout(lower, path)
+    first = _find_first_number(lower, path) if layout == "columns" else 0
     faults = [(line, value.message) for line, value in rows if isinstance(value, BadRow)]
-    found: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
     num_repeated = 0
     for row, line in lower:
         try:
@@ -95,23 +95,23 @@ def read_questions(path: Path, limit: int, say: Say) -> QuestionSet:
         except BadRow as fault:
             faults.append((line, f"{path}: row {line}: {fault.message}"))
             continue
-        num_repeated += question.key in found
-        found.setdefault(question.key, question)
+        num_repeated += question.key in questions
+        questions.setdefault(question.key, question)
     if len(faults) > MAX_SKIPPED * len(rows):
         raise InputError(
-            min(faults)[1], hint=f"{len(faults)} of {len(rows)} rows are no question with options and an answer"
+            min(faults)[1], hint=f"{len(faults)} of {len(rows)} rows are not a question with options and an answer"
         )
     if faults:
-        say(f"{path.name}: {len(faults)} of {len(rows)} rows left out: no question with options and an answer")
+        say(f"{path.name}: {len(faults)} of {len(rows)} rows left out: not a question with options and an answer")
     if num_repeated:
         say(f"{path.name}: {num_repeated} repeated questions left out")
-    chosen = sorted(found.values(), key=lambda question: question.key)[:limit]
-    if len(chosen) < len(found):
-        say(f"{path.name}: {len(chosen)} of {len(found)} questions (--max-eval-samples)")
-    return QuestionSet(chosen, layout, path.name, len(faults) + num_repeated)
+    sample = sorted(questions.values(), key=lambda question: question.key)[:limit]
+    if len(sample) < len(questions):
+        say(f"{path.name}: {len(sample)} of {len(questions)} questions (--max-eval-samples)")
+    return QuestionSet(sample, layout, path.name, len(faults) + num_repeated)
 
 
-def _layout(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> ChoiceLayout:
+def _find_layout(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> ChoiceLayout:
     names = {name for row, _ in rows[:100] for name in row}
     if "question" in names and "options" in names:
         return "options"
@@ -119,15 +119,15 @@ def _layout(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> Choice
         return "columns"
     if "question" in names and "final_decision" in names:
         return "decision"
-    found = ", ".join(sorted(name[:40] for name in names)[:30]) or "none"
+    columns = ", ".join(sorted(name[:40] for name in names)[:30]) or "none"
     raise InputError(
-        f"{path}: is not a file of multiple-choice questions, found columns {found}",
+        f"{path}: is not a file of multiple-choice questions, found columns {columns}",
         hint="expected question and options with answer_idx or answer (MedQA), or with opa, opb, opc, opd and cop "
         "(MedMCQA), or with final_decision (PubMedQA)",
     )
 
 
-def _first_number(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> int:
+def _find_first_number(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> int:
     """Whether `cop` counts options from 0 (the hub's MedMCQA) or from 1 (the original files)."""
     seen = {place for row, _ in rows if type(place := row.get("cop")) is int} & {0, 1, 2, 3, 4}
     if {0, 4} <= seen or not seen & {0, 4}:
@@ -138,7 +138,7 @@ def _first_number(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> 
     return 0 if 0 in seen else 1
 
 
-def _question(text: str, options: Sequence[str], answer: int) -> Question:
+def _make_question(text: str, options: Sequence[str], answer: int) -> Question:
     if not 2 <= len(options) <= len(LETTERS):
         raise BadRow("options", f"expected 2 to {len(LETTERS)} options, found {len(options)}")
     if not 0 <= answer < len(options):
@@ -161,7 +161,7 @@ def _from_options(row: Mapping[str, Any], first: int) -> Question:
         answer = row.get(name)
         if isinstance(answer, str) and (answer in keys or answer in texts):
             place = keys.index(answer) if answer in keys else texts.index(answer)
-            return _question(text_of(row.get("question"), "question"), texts, place)
+            return _make_question(text_of(row.get("question"), "question"), texts, place)
     raise BadRow("no_answer", "expected answer_idx or answer to be an option's letter or text")
 
 
@@ -171,7 +171,7 @@ def _from_columns(row: Mapping[str, Any], first: int) -> Question:
     if type(place) is not int:
         raise BadRow("no_answer", "expected cop to be a whole number")
     options = [text_of(row.get(name), name) for name in _COLUMNS]
-    return _question(text_of(row.get("question"), "question"), options, place - first)
+    return _make_question(text_of(row.get("question"), "question"), options, place - first)
 
 
 def _from_decision(row: Mapping[str, Any], first: int) -> Question:

@@ -45,8 +45,8 @@ def measure(
                 if len(items[i].ends) != len(items[batch[0]].ends) or rows * len(items[i].prompt) > CACHE_TOKENS:
                     break
                 batch.append(i)
-            found = _nll(lm, [items[i] for i in batch]).double().cpu().numpy()
-            for i, values in zip(batch, found, strict=True):
+            losses = _measure_batch(lm, [items[i] for i in batch]).double().cpu().numpy()
+            for i, values in zip(batch, losses, strict=True):
                 nll[starts[i] : starts[i + 1]] = values
             done += len(batch)
             if progress:
@@ -54,8 +54,8 @@ def measure(
     return Losses(nll, np.array([len(end) for item in items for end in item.ends]))
 
 
-def _nll(lm: LanguageModel, items: Sequence[Continued]) -> torch.Tensor:
-    """(items, ends): all items have the same number of ends.
+def _measure_batch(lm: LanguageModel, items: Sequence[Continued]) -> torch.Tensor:
+    """Negative log-likelihoods (items, ends); all items have the same number of ends.
 
     Prompts are padded on the left, so that all end at one place; their keys and values are then repeated for each
     end, which is padded on the right. The first token of an end is predicted by the prompt's last position.
@@ -70,12 +70,16 @@ def _nll(lm: LanguageModel, items: Sequence[Continued]) -> torch.Tensor:
     ends = [end for item in items for end in item.ends]
     longest = max(map(len, ends))
     if longest > 1 and not isinstance(output.past_key_values, transformers.DynamicCache):
-        whole = [Encoded((*item.prompt, *end), len(item.prompt), False) for item in items for end in item.ends]
-        return nll_per_example(lm, whole).view(len(items), number)  # no cache that could be repeated
+        rows = [Encoded((*item.prompt, *end), len(item.prompt), False) for item in items for end in item.ends]
+        return nll_per_example(lm, rows).view(len(items), number)  # no cache that could be repeated
     ids = torch.tensor([[*end, *[0] * (longest - len(end))] for end in ends], device=lm.device)  # (rows, longest)
     real = torch.tensor([[1] * len(end) + [0] * (longest - len(end)) for end in ends], device=lm.device)
     first = output.logits[:, -1:].float().repeat_interleave(number, dim=0)
-    logits = torch.cat([first, _rest(lm, output.past_key_values, mask, ids, number)], dim=1) if longest > 1 else first
+    logits = (
+        torch.cat([first, _later_logits(lm, output.past_key_values, mask, ids, number)], dim=1)
+        if longest > 1
+        else first
+    )
     nll = token_nll(logits, ids)
     return (nll * real).sum(dim=1).view(len(items), number)
 
@@ -89,7 +93,7 @@ def token_nll(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return logits.logsumexp(dim=2) - logits.gather(2, ids[..., None]).squeeze(2)
 
 
-def _rest(lm: LanguageModel, cache: Any, mask: torch.Tensor, ids: torch.Tensor, number: int) -> torch.Tensor:
+def _later_logits(lm: LanguageModel, cache: Any, mask: torch.Tensor, ids: torch.Tensor, number: int) -> torch.Tensor:
     """Logits that predict the second to the last token of each end: (rows, longest - 1, vocabulary)."""
     cache.batch_repeat_interleave(number)
     before = mask.repeat_interleave(number, dim=0)

@@ -21,12 +21,14 @@ from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.loss import nll_per_example
 from fedmed_cli.models.prompts import Encoded, encode
 from fedmed_cli.records.digests import sha256_json
+from fedmed_cli.records.measures import Run
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace import Workspace, utc_now
 from fedmed_cli.workspace.durable import write_file
 
 BATCH_TOKENS = 2048
 BATCH_EXAMPLES = 16
+OPERATIONS = (ATTENTION, LINEAR)  # fedmed's own that measuring uses where a model takes them; others are for training
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,13 @@ class EvaluationSet:
     num_truncated: int
 
 
-def choose(
+def sample(
     examples: Sequence[Example],
     limit: int,
     group_by: str | None = None,
     stratum: Callable[[Example], str] = lambda example: "",
 ) -> list[Example]:
-    """At most `limit` examples, a fixed choice spread over the values of `stratum` in proportion.
+    """At most `limit` examples, always the same ones, spread over the values of `stratum` in proportion.
 
     Within a stratum each group gives one example before any gives a second one, because what an interval is
     worth goes by the number of groups. The order goes by digest: as good as random and the same every time.
@@ -77,17 +79,22 @@ def _by_turns(examples: Sequence[Example], group_by: str | None) -> list[Example
 
 def prepare(lm: LanguageModel, plan: Plan, examples: Sequence[Example], group_by: str | None) -> EvaluationSet:
     """Encode examples for measuring. InputError where none has room for an answer token."""
-    kept, encoded, groups = [], [], []
+    fitting, encoded = [], []
     for example in examples:
         tokens = encode(example, plan.prompt, lm.tokenizer, plan.training.max_length)
         if tokens is not None:
-            kept.append(example)
+            fitting.append(example)
             encoded.append(tokens)
-            groups.append(example.group(group_by))
-    if not kept:
+    if not fitting:
         raise InputError(f"none of {len(examples)} examples fits into max_length {plan.training.max_length}")
-    truncated = sum(tokens.truncated for tokens in encoded)
-    return EvaluationSet(kept, encoded, groups, set_digest(kept), len(examples) - len(kept), truncated)
+    return EvaluationSet(
+        fitting,
+        encoded,
+        [example.group(group_by) for example in fitting],
+        set_digest(fitting),
+        len(examples) - len(fitting),
+        sum(tokens.truncated for tokens in encoded),
+    )
 
 
 def measure(
@@ -98,7 +105,7 @@ def measure(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
     nll = np.zeros(len(encoded))
     done = 0
-    with fast_path(lm, ATTENTION, LINEAR), torch.inference_mode():
+    with fast_path(lm, *OPERATIONS), torch.inference_mode():
         while done < len(order):
             batch = order[done : done + BATCH_EXAMPLES]
             while len(batch) > 1 and len(batch) * len(encoded[batch[-1]].ids) > BATCH_TOKENS:
@@ -110,6 +117,12 @@ def measure(
     return Losses(nll, np.array([tokens.num_supervised for tokens in encoded]))
 
 
+def environment(lm: LanguageModel) -> Run:
+    """Versions, device and the operations that measuring used, for a record's `run` object, with the time."""
+    used = [name for name in lm.fast_path.used if name in OPERATIONS]
+    return lm.environment() | {"operations": ", ".join(used) or "none", "created": utc_now()}
+
+
 def measure_cached(
     workspace: Workspace,
     plan: Plan,
@@ -118,13 +131,13 @@ def measure_cached(
     items: EvaluationSet,
     progress: Progress | None = None,
 ) -> Losses:
-    """`measure`, remembered in `.fedmed/measurements/` by adapter, base, prompt, set and arithmetic."""
-    return remembered(
+    """`measure`, kept in `.fedmed/measurements/` by adapter, base, prompt, set and arithmetic."""
+    return compute_cached(
         workspace, plan, lm, adapter, items.digest, lambda adapter: measure(lm, adapter, items.encoded, progress)
     )
 
 
-def remembered(
+def compute_cached(
     workspace: Workspace,
     plan: Plan,
     lm: LanguageModel,

@@ -23,37 +23,39 @@ def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) ->
     CombineError where files are of another plan or base, where a name stands for two adapters, or where two
     sites measured the same examples; InputError where a file is not a hospital's.
     """
-    found: dict[str, Comparison] = {}
+    records: dict[str, Comparison] = {}
     files: dict[str, str] = {}
     adapters: dict[str, str | None] = {}
-    homes: dict[str, Path] = {}  # where an adapter's name was seen first
+    first_files: dict[str, Path] = {}  # by adapter
     for path in paths:
         data = read_file(path)
         record = Comparison.from_bytes(data, str(path))
-        site = _check(plan, path, record, found, files)
+        site = _check(plan, path, record, records)
         for name, digest in record.adapters.items():
             if name in adapters and adapters[name] != digest:
                 raise CombineError(
-                    f"{homes[name]} and {path}: {name!r} is adapter {_short(adapters[name])} in the one and "
+                    f"{first_files[name]} and {path}: {name!r} is adapter {_short(adapters[name])} in the one and "
                     f"{_short(digest)} in the other",
                     hint="all hospitals compare the same adapters, after the same round",
                 )
-            homes.setdefault(name, path)
+            first_files.setdefault(name, path)
         adapters |= record.adapters
-        found[site], files[site] = record, sha256_bytes(data)
-    names = [name for name in adapters if all(name in record.scores for record in found.values())]
+        records[site], files[site] = record, sha256_bytes(data)
+    names = [name for name in adapters if all(name in record.scores for record in records.values())]
     for name in adapters:
         if name not in names:
-            where = ", ".join(site for site, record in found.items() if name in record.scores)
+            where = ", ".join(site for site, record in records.items() if name in record.scores)
             say(f"{name} was measured at {where} only, so it has no mean")
-    if missing := [site for site in plan.sites.names if site not in found]:
+    if missing := [site for site in plan.sites.names if site not in records]:
         say(f"no comparison from {', '.join(missing)}")
-    overall = {site: {name: score[OVERALL] for name, score in record.scores.items()} for site, record in found.items()}
-    numbers = {record.round for record in found.values()}
+    overall = {
+        site: {name: score[OVERALL] for name, score in record.scores.items()} for site, record in records.items()
+    }
+    rounds = {record.round for record in records.values()}
     return Matrix(
         plan=plan.digest,
         base_fingerprint=plan.base.fingerprint,
-        round=next(iter(numbers)) if len(numbers) == 1 else None,
+        round=rounds.pop() if len(rounds) == 1 else None,
         adapters=adapters,
         sites={
             site: MatrixSite(
@@ -62,18 +64,16 @@ def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) ->
                 num_groups=overall[site]["base"].num_groups,
                 scores=overall[site],
             )
-            for site, record in sorted(found.items())
+            for site, record in sorted(records.items())
         },
-        means={name: statistics.fmean(overall[site][name].loss for site in found) for name in names},
-        worst_sites=worst_sites({name: {site: overall[site][name] for site in found} for name in names}),
+        means={name: statistics.fmean(overall[site][name].loss for site in records) for name in names},
+        worst_sites=worst_sites({name: {site: overall[site][name] for site in records} for name in names}),
         files=files,
         run={"created": utc_now()},
     )
 
 
-def _check(
-    plan: Plan, path: Path, record: Comparison, found: Mapping[str, Comparison], files: Mapping[str, str]
-) -> str:
+def _check(plan: Plan, path: Path, record: Comparison, records: Mapping[str, Comparison]) -> str:
     """The site that measured, where its file belongs to this plan and to no other file."""
     if record.site is None:
         raise InputError(
@@ -88,14 +88,14 @@ def _check(
         raise CombineError(
             f"{path}: is of base model {short(record.base_fingerprint)}…, expected {short(plan.base.fingerprint)}…"
         )
-    if record.site in found:
+    if record.site in records:
         raise CombineError(f"{path}: site {record.site} appears in two files")
     for name in record.adapters:
         if OVERALL not in record.scores.get(name, {}):
             raise InputError(f"{path}: scores.{name[:80]} has no {OVERALL!r}")
     if record.adapters.get("base", "") is not None:
         raise InputError(f"{path}: adapters has no base")
-    for site, other in found.items():
+    for site, other in records.items():
         if other.examples_digest == record.examples_digest:
             raise CombineError(f"{path}: sites {site} and {record.site} measured on the same examples")
     return record.site

@@ -12,7 +12,7 @@ from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores, SiteScore
-from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace import Workspace
 
 
 def score(
@@ -22,7 +22,7 @@ def score(
     data = site_data.workspace_data(workspace, name)
     if not data.validation:
         raise InputError(f"site {name} has no validation examples to score with")
-    chosen = measuring.choose(data.validation, max_eval_samples, data.group_by)
+    chosen = measuring.sample(data.validation, max_eval_samples, data.group_by)
     if len(chosen) < len(data.validation):
         events.say(f"site {name}: scoring on {len(chosen)} of {len(data.validation)} validation examples")
     items = measuring.prepare(lm, plan, chosen, data.group_by)
@@ -49,5 +49,5 @@ def score(
         num_examples=len(items.examples),
         num_groups=len(set(items.groups)),
         gains=gains,
-        run=lm.environment() | {"created": utc_now()},
+        run=measuring.environment(lm),
     )

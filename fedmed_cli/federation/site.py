@@ -190,7 +190,7 @@ def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Exa
 def _make_evaluation_set(task: _Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
     if not rows:
         return None
-    chosen = measuring.choose(rows, task.choices.max_eval_samples, group_by)
+    chosen = measuring.sample(rows, task.choices.max_eval_samples, group_by)
     if len(chosen) < len(rows):
         task.say(f"{use} on {len(chosen)} of {len(rows)} validation examples")
     return measuring.prepare(task.lm, task.plan, chosen, group_by)

@@ -90,7 +90,7 @@ class ChoiceScore:
 
 
 @dataclass(frozen=True)
-class Choices:
+class MultipleChoice:
     """Multiple-choice questions of a file: what they are, and each adapter's score. `chance` is that of guessing."""
 
     examples: str
@@ -123,7 +123,7 @@ class Comparison(Record):
     seed: int
     adapters: dict[str, str | None]
     scores: dict[str, dict[str, Score]]
-    choices: Choices | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    choices: MultipleChoice | None = field(default=None, metadata=OMIT_IF_EMPTY)
     columns: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     generated: Generated | None = field(default=None, metadata=OMIT_IF_EMPTY)
     num_skipped: int = field(default=0, metadata=OMIT_IF_EMPTY)

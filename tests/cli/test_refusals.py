@@ -417,8 +417,7 @@ def test_a_bug_of_ours_shows_frames_and_no_value(monkeypatch, tmp_path, capsys):
 def test_options_that_would_be_ignored_are_refused_or_said(trained_workspace, fails, capsys):
     root = trained_workspace.root
     assert "goes with --robust" in fails(2, "aggregate", "--num-malicious", "1", "-C", root)
-    argv = ["compare", "--site", "A", "--scores", "--adapter", trained_workspace.contribution("B")]
-    assert "--adapter: no use with --scores" in fails(2, *argv, "-C", root)
+    assert "the plan has no such site" in fails(2, "compare", "--scores", "--site", "Z", "-C", root)
     argv = ["aggregate", "--weights", "tokens", "--max-eval-samples", "5", "-C", str(root)]
     assert main(argv) == 0
     assert "nothing is measured with these settings" in capsys.readouterr().err

@@ -123,7 +123,7 @@ def test_what_is_left_out_is_said(tmp_path):
     assert len(found.questions) == 25
     assert found.num_skipped == 3
     assert said == [
-        "x.jsonl: 1 of 43 rows left out: no question with options and an answer",
+        "x.jsonl: 1 of 43 rows left out: not a question with options and an answer",
         "x.jsonl: 2 repeated questions left out",
         "x.jsonl: 25 of 40 questions (--max-eval-samples)",
     ]
@@ -189,13 +189,14 @@ def direct(folder, adapter, rows, plan):
     return np.array(texts), np.array(letters)
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_plain_transformers(round_workspace, tiny_base, tmp_path, capsys):
     root, rows = round_workspace.root, make_rows()
     path = write(tmp_path / "questions.jsonl", [as_medqa(*row) for row in rows])
     argv = ["compare", "--no-answers", "-C", str(root), "--base", str(tiny_base), "--choices", str(path)]
     capsys.readouterr()
     assert main(argv) == 0
-    assert "Accuracy in % on 30 multiple-choice questions of questions.jsonl" in capsys.readouterr().out
+    assert "30 questions of questions.jsonl; guessing is right in 25.0 %" in capsys.readouterr().out
     found = Comparison.read(root / "reports/compare.json").choices
     assert found.num_questions == found.num_asked == 30
     assert found.chance == 0.25
@@ -223,6 +224,7 @@ def test_accuracies_are_those_of_plain_transformers(round_workspace, tiny_base, 
     assert "helps most" not in text
 
 
+@pytest.mark.slow
 def test_an_adapter_of_zeros_has_the_bases_accuracies_without_a_doubt(round_workspace, tiny_base, tmp_path):
     from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
     from fedmed_cli.records.measures import Interval
@@ -241,6 +243,7 @@ def test_an_adapter_of_zeros_has_the_bases_accuracies_without_a_doubt(round_work
         assert getattr(found["zero"], what).score == getattr(found["base"], what).score
 
 
+@pytest.mark.slow
 def test_a_question_that_does_not_fit_is_left_out_and_said(round_workspace, tiny_base, tmp_path, capsys):
     rows = [as_medqa(*row) for row in make_rows(10)]
     rows[3]["question"] = "very long " * 300

@@ -1,4 +1,4 @@
-"""`fedmed compare --merge`: the hospitals' numbers in one matrix, and what may not be merged."""
+"""`fedmed compare merge`: the hospitals' numbers in one matrix, and what may not be merged."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from fedmed_cli.cli.app import main
 from fedmed_cli.records.comparison import Comparison, Matrix
 
-pytestmark = pytest.mark.usefixtures("float32")
+pytestmark = [pytest.mark.usefixtures("float32"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def files(root, sites="ABC"):
 
 
 def test_the_matrix_is_what_one_machine_measures_on_all_parts(workspace, capsys):
-    assert main(["compare", "--merge", "-C", str(workspace), *files(workspace)]) == 0
+    assert main(["compare", "merge", "-C", str(workspace), *files(workspace)]) == 0
     out = capsys.readouterr().out
     matrix = Matrix.read(workspace / "reports/matrix.json")
     whole = Comparison.read(workspace / "reports/compare.json")
@@ -49,8 +49,8 @@ def test_the_matrix_is_what_one_machine_measures_on_all_parts(workspace, capsys)
     for name, mean in matrix.means.items():
         assert mean == pytest.approx(sum(whole.scores[name][site].loss for site in "ABC") / 3, abs=1e-5)
     assert matrix.worst_sites == whole.worst_sites
-    assert f"Worst site of the global adapter: {matrix.worst_sites['global']}" in out
-    assert "Held-out loss, site (examples) by adapter" in out
+    assert f"global: site {matrix.worst_sites['global']}, " in out
+    assert "Loss at each site" in out
 
 
 def test_merging_loads_no_torch(workspace):
@@ -61,7 +61,7 @@ def test_merging_loads_no_torch(workspace):
         "import sys; from fedmed_cli.cli.app import main; code = main(sys.argv[1:]); "
         "sys.exit(code or 10 * ('torch' in sys.modules))"
     )
-    argv = ["compare", "-q", "--merge", "-C", str(workspace), *files(workspace)]
+    argv = ["compare", "merge", "-q", "-C", str(workspace), *files(workspace)]
     assert subprocess.run([sys.executable, "-c", code, *argv]).returncode == 0
 
 
@@ -72,7 +72,7 @@ def test_a_site_that_measured_fewer_adapters_leaves_gaps(workspace, capsys):
         del part["C"]
     path.write_text(json.dumps(record))
     capsys.readouterr()
-    assert main(["compare", "--merge", "-C", str(workspace), *files(workspace, "AB")]) == 0
+    assert main(["compare", "merge", "-C", str(workspace), *files(workspace, "AB")]) == 0
     err = capsys.readouterr().err
     assert "C was measured at A only, so it has no mean" in err
     assert "no comparison from C" in err
@@ -97,7 +97,7 @@ def test_a_site_that_measured_fewer_adapters_leaves_gaps(workspace, capsys):
 def test_what_does_not_belong_together_is_refused(workspace, fails, change, code, message):
     path = workspace / "reports/compare-B.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert message in fails(code, "compare", "--merge", "-C", workspace, *files(workspace, "AB"))
+    assert message in fails(code, "compare", "merge", "-C", workspace, *files(workspace, "AB"))
     assert not (workspace / "reports/matrix.json").exists()
 
 
@@ -106,7 +106,7 @@ def test_one_name_for_two_adapters_is_refused(workspace, fails):
     record = json.loads(path.read_text())
     record["adapters"]["global"] = "12" * 32
     path.write_text(json.dumps(record))
-    message = fails(4, "compare", "--merge", "-C", workspace, *files(workspace))
+    message = fails(4, "compare", "merge", "-C", workspace, *files(workspace))
     assert "'global' is adapter" in message
     assert "121212121212… in the other" in message
 
@@ -116,13 +116,23 @@ def test_two_sites_with_the_same_examples_are_refused(workspace, fails):
     two["examples_digest"] = one["examples_digest"]
     (workspace / "reports/compare-B.json").write_text(json.dumps(two))
     assert "sites A and B measured on the same examples" in fails(
-        4, "compare", "--merge", "-C", workspace, *files(workspace)
+        4, "compare", "merge", "-C", workspace, *files(workspace)
     )
 
 
-def test_files_and_options_that_do_not_go_together(workspace, fails):
-    argv = ["-C", workspace]
-    assert "files are given with --merge" in fails(2, "compare", *argv, *files(workspace))
-    assert "--merge takes two files or more" in fails(2, "compare", "--merge", *argv, *files(workspace, "A"))
-    message = fails(2, "compare", "--merge", "--all-rounds", "--site", "A", *argv, *files(workspace))
-    assert "--all-rounds, --site: no use with --merge" in message
+def test_one_file_is_not_merged(workspace, fails):
+    assert "takes two files or more" in fails(2, "compare", "merge", "-C", workspace, *files(workspace, "A"))
+
+
+def test_options_of_compare_are_refused_before_a_command_that_would_not_see_them(workspace, fails):
+    assert "--site: goes after merge" in fails(2, "compare", "--site", "A", "merge", *files(workspace))
+    assert "--workspace: goes after merge" in fails(2, "compare", "-C", workspace, "merge", *files(workspace))
+
+
+def test_the_old_option_still_merges_and_names_the_command(workspace, capsys):
+    capsys.readouterr()
+    assert main(["compare", "--merge", "-C", str(workspace), *files(workspace)]) == 0
+    out, err = capsys.readouterr()
+    assert "fedmed: hint: 'fedmed compare --merge' is now 'fedmed compare merge'" in err
+    assert "Loss at each site" in out
+    assert (workspace / "reports/matrix.json").exists()

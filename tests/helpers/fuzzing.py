@@ -28,12 +28,12 @@ from fedmed_cli.evaluation import mcq_files, site_matrix
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import encode
 from fedmed_cli.records.comparison import (
-    Choices,
     ChoiceScore,
     Comparison,
     Generated,
     Matrix,
     MatrixSite,
+    MultipleChoice,
     OverlapScore,
     Pooled,
     Rate,
@@ -315,7 +315,7 @@ def make_targets(folder):
     score = Score(1.0, 2.7, 0.1, 10, 10, 100, interval, None, Tally(6, 1, 3))
     rate = Rate(Interval(0.5, 0.4, 0.6), interval)
     overlap = Generated(10, 9, 64, {"base": OverlapScore(rate, rate, 1, 2)})
-    choices = Choices("x.jsonl", "0" * 64, "options", 10, 1, 5, 0.25, {
+    choices = MultipleChoice("x.jsonl", "0" * 64, "options", 10, 1, 5, 0.25, {
         "base": ChoiceScore(rate, rate, rate, rate, 2),
     })  # fmt: skip
     comparison = Comparison(

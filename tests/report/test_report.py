@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 from helpers.html_tree import parse, section, table
 
-from fedmed_cli import report
 from fedmed_cli.cli.app import main
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import (
-    Choices,
     ChoiceScore,
     Comparison,
     Generated,
     Matrix,
     MatrixSite,
+    MultipleChoice,
     OverlapScore,
     Pooled,
     Rate,
@@ -33,7 +32,9 @@ from fedmed_cli.records.comparison import (
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.split import SplitRecord
-from fedmed_cli.report import evidence, page, training, workspace_facts
+from fedmed_cli.report import page, workspace_records
+from fedmed_cli.report.sections.training import means_of_bins
+from fedmed_cli.report.tables.comparison import loss_cell
 from fedmed_cli.workspace import Workspace
 
 GOLDEN = Path(__file__).parents[1] / "golden/v1"
@@ -134,6 +135,7 @@ def test_the_golden_workspace_gives_a_report_with_the_numbers_of_its_records(gol
     assert "Not verified" in section(root, "lineage").text
 
 
+@pytest.mark.slow
 def test_the_same_workspace_gives_the_same_bytes_wherever_it_lies_and_whatever_matplotlib_is_set_to(golden, tmp_path):
     import matplotlib
 
@@ -146,13 +148,14 @@ def test_the_same_workspace_gives_the_same_bytes_wherever_it_lies_and_whatever_m
     assert len(first) < 300_000
 
 
+@pytest.mark.slow
 def test_matrix_of_hospitals_is_shown_before_the_shared_test_set(golden):
     compared = Comparison.read(golden.reports / "compare.json")
     for site in "AB":
         own = replace(compared, examples=f"data/{site}/test.jsonl", site=site)
         (golden.reports / f"compare-{site}.json").write_bytes(own.to_bytes())
     root = check_structure(written(golden))
-    rows = table(root, "Loss of each adapter on each site's examples")
+    rows = table(root, "Loss at each site")
     assert [row[0] for row in rows[1:]] == ["A", "B"]
     loss = compared.scores["global"]["overall"].loss
     assert rows[1][rows[0].index("global")].startswith(f"{loss:.4f}")
@@ -179,7 +182,7 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
         compared,
         scores=tally,
         generated=Generated(60, 31, 48, overlap),
-        choices=Choices("dev.jsonl", "0" * 64, "options", 100, 2, 50, 0.25, choice),
+        choices=MultipleChoice("dev.jsonl", "0" * 64, "options", 100, 2, 50, 0.25, choice),
         columns={"focus": kind},
         on_other_sites={"A": Interval(-0.03, -0.05, -0.01)},
         recovered=Interval(0.83, 0.7, 0.95),
@@ -217,28 +220,37 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
     (golden.reports / "pooled").mkdir()
     (golden.reports / "pooled/pooled.json").write_bytes(pooled.to_bytes())
     root = check_structure(written(golden))
-    assert {row[-1] for row in table(root, "Overall")[1:]} == {"7 / 1 / 2"}
-    right = "41.2 % [39.0, 43.0]"
-    assert table(root, "Multiple choice")[1:] == [
-        ["base", right, right, "+5.1 [+1.0, +9.0]", right, "not measured", ""],
-        ["global", right, right, "+5.1 [+1.0, +9.0]", right, right, "5 of 50"],
+    assert {row[-1] for row in table(root, "Against the global adapter")[1:]} == {"7 / 1 / 2"}
+    right, gain = "41.2 [39.0, 43.0]", "+5.1 [+1.0, +9.0]"
+    assert table(root, "Accuracy by the options")[1:] == [[name, right, right, gain] for name in ("base", "global")]
+    assert table(root, "Accuracy by letters")[1:] == [
+        ["base", right, "not measured", ""],
+        ["global", right, right, "5 of 50"],
     ]
-    assert [row[2] for row in table(root, "Overlap")[1:]] == ["", "+5.1 [+1.0, +9.0]"]
-    assert table(root, "Loss by focus")[1][:2] == ["children", f"{kind['children']['base'].num_examples}"]
+    rouge, f1 = (
+        table(root, f"Overlap with the reference answers, in % with 95 % intervals: {name}")[1:]
+        for name in ("ROUGE-L", "token F1")
+    )
+    assert [row[2:] for row in rouge] == [["", "3", "4"], [gain, "3", "4"]]
+    assert [row[2:] for row in f1] == [[gain], [gain]]
+    base = kind["children"]["base"]
+    expected = ["children", f"{base.loss:.4f}", f"{base.num_examples} in {base.num_groups} groups"]
+    row = table(root, "Loss by focus")[1]
+    assert [row[0], row[1], row[-1]] == expected
     minus = "\N{MINUS SIGN}"
     expected = ["A", "-0.0300 [-0.0500, -0.0100]".replace("-", minus)]
-    assert table(root, "Global adapter minus one site's")[1] == expected
+    assert table(root, "On the other sites' examples")[1] == expected
     text = section(root, "comparison").text
     for part in (
-        "reaches 83 % [70, 95] of the gain",
+        "reaches 83 % [70, 95] of the pooled adapter's gain",
         "global: site B",
-        "3 prompts without room",
+        "3 examples were skipped",
         "right in 25.0 %",
         "4,321 examples together",
     ):
         assert part in text, part
-    rows = table(root, "Loss of each adapter on each site's examples")
-    assert [row[0] for row in rows[1:]] == ["A", "mean of sites"]
+    rows = table(root, "Loss at each site")
+    assert [row[0] for row in rows[1:]] == ["A", "mean"]
     assert rows[2][rows[0].index("global")] == "1.2500"
 
 
@@ -246,13 +258,13 @@ def test_better_is_blue_worse_is_orange_and_the_shade_goes_by_size():
     def score(loss, gain):
         return Score(loss, 1.0, 0.0, 5, 5, 5, Interval(gain, gain, gain), None)
 
-    assert evidence._shaded(score(1.0, -0.4), 0.4, 1.0).kind == "lowest better-4"
-    assert evidence._shaded(score(1.2, -0.1), 0.4, 1.0).kind == "better-1"
-    assert evidence._shaded(score(1.3, 0.2), 0.4, 1.0).kind == "worse-2"
-    assert evidence._shaded(score(1.3, -0.001), 0.4, 1.0).kind == "better-1"
-    assert evidence._shaded(score(1.3, 0.0), 0.0, 1.0).kind == ""
+    assert loss_cell(score(1.0, -0.4), 0.4, 1.0).kind == "lowest better-4"
+    assert loss_cell(score(1.2, -0.1), 0.4, 1.0).kind == "better-1"
+    assert loss_cell(score(1.3, 0.2), 0.4, 1.0).kind == "worse-2"
+    assert loss_cell(score(1.3, -0.001), 0.4, 1.0).kind == "better-1"
+    assert loss_cell(score(1.3, 0.0), 0.0, 1.0).kind == ""
     unsure = replace(score(1.3, -0.4), against_base=Interval(-0.4, -0.9, 0.1))
-    assert evidence._shaded(unsure, 0.4, 1.0).kind == ""
+    assert loss_cell(unsure, 0.4, 1.0).kind == ""
 
 
 # --- partial workspaces -----------------------------------------------------------------------------
@@ -279,6 +291,7 @@ def test_a_plan_alone_gives_a_report_that_names_what_is_missing(tmp_path):
     assert root.all("svg") == []
 
 
+@pytest.mark.slow
 def test_a_hospitals_own_workspace_shows_its_data_and_its_contribution(trained_workspace, tmp_path):
     division = json.loads((GOLDEN / "data/division.json").read_text()) | {"site": "B"}
     home = Workspace(tmp_path / "home")
@@ -326,7 +339,7 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(golden, capsy
 @pytest.mark.parametrize("root", ["/a/b", "a", "data", "."])
 def test_paths_are_shown_from_the_workspace_on(root):
     text = f"{Path(root) / 'data/a/x.json'}: is of x/a, not of b/data/a"
-    assert workspace_facts.without_root(text, Workspace(Path(root))) == "data/a/x.json: is of x/a, not of b/data/a"
+    assert workspace_records.without_root(text, Workspace(Path(root))) == "data/a/x.json: is of x/a, not of b/data/a"
 
 
 def test_no_plan_is_an_error(tmp_path, fails):
@@ -359,6 +372,7 @@ def test_another_file_is_not_overwritten_but_a_report_is(golden, tmp_path, fails
 # --- lineage ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verified_is_said_with_what_was_checked(round_workspace):
     root = check_structure(written(round_workspace, "--verify"))
     assert "yes: 7 adapters checked" in section(root, "overview").text
@@ -367,6 +381,7 @@ def test_verified_is_said_with_what_was_checked(round_workspace):
     assert notes["rounds/001/A"].startswith("is not signed")
 
 
+@pytest.mark.slow
 def test_a_fault_stands_in_the_report_and_is_the_exit_code(round_workspace, fails, capsys):
     weights = round_workspace.round(1) / "B/adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
@@ -379,6 +394,7 @@ def test_a_fault_stands_in_the_report_and_is_the_exit_code(round_workspace, fail
     assert "found, see Lineage" in section(root, "overview").text
 
 
+@pytest.mark.slow
 def test_records_that_do_not_follow_from_each_other_are_marked(golden):
     shutil.copytree(golden.round(1), golden.round(2))
     for path in golden.round(2).glob("*/contribution.json"):
@@ -482,16 +498,17 @@ def test_nothing_foreign_becomes_markup(golden):
     assert "49" not in section(root, "plan").text.split()
 
 
+@pytest.mark.slow
 def test_answers_are_shown_side_by_side_unless_unwanted(golden):
     text = "# Answers\n\nprose **not a name** here\n\n## Q one?\n\n**base**\n\nyes\n\n**bold**\n\n**global**\n\n## no\n"
     # A line of a model's answer that looks like a name is an answer's own, unless it stands under the first question.
     text += "\n## Q two?\n\n**base**\n\nfirst\n\n**other**\n\nsecond\n\n**global**\n\nlast\n"
     (golden.reports / "answers.md").write_text(text)
-    found = workspace_facts.gather(golden).questions
+    found = workspace_records.read_records(golden).answers
     assert found == (
-        workspace_facts.Question("Q one?", {"base": "yes", "bold": "", "global": ""}),
-        workspace_facts.Question("no", {}),
-        workspace_facts.Question("Q two?", {"base": "first\n\n**other**\n\nsecond", "global": "last"}),
+        ("Q one?", {"base": "yes", "bold": "", "global": ""}),
+        ("no", {}),
+        ("Q two?", {"base": "first\n\n**other**\n\nsecond", "global": "last"}),
     )
     assert "Q two?" in section(parse(written(golden)), "answers").text
     unwanted = parse(written(golden, "--no-answers"))
@@ -504,8 +521,7 @@ def test_answers_are_shown_side_by_side_unless_unwanted(golden):
 
 def test_long_curves_are_means_of_shares():
     losses = tuple(np.random.default_rng(0).uniform(1, 3, 103).tolist())
-    record = Contribution.read(GOLDEN / "adapters/A/contribution.json")
-    bins = training._bins(replace(record, losses=losses, max_steps=103), 5)
+    bins = means_of_bins(losses, 5)
     assert len(bins) == 21
     np.testing.assert_allclose(bins[:-1], np.reshape(losses[:100], (20, 5)).mean(axis=1), rtol=1e-12)
     assert bins[-1] == pytest.approx(np.mean(losses[100:]), rel=1e-12)
@@ -529,7 +545,7 @@ def test_many_sites_and_long_names_give_a_report(golden):
     counts = next(iter(record.sites.values()))
     path.write_bytes(replace(record, sites={f"Hospital-{number:027d}": counts for number in range(200)}).to_bytes())
     root = check_structure(written(golden))
-    assert "200 sites are too many for a plot" in section(root, "data").text
+    assert "200 rows are too many" in section(root, "data").text
     assert len(table(root, "Examples of each site by set")) == 201
 
 
@@ -572,4 +588,4 @@ def test_text_and_lines_have_the_contrast_of_wcag_aa(name, colours):
 
 
 def test_the_page_and_its_style_are_in_the_package():
-    assert {path.name for path in Path(report.__file__).parent.iterdir()} >= {"page.html.jinja", "page.css"}
+    assert {path.name for path in page.HERE.iterdir()} >= {"page.html.jinja", "page.css"}

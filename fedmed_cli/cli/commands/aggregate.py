@@ -78,6 +78,10 @@ def aggregate(
             signer=signer,
             say=screen.say,
         )
-    from fedmed_cli.cli.tables.federation import aggregate_table, end_of_aggregate
+    from fedmed_cli.report.tables.round import round_parts
+    from fedmed_cli.text import number_of_bytes
 
-    screen.result(result.record.to_dict(), *aggregate_table(result.record), *end_of_aggregate(result))
+    end = "dry run: nothing was written"
+    if result.path is not None:
+        end = f"wrote {result.path} ({number_of_bytes(result.num_bytes)}): send this folder to all sites"
+    screen.result(result.record.to_dict(), *round_parts(result.record), end)

@@ -1,25 +1,35 @@
-"""`fedmed compare --merge`: the hospitals' comparisons as one matrix, site by adapter."""
+"""`fedmed compare merge`: the hospitals' comparisons as one matrix, site by adapter."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from fedmed_cli.cli.screen import Screen
-from fedmed_cli.cli.tables.comparison import matrix_lines
+import typer
+
+from fedmed_cli.cli import options as o
 from fedmed_cli.errors import UsageError
 from fedmed_cli.evaluation import site_matrix
-from fedmed_cli.records.plan import Plan
-from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
 
 
-def write_matrix(screen: Screen, place: Workspace, plan: Plan, files: list[Path]) -> None:
-    """Merge the hospitals' comparisons and write reports/matrix.json."""
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="The hospitals' reports/compare-SITE.json.", show_default=False)],
+    common: o.CommonOptions = o.CommonOptions(),
+) -> None:
+    """Merge what hospitals measured on their own test examples into one matrix, reports/matrix.json.
+
+    Example: fedmed compare merge reports/compare-*.json
+    """
+    from fedmed_cli.report.tables.comparison import matrix_parts
+
+    screen, place = common.open()
+    plan = place.read_plan()
     if len(files) < 2:
-        raise UsageError("--merge takes two files or more, for example --merge reports/compare-*.json")
+        raise UsageError("compare merge takes two files or more, for example: compare merge reports/compare-*.json")
     with place.lock():
         record = site_matrix.merge(plan, files, screen.say)
         path = place.reports / "matrix.json"
         place.set_aside(path)
         write_file(path, record.to_bytes())
-    screen.result(record.to_dict(), *matrix_lines(record), f"wrote {path}")
+    screen.result(record.to_dict(), *matrix_parts(record, plan), f"wrote {path}")

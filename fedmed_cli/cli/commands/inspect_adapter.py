@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fedmed_cli.adapters.inspect import AdapterFacts
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.records.plan import Plan
+    from fedmed_cli.report.parts import Part
 
 
 def inspect_adapter(
@@ -35,16 +36,16 @@ def inspect_adapter(
         screen.say("no plan here: the adapter is checked only against itself")
     facts = _inspect(path, plan, screen)
     value: dict[str, Any] = {"adapter": facts.to_dict()}
-    from fedmed_cli.cli.tables.adapter import facts_table, modules_table, relation_table
+    from fedmed_cli.cli.tables.adapter import facts_group, modules_table, relation_group
 
-    tables = [facts_table(facts, plan), modules_table(facts, everything=modules)]
+    parts: list[Part] = [facts_group(facts, plan), modules_table(facts, everything=modules)]
     if other is not None:
         second = _inspect(other, plan, screen)
         relation = relate(facts.adapter, second.adapter)
         names = ("cosine", "difference_norm", "relative_difference")
         value |= {"other": second.to_dict(), "relation": {name: getattr(relation, name) for name in names}}
-        tables += [facts_table(second, plan), relation_table(relation)]
-    screen.result(value, *tables)
+        parts += [facts_group(second, plan), relation_group(relation)]
+    screen.result(value, *parts)
 
 
 def _inspect(path: Path, plan: Plan | None, screen: Screen) -> AdapterFacts:

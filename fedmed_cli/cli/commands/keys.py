@@ -69,9 +69,9 @@ def show(
         parse_public,
         public_path,
     )
-    from fedmed_cli.cli.screen import Table
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
+    from fedmed_cli.report.parts import Table
     from fedmed_cli.trust.keys import default_key_path
 
     screen, place = common.open()

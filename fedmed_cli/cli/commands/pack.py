@@ -26,9 +26,9 @@ def pack(
     from fedmed_cli.adapters import gate
     from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
     from fedmed_cli.adapters.bundle import pack as pack_files
-    from fedmed_cli.cli.screen import number_of_bytes
     from fedmed_cli.errors import ConflictError, UsageError
     from fedmed_cli.records.digests import sha256_bytes
+    from fedmed_cli.text import number_of_bytes
     from fedmed_cli.workspace.durable import write_file
 
     screen, place = common.open()

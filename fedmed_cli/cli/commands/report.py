@@ -29,21 +29,21 @@ def report(
 ) -> None:
     """Write one HTML file about the federation: plan, data, losses, weights, comparison, bytes, lineage, limits.
 
-    It needs no network and holds no script, reads records alone and never loads torch. What is missing is named.
+    It needs no network and holds no script, reads only records and never loads torch. What is missing is named.
 
     Example: fedmed report
     """
-    from fedmed_cli import report as core
+    from fedmed_cli.report.write import write_report
     from fedmed_cli.text import number_of_bytes
     from fedmed_cli.trust.verify import verify_workspace
 
     screen, place = common.open()
     plan = place.read_plan()
-    checked = verify_workspace(place, plan, False, False, screen.detail) if verify else None
-    written = core.write(place, output, answers=answers, checked=checked, say=screen.say)
-    if checked is not None and checked.faults:
+    verification = verify_workspace(place, plan, False, False, screen.detail) if verify else None
+    written = write_report(place, output, answers=answers, verification=verification, say=screen.say)
+    if verification is not None and verification.faults:
         screen.say(f"wrote {written.path}, which names the faults")
-        checked.raise_faults()
+        verification.raise_faults()
     screen.result(
         {
             "path": str(written.path),
@@ -57,11 +57,11 @@ def report(
 
 def renew_report(place: Workspace, screen: Screen) -> str | None:
     """Write the workspace's report after another command; None, said, where a file of another kind is in its place."""
-    from fedmed_cli import report
     from fedmed_cli.errors import ConflictError
+    from fedmed_cli.report.write import write_report
 
     try:
-        return str(report.write(place, say=screen.say).path)
+        return str(write_report(place, say=screen.say).path)
     except ConflictError as error:
         screen.say(f"no report is written: {error.message}")
         return None

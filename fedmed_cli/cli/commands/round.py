@@ -58,7 +58,7 @@ def run_round(
         local = model.find(plan.base, screen)
 
         from fedmed_cli.cli.progress import step_events
-        from fedmed_cli.cli.tables.federation import aggregate_table, contribution_lines, loss_curves, round_table
+        from fedmed_cli.cli.tables.round import summary_parts
         from fedmed_cli.events import Events
         from fedmed_cli.federation import simulation
 
@@ -83,10 +83,7 @@ def run_round(
             stack.close()
             summaries.append(summary)
             if not screen.as_json:
-                first = next(iter(summary.contributions.values()))
-                curves = loss_curves(summary.contributions)
-                screen.result(None, round_table(summary), *curves, *aggregate_table(summary.aggregate))
-                screen.result(None, contribution_lines(first)[-1], "")
+                screen.result(None, *summary_parts(summary), "")
         page = renew_report(place, screen)
     if screen.as_json:
         screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page})
@@ -102,7 +99,7 @@ def run_round(
 
 def _is_report_older(place: Workspace) -> bool:
     """Whether the report is not there, or older than the newest number: a command was interrupted before it."""
-    from fedmed_cli.report import REPORT_NAME
+    from fedmed_cli.report.write import REPORT_NAME
 
     page, metrics = place.reports / REPORT_NAME, place.root / "metrics.jsonl"
     return not page.exists() or (metrics.exists() and page.stat().st_mtime_ns < metrics.stat().st_mtime_ns)

@@ -130,12 +130,13 @@ def split(
     Example: fedmed split --hospitals 3
     """
     from fedmed_cli.cli.progress import rows_progress
-    from fedmed_cli.cli.tables.federation import split_table
     from fedmed_cli.data import split as splitting
     from fedmed_cli.data.identifiers import MODES
     from fedmed_cli.data.sources import Source
     from fedmed_cli.data.split_files import FORMATS
     from fedmed_cli.federation.plan import plan_for_sites
+    from fedmed_cli.records.digests import short
+    from fedmed_cli.report.tables.split import split_parts
 
     screen, place = common.open()
     assigned = parse.assignment(assign) if assign else None
@@ -168,4 +169,6 @@ def split(
     if plot is not None:
         split_plot.draw(result.record, plot)
         screen.say(f"wrote {plot}")
-    screen.result(result.record.to_dict(), *split_table(place, result))
+    verb = "wrote" if result.wrote_plan else "kept"
+    next_step = f"{verb} {place.plan_path} (plan {short(result.plan.digest)}); next: fedmed round"
+    screen.result(result.record.to_dict(), *split_parts(result.record), next_step)

@@ -100,12 +100,12 @@ def train_local(
                 signer=signer,
                 events=events,
             )
-    from fedmed_cli.cli.tables.federation import contribution_lines
+    from fedmed_cli.cli.tables.round import contribution_parts
 
     if result.replaced:
         screen.say(f"the older contribution is kept in {place.relative(result.replaced)}")
     screen.result(
         result.record.to_dict(),
-        *contribution_lines(result.record),
+        *contribution_parts(result.record),
         f"wrote {result.path}: send this folder to the coordinator",
     )

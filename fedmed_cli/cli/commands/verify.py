@@ -24,8 +24,8 @@ def verify(
 
     Example: fedmed verify --recompute
     """
-    from fedmed_cli.cli.screen import Table
     from fedmed_cli.errors import UsageError
+    from fedmed_cli.report.tables.verification import checked_table
     from fedmed_cli.trust.verify import verify_folder, verify_workspace
 
     screen, place = common.open()
@@ -41,13 +41,8 @@ def verify(
     for fault in result.faults if len(result.faults) > 1 else ():
         screen.say(f"fault: {fault.message}")
     result.raise_faults()
-    rows = []
-    for one in result.checked:
-        again = "" if one.difference is None else "same bytes" if one.difference == 0 else f"{one.difference:.1e}"
-        rows.append([one.path, str(one.round or ""), one.adapter[:12], one.signature, again])
-    columns = ("adapter", "round", "digest", "signed by", "computed again")
     screen.result(
         result.to_dict(),
-        *([Table("What was checked", columns, rows, frozenset({0, 2, 3, 4}))] if rows else []),
-        f"{len(rows)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
+        *([checked_table(result.checked)] if result.checked else []),
+        f"{len(result.checked)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
     )

@@ -33,28 +33,28 @@ R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
-class Filed:
-    """A record as it lies in the workspace: its SHA-256, and the bytes of the adapter folder around it."""
+class RecordFile:
+    """A record's file in the workspace: its SHA-256, and the bytes of the adapter folder around it."""
 
     sha256: str
     folder_bytes: int
 
 
 @dataclass(frozen=True)
-class RoundFacts:
-    """One archived round. `files` is by site, and "global"; the measures are of the coordinator's report half."""
+class RoundRecords:
+    """One round. `files` is by site, and "global"; the measures are of the coordinator's report half."""
 
     number: int
     aggregate: Aggregate | None
     contributions: dict[str, Contribution]
-    files: dict[str, Filed]
+    files: dict[str, RecordFile]
     measured_before: float | None = None
     measured_after: float | None = None
     measured_examples: int | None = None
 
 
 @dataclass(frozen=True)
-class Checks:
+class VerifyResult:
     """What `verify` found when the report was made."""
 
     checked: tuple[Checked, ...]
@@ -63,35 +63,39 @@ class Checks:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question with the generated answer of each adapter."""
+class WorkspaceRecords:
+    """What the report is made of. `problems` names each file that could not be read, and why.
 
-    question: str
-    answers: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the report is made of. `problems` names each file that could not be read, and why."""
+    `answers` are the questions of `reports/answers.md`, each with the answer of each adapter.
+    """
 
     plan: Plan
     split: SplitRecord | None
     divisions: dict[str, DivisionRecord]
-    rounds: tuple[RoundFacts, ...]
+    rounds: tuple[RoundRecords, ...]
     waiting: dict[str, Contribution]
     comparison: Comparison | None
     site_comparisons: dict[str, Comparison]
     matrix: Matrix | None
     pooled: Pooled | None
     scores: dict[str, Scores]
-    questions: tuple[Question, ...]
+    answers: tuple[tuple[str, dict[str, str]], ...]
     problems: tuple[str, ...] = ()
     newest: str | None = None
-    versions: tuple[str, ...] = ()
 
     @property
-    def last(self) -> RoundFacts | None:
-        return self.rounds[-1] if self.rounds else None
+    def rounds_and_waiting(self) -> list[RoundRecords]:
+        """The archived rounds, and what waits in the mailbox as the rounds that it is for."""
+        numbers = sorted({record.round for record in self.waiting.values()})
+        by_number = {n: {site: c for site, c in self.waiting.items() if c.round == n} for n in numbers}
+        return [*self.rounds, *(RoundRecords(n, None, records, {}) for n, records in by_number.items())]
+
+    @property
+    def versions(self) -> list[str]:
+        """The libraries and devices that trained, where the records say so, each once."""
+        records = [record for one in self.rounds_and_waiting for record in one.contributions.values()]
+        names = ("torch", "transformers", "peft", "device")
+        return sorted({f"{name} {value}" for record in records for name in names if (value := record.run.get(name))})
 
 
 @dataclass
@@ -113,11 +117,16 @@ class _Reader:
     def record(self, kind: type[R], path: Path) -> R | None:
         if not path.exists():
             return None
-        found: R | None = self.attempt(path, kind.read)
-        created = getattr(found, "run", {}).get("created")
+        record: R | None = self.attempt(path, kind.read)
+        created = getattr(record, "run", {}).get("created")
         if isinstance(created, str) and _TIME.fullmatch(created):
             self.times.add(created)
-        return found
+        return record
+
+    def records(self, kind: type[R], folder: Path, pattern: str) -> dict[Path, R]:
+        """The records of the files of this pattern that can be read, by path."""
+        records = {path: self.record(kind, path) for path in sorted(folder.glob(pattern))}
+        return {path: record for path, record in records.items() if record is not None}
 
 
 def without_root(text: str, workspace: Workspace) -> str:
@@ -125,56 +134,48 @@ def without_root(text: str, workspace: Workspace) -> str:
     return re.sub(rf"(?<![\w./-]){re.escape(str(workspace.root))}/", "", text)
 
 
-def checks_of(verification: Verification, workspace: Workspace) -> Checks:
-    """The findings of `verify_workspace` as the report shows them."""
+def verify_result(verification: Verification, workspace: Workspace) -> VerifyResult:
+    """What `verify_workspace` found, as the report shows it."""
     notes = tuple(without_root(note, workspace) for note in verification.notes)
     faults = tuple(without_root(fault.message, workspace) for fault in verification.faults)
-    return Checks(tuple(verification.checked), notes, faults)
+    return VerifyResult(tuple(verification.checked), notes, faults)
 
 
-def gather(workspace: Workspace) -> Facts:
+def read_records(workspace: Workspace) -> WorkspaceRecords:
     """Read the plan (InputError where it is missing or unreadable) and every record there is beside it."""
     plan = workspace.read_plan()
     reader = _Reader(workspace)
-    measured = _measured(reader)
+    measurements = _read_measurements(reader)
     numbers = sorted(
         int(folder.name)
         for folder in (workspace.rounds.iterdir() if workspace.rounds.is_dir() else ())
         if _ROUND.fullmatch(folder.name) and folder.is_dir()
     )
-    rounds = tuple(_round(reader, number, measured.get(number, {})) for number in numbers)
-    waiting = _waiting(reader, {number for number in numbers if workspace.global_adapter(number).is_dir()})
-    divisions = {
-        path.parent.name: record
-        for path in sorted(workspace.data.glob("*/division.json"))
-        if (record := reader.record(DivisionRecord, path)) is not None
-    }
-    return Facts(
+    archived = {number for number in numbers if workspace.global_adapter(number).is_dir()}
+    return WorkspaceRecords(
         plan=plan,
-        split=reader.record(SplitRecord, workspace.data / "split.json"),
-        divisions=divisions,
-        rounds=rounds,
-        waiting=waiting,
-        comparison=reader.record(Comparison, workspace.reports / "compare.json"),
-        site_comparisons=_site_comparisons(reader),
-        scores={
-            path.stem: scores
-            for path in sorted(workspace.scores.glob("*.json"))
-            if (scores := reader.record(Scores, path)) is not None
+        rounds=tuple(_read_round(reader, number, measurements.get(number, {})) for number in numbers),
+        waiting=_read_waiting(reader, archived),
+        divisions={
+            path.parent.name: one
+            for path, one in reader.records(DivisionRecord, workspace.data, "*/division.json").items()
         },
+        split=reader.record(SplitRecord, workspace.data / "split.json"),
+        comparison=reader.record(Comparison, workspace.reports / "compare.json"),
+        site_comparisons=_read_site_comparisons(reader),
+        scores={path.stem: one for path, one in reader.records(Scores, workspace.scores, "*.json").items()},
         matrix=reader.record(Matrix, workspace.reports / "matrix.json"),
         pooled=reader.record(Pooled, workspace.reports / "pooled/pooled.json"),
-        questions=_questions(reader, workspace.reports / "answers.md"),
+        answers=_read_answers(reader, workspace.reports / "answers.md"),
         problems=tuple(reader.problems),
         newest=max(reader.times, default=None),
-        versions=_versions(rounds, waiting),
     )
 
 
-def _round(reader: _Reader, number: int, measured: Mapping[str, Any]) -> RoundFacts:
-    home = reader.workspace.round(number)
+def _read_round(reader: _Reader, number: int, measured: Mapping[str, Any]) -> RoundRecords:
+    archive = reader.workspace.round(number)
     contributions, files = {}, {}
-    for folder in sorted(home.iterdir()):
+    for folder in sorted(archive.iterdir()):
         path = folder / (AGGREGATE_NAME if folder.name == "global" else CONTRIBUTION_NAME)
         if folder.name.startswith(".") or not folder.is_dir():
             continue
@@ -191,26 +192,26 @@ def _round(reader: _Reader, number: int, measured: Mapping[str, Any]) -> RoundFa
                 continue
             contributions[folder.name] = record
         if path.is_file() and (data := reader.attempt(path, read_file)) is not None:
-            files[folder.name] = Filed(sha256_bytes(data), _folder_bytes(folder))
-    aggregate = reader.record(Aggregate, home / "global" / AGGREGATE_NAME)
+            files[folder.name] = RecordFile(sha256_bytes(data), _folder_bytes(folder))
+    aggregate = reader.record(Aggregate, archive / "global" / AGGREGATE_NAME)
     if aggregate is not None and aggregate.round != number:
         reader.problems.append(f"rounds/{number:03d}: its record is of round {aggregate.round}")
         aggregate = None
     before, after, count = (measured.get(f"coordinator_{key}") for key in ("before", "after", "examples"))
-    return RoundFacts(number, aggregate, contributions, files, before, after, count)
+    return RoundRecords(number, aggregate, contributions, files, before, after, count)
 
 
-def _site_comparisons(reader: _Reader) -> dict[str, Comparison]:
+def _read_site_comparisons(reader: _Reader) -> dict[str, Comparison]:
     """What hospitals measured on their own test examples, by the site in the file's name."""
-    found = {}
+    comparisons = {}
     for path in sorted(reader.workspace.reports.glob("compare-*.json")):
         site = path.stem.removeprefix("compare-")
         record = reader.record(Comparison, path) if SITE_NAME.fullmatch(site) else None
         if record is None or (record.site is not None and record.site != site):
             reader.problems.append(f"{reader.workspace.relative(path)}: holds no comparison of a site of this name")
         else:
-            found[site] = record
-    return found
+            comparisons[site] = record
+    return comparisons
 
 
 def _folder_bytes(folder: Path) -> int:
@@ -218,24 +219,21 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.iterdir() if path.name in ALLOWED_NAMES)
 
 
-def _waiting(reader: _Reader, archived: set[int]) -> dict[str, Contribution]:
+def _read_waiting(reader: _Reader, archived: set[int]) -> dict[str, Contribution]:
     """Contributions in the mailbox that no archived round was made of yet, by site."""
-    found = {}
-    for path in sorted(reader.workspace.adapters.glob(f"*{BUNDLE_SUFFIX}")):
+    adapters = reader.workspace.adapters
+    for path in sorted(adapters.glob(f"*{BUNDLE_SUFFIX}")):
         reader.problems.append(f"{reader.workspace.relative(path)}: is a bundle, and is not opened for a report")
-    for path in sorted(reader.workspace.adapters.glob(f"*/{CONTRIBUTION_NAME}")):
-        record = reader.record(Contribution, path)
-        if record is not None and record.round not in archived:
-            found[record.site] = record
-    return found
+    records = reader.records(Contribution, adapters, f"*/{CONTRIBUTION_NAME}").values()
+    return {record.site: record for record in records if record.round not in archived}
 
 
-def _measured(reader: _Reader) -> dict[int, dict[str, Any]]:
+def _read_measurements(reader: _Reader) -> dict[int, dict[str, Any]]:
     """What rounds on one machine measured on the coordinator's report half, by round, from metrics.jsonl."""
-    found = reader.attempt(reader.workspace.root / "metrics.jsonl", read_metrics)
-    if found is None:
+    metrics = reader.attempt(reader.workspace.root / "metrics.jsonl", read_metrics)
+    if metrics is None:
         return {}
-    events, torn = found
+    events, torn = metrics
     if torn:
         reader.problems.append("metrics.jsonl: its torn last line, left by an interrupted command, was left out")
     result: dict[int, dict[str, Any]] = {}
@@ -248,8 +246,8 @@ def _measured(reader: _Reader) -> dict[int, dict[str, Any]]:
     return result
 
 
-def _questions(reader: _Reader, path: Path) -> tuple[Question, ...]:
-    """The questions of `reports/answers.md`: "## question", then "**adapter**" and its answer, as `compare` writes.
+def _read_answers(reader: _Reader, path: Path) -> tuple[tuple[str, dict[str, str]], ...]:
+    """Each "## question" of a file, and by adapter what follows its "**adapter**", as `compare` writes them.
 
     An adapter's name is one that stands under the first question; another line of that form belongs to the answer.
     """
@@ -258,29 +256,21 @@ def _questions(reader: _Reader, path: Path) -> tuple[Question, ...]:
     data = reader.attempt(path, lambda path: read_file(path, MAX_ANSWERS_BYTES))
     if data is None:
         return ()
-    found: list[tuple[str, dict[str, list[str]]]] = []
+    questions: list[tuple[str, dict[str, list[str]]]] = []
     name, names, blank = "", None, True
     for line in data.decode("utf-8", "replace").splitlines():
         heading = _NAME_LINE.fullmatch(line) if blank else None
         if line.startswith("## ") and blank:
-            names = list(found[0][1]) if found else None
-            found.append((line[3:], {}))
+            names = list(questions[0][1]) if questions else None
+            questions.append((line[3:], {}))
             name = ""
-        elif found and heading and (names is None or heading[1] in names) and heading[1] not in found[-1][1]:
+        elif questions and heading and (names is None or heading[1] in names) and heading[1] not in questions[-1][1]:
             name = heading[1]
-            found[-1][1][name] = []
-        elif found and name:
-            found[-1][1][name].append(line)
+            questions[-1][1][name] = []
+        elif questions and name:
+            questions[-1][1][name].append(line)
         blank = not line.strip()
     return tuple(
-        Question(question, {key: "\n".join(lines).strip() for key, lines in answers.items()})
-        for question, answers in found
+        (question, {name: "\n".join(lines).strip() for name, lines in answers.items()})
+        for question, answers in questions
     )
-
-
-def _versions(rounds: tuple[RoundFacts, ...], waiting: Mapping[str, Contribution]) -> tuple[str, ...]:
-    """The libraries that trained, where the records say so, each version once."""
-    records = [record for one in rounds for record in one.contributions.values()] + list(waiting.values())
-    names = ("torch", "transformers", "peft", "device")
-    found = {f"{name} {value}" for record in records for name in names if (value := record.run.get(name))}
-    return tuple(sorted(found))

@@ -1,0 +1,46 @@
+"""`fedmed compare score`: a hospital scores the others' adapters, for `--weights crosseval`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedmed_cli.cli import options as o
+
+
+def score(
+    site: Annotated[str, typer.Option("--site", help="This hospital's name in the plan.")],
+    max_eval_samples: Annotated[
+        int, typer.Option("--max-eval-samples", min=2, help="Validation examples to score on.")
+    ] = 600,
+    model: o.ModelOptions = o.ModelOptions(),
+    common: o.CommonOptions = o.CommonOptions(),
+) -> None:
+    """Inside a hospital: score all of adapters/ on its validation examples and write scores/SITE.json.
+
+    The coordinator may weigh by the hospitals' scores: fedmed aggregate --weights crosseval.
+
+    Example: fedmed compare score --site B
+    """
+    from fedmed_cli.errors import UsageError
+    from fedmed_cli.report.tables.round import scores_table
+    from fedmed_cli.workspace.durable import write_file
+
+    screen, place = common.open()
+    plan = place.read_plan()
+    if site not in plan.sites.names:
+        raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
+    with place.lock():
+        local = model.find(plan.base, screen)
+
+        from fedmed_cli.cli.progress import step_events
+        from fedmed_cli.federation import cross_scores
+
+        lm = model.load(local, screen)
+        with step_events(screen, f"scoring at {site}") as events:
+            record = cross_scores.score(place, plan, lm, site, max_eval_samples, events)
+        path = place.scores / f"{site}.json"
+        place.set_aside(path)
+        write_file(path, record.to_bytes())
+    screen.result(record.to_dict(), scores_table([record]), f"wrote {path}: send this file to the coordinator")

@@ -1,0 +1,45 @@
+"""What `train-local` and `round` show of training, beside the report's tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedmed_cli.cli.tables.pictures import loss_curves
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.report import numbers
+from fedmed_cli.report.parts import Part, Text
+from fedmed_cli.report.tables.round import round_parts, validation_table
+
+if TYPE_CHECKING:
+    from fedmed_cli.federation.simulation import RoundSummary
+
+
+def contribution_parts(record: Contribution) -> list[Part]:
+    """One site's training: its loss over steps and on validation examples, and the bytes that leave the hospital."""
+    parts = loss_curves({record.site: record})
+    if record.validation_after is not None:
+        parts += [validation_table([record]), *numbers.few_groups(record.validation_after.num_groups)]
+    return [*parts, bytes_text(record)]
+
+
+def bytes_text(record: Contribution) -> Text:
+    return Text(f"What leaves the hospital: {numbers.saved_bytes(record.adapter_bytes, record.base_bytes)}.")
+
+
+def summary_parts(summary: RoundSummary) -> list[Part]:
+    """A round on one machine: each site's training, the global adapter before and after, and the decisions."""
+    measured = "There are no coordinator examples: the global adapter was not measured."
+    if summary.before and summary.after and summary.change:
+        measured = (
+            f"Global adapter on {numbers.count(summary.after.num_examples, 'other coordinator example')}: "
+            f"{summary.before.mean:.4f} before, {summary.after.mean:.4f} after, change "
+            f"{numbers.interval(summary.change)} (95 %)."
+        )
+    records = summary.contributions
+    return [
+        validation_table(records.values()),
+        *loss_curves(records),
+        *round_parts(summary.aggregate),
+        Text(measured),
+        bytes_text(next(iter(records.values()))),
+    ]

@@ -1,0 +1,1 @@
+"""Records as tables and sentences, for the terminal and for the report."""

@@ -1,0 +1,220 @@
+"""Tables of a comparison: losses with paired differences, overall, by site and by column; and the matrix of sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fedmed_cli.intervals import FEW_GROUPS
+from fedmed_cli.records.comparison import Comparison, Matrix, Score
+from fedmed_cli.records.measures import OVERALL
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.report import numbers
+from fedmed_cli.report.parts import Cell, Figure, Forest, Group, Part, Table, Text
+from fedmed_cli.report.tables.answers import generated_parts, multiple_choice_parts
+
+BASE, GLOBAL = "base", "global"
+MAX_FOREST_ROWS = 40
+STARS = Text("Below a loss stands its difference to the base, with * where the 95 % interval of that excludes 0.")
+SHADES = 4
+
+
+def in_order(names: Iterable[str], plan: Plan) -> list[str]:
+    """Adapters in a reader's order: base, the sites', all others, the global ones of earlier rounds, the newest."""
+
+    def key(name: str) -> tuple[int, int, str]:
+        number = name.removeprefix(f"{GLOBAL}-")
+        if name in (BASE, GLOBAL):
+            return (0 if name == BASE else 4, 0, "")
+        if name in plan.sites.names:
+            return (1, plan.sites.names.index(name), "")
+        return (3, int(number), "") if name != number and number.isdecimal() and len(number) < 9 else (2, 0, name)
+
+    return sorted(names, key=key)
+
+
+def verdict(record: Comparison | None) -> str | None:
+    """Whether federating helped overall, from the interval of global adapter minus base; None where that is unknown."""
+    score = record.scores.get(GLOBAL, {}).get(OVERALL) if record else None
+    if score is None or score.against_base is None or score.num_groups < 2:
+        return None
+    change = score.against_base
+    if change.low <= 0 <= change.high:
+        return (
+            "These examples do not show a difference between the global adapter and the base model: the 95 % interval "
+            f"{numbers.interval(change)} nats includes 0."
+        )
+    better = change.high < 0
+    low, high = sorted((abs(change.low), abs(change.high)))
+    return (
+        f"On these examples the global adapter is {'better' if better else 'worse'} than the base model: its loss "
+        f"is {'lower' if better else 'higher'} by {abs(change.mean):.4f} nats per answer token (95 % interval "
+        f"{low:.4f} to {high:.4f})."
+    )
+
+
+def comparison_parts(record: Comparison, plan: Plan, name: str = "compare") -> list[Part]:
+    """All that was measured of the adapters, but for the verdict. `name` makes its figure unique on a page."""
+    scores = {name: record.scores[name] for name in in_order(record.scores, plan) if OVERALL in record.scores[name]}
+    if not scores:
+        return [Text("This comparison has no score on all examples together.", "missing")]
+    first = next(iter(scores.values()))
+    about = first[OVERALL]
+    parts: list[Part] = [
+        Text(
+            f"{numbers.count(about.num_examples, 'example')}{f' of site {record.site}' if record.site else ''}, from "
+            f"{record.examples} ({numbers.count(about.num_tokens, 'answer token')}). Losses are in nats per answer "
+            f"token; differences are paired by example, below 0 is better; the 95 % intervals resample "
+            f"{numbers.count(about.num_groups, 'group')} {record.num_resamples:,} times."
+        ),
+        *numbers.few_groups(about.num_groups),
+    ]
+    if record.num_skipped or record.num_truncated:
+        skipped = f"{record.num_skipped:,} examples were skipped: the question alone fills the maximum length"
+        parts.append(Text(f"{skipped}; {record.num_truncated:,} answers were cut there.", "note"))
+    parts += [*_overall_tables(scores), _forest(scores, name)]
+    sites = sorted(part for part in first if part != OVERALL)
+    by_site = {site: {name: one[site] for name, one in scores.items() if site in one} for site in sites}
+    if len(sites) > 1 or record.columns:
+        parts.append(STARS)
+    if len(sites) > 1:
+        parts.append(losses_table("Loss on each site's share of the examples", "site", by_site, plan))
+        parts += _worst_sites(record.worst_sites, by_site)
+    for column, values in record.columns.items():
+        parts.append(losses_table(f"Loss by {column}", column, values, plan, folded=True))
+    if record.on_other_sites:
+        rows = [[name, numbers.interval(one)] for name, one in record.on_other_sites.items()]
+        title = "On the other sites' examples: global adapter against one site's (below 0: federating helped)"
+        parts.append(Table(title, ["adapter of one site", "difference in nats, 95 %"], rows))
+    parts += _recovered(record)
+    if record.choices is not None:
+        order = in_order(record.choices.adapters, plan)
+        parts.append(Group("Multiple choice", multiple_choice_parts(record.choices, order)))
+    if record.generated is not None:
+        order = in_order(record.generated.adapters, plan)
+        parts.append(Group("Generated answers", generated_parts(record.generated, order)))
+    return parts
+
+
+def _overall_tables(scores: Mapping[str, Mapping[str, Score]]) -> list[Part]:
+    """Losses and differences to the base; and what else is compared, in a table of its own that fits 80 columns."""
+    losses, others = [], []
+    for name, by_part in scores.items():
+        score, tally = by_part[OVERALL], by_part[OVERALL].tally
+        losses.append([name, numbers.loss(score), f"{score.perplexity:.2f}", numbers.interval(score.against_base)])
+        counts = f"{tally.wins:,} / {tally.ties:,} / {tally.losses:,}" if tally else ""
+        others.append([name, numbers.interval(score.against_global), counts])
+    parts: list[Part] = [Table("Overall", ["adapter", "loss", "ppl", "against base, 95 %"], losses)]
+    if any(difference or counts for _, difference, counts in others):
+        columns = ["adapter", "against global, 95 %", "better / same / worse"]
+        parts.append(Table("Against the global adapter, and example by example against the base", columns, others))
+    return parts
+
+
+def _forest(scores: Mapping[str, Mapping[str, Score]], name: str) -> Part:
+    """Every adapter's difference to the base, overall and on each site's share."""
+    rows = {
+        adapter if part == OVERALL else f"{adapter} on {part}": by_part[part].against_base
+        for adapter, by_part in scores.items()
+        for part in sorted(by_part, key=lambda part: (part != OVERALL, part))
+    }
+    intervals = {label: interval for label, interval in rows.items() if interval is not None}
+    if not intervals:
+        return Text("Only the base model was measured.", "missing")
+    table = Table(
+        "Difference to the base model (nats per answer token)",
+        ["adapter and share", "mean", "95 % from", "to"],
+        [[label, *(numbers.signed(x) for x in (one.mean, one.low, one.high))] for label, one in intervals.items()],
+    )
+    strong = [label for label in intervals if label in scores]
+    shown = list(intervals) if len(intervals) <= MAX_FOREST_ROWS else strong[:MAX_FOREST_ROWS]
+    plot = Forest({label: intervals[label] for label in shown}, frozenset(strong), "nats against the base")
+    return Figure(f"forest-{name}", "Loss against the base model, 95 % intervals; left is better", plot, table)
+
+
+def losses_table(
+    caption: str,
+    head: str,
+    by_value: Mapping[str, Mapping[str, Score]],
+    plan: Plan,
+    means: Mapping[str, float] | None = None,
+    folded: bool = False,
+) -> Table:
+    """Each adapter's loss by value (of a column, or site), and below it the difference to the base."""
+    adapters = in_order({name: None for scores in by_value.values() for name in scores}, plan)
+    changes = [score.against_base for scores in by_value.values() for score in scores.values()]
+    largest = max((abs(change.mean) for change in changes if change), default=0.0)
+    rows: list[list[str | Cell]] = []
+    for value, scores in by_value.items():
+        lowest = min((score.loss for score in scores.values()), default=0.0)
+        cells = [loss_cell(scores.get(name), largest, lowest) for name in adapters]
+        first = next(iter(scores.values()), None)
+        rows.append([value, *cells, numbers.examples_in_groups(first.num_examples, first.num_groups) if first else ""])
+    if means is not None:
+        rows.append(["mean", *(f"{means[name]:.4f}" if name in means else "" for name in adapters), ""])
+    return Table(caption, [head, *adapters, "examples"], rows, folded=folded)
+
+
+def loss_cell(score: Score | None, largest: float, lowest: float) -> Cell:
+    """A loss over its difference to the base; the shade grows with that up to `largest` where it is not by chance."""
+    if score is None:
+        return Cell()
+    kinds = ["lowest"] if score.loss == lowest else []
+    change = score.against_base
+    if change is None:
+        return Cell(f"{score.loss:.4f}", " ".join(kinds))
+    clear = not change.low <= 0 <= change.high
+    if clear:
+        kinds.append(f"{'better' if change.mean < 0 else 'worse'}-{max(1, round(SHADES * abs(change.mean) / largest))}")
+    return Cell(f"{score.loss:.4f}", " ".join(kinds), (numbers.signed(change.mean) + "*" * clear,))
+
+
+def matrix_parts(matrix: Matrix, plan: Plan) -> list[Part]:
+    """What hospitals measured, each on its own examples, merged."""
+    by_site = {site: one.scores for site, one in matrix.sites.items()}
+    about = Text("Each hospital measured every adapter on its own test examples.")
+    return [about, *site_matrix_parts(by_site, plan, matrix.means, matrix.worst_sites)]
+
+
+def site_matrix_parts(
+    by_site: Mapping[str, Mapping[str, Score]],
+    plan: Plan,
+    means: Mapping[str, float] | None = None,
+    worst_sites: Mapping[str, str] | None = None,
+) -> list[Part]:
+    """What each hospital measured on its own examples: every adapter's loss there, and the global one's gain."""
+    parts: list[Part] = [
+        STARS,
+        losses_table("Loss at each site, and the plain mean over sites", "site", by_site, plan, means),
+    ]
+    rows = [
+        [site, numbers.interval(scores[GLOBAL].against_base)] for site, scores in by_site.items() if GLOBAL in scores
+    ]
+    if rows:
+        parts.append(Table("Global adapter against the base", ["site", "difference in nats, 95 %"], rows))
+    parts += _worst_sites(worst_sites or {}, by_site)
+    groups = {site: score.num_groups for site, scores in by_site.items() for score in scores.values()}
+    few = [f"{site} ({number})" for site, number in groups.items() if number < FEW_GROUPS]
+    if few:
+        parts.append(
+            Text(f"Few groups, so rough intervals: {', '.join(few)} ({FEW_GROUPS} or more are wanted).", "note")
+        )
+    return parts
+
+
+def _worst_sites(worst_sites: Mapping[str, str], by_site: Mapping[str, Mapping[str, Score]]) -> list[Part]:
+    entries = []
+    for adapter, site in worst_sites.items():
+        score = by_site.get(site, {}).get(adapter) if adapter == GLOBAL else None
+        entries.append(f"{adapter}: site {site}" + (f", {numbers.interval(score.against_base)}" if score else ""))
+    return [Text(f"Where each adapter gains least on the base: {'; '.join(entries)}.")] if entries else []
+
+
+def _recovered(record: Comparison) -> list[Part]:
+    """How much of the pooled adapter's gain the global one has."""
+    if record.recovered is not None:
+        low, high = (f"{100 * edge:.0f}" for edge in (record.recovered.low, record.recovered.high))
+        share = f"{100 * record.recovered.mean:.0f} % [{low}, {high}]"
+        return [Text(f"The global adapter reaches {share} of the pooled adapter's gain on the base.")]
+    if "pooled" in record.scores:
+        return [Text("The pooled adapter is not clearly better than the base: no share of its gain is given.")]
+    return []
