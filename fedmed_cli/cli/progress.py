@@ -14,18 +14,23 @@ from fedmed_cli.events import Events, Step
 def step_events(screen: Screen, label: str) -> Iterator[Events]:
     """Events that say sentences and move a live line."""
     with screen.progress(label) as update:
+        yield events_on(screen, update)
 
-        def step(state: Step) -> None:
-            note = (
-                f"step {state.step}/{state.max_steps}  loss {state.loss:.3f}  "
-                f"{state.tokens_per_second:.0f} tokens/s  {time_left(state.seconds_left)} left"
-            )
-            update(state.step, state.max_steps, note)
 
-        def measured(done: int, total: int) -> None:
-            update(done, total, f"measuring, {done}/{total} examples")
+def events_on(screen: Screen, update: Callable[[float, float, str], None]) -> Events:
+    """Events that say sentences and move the live line of `update`."""
 
-        yield Events(screen.say, step, measured)
+    def step(state: Step) -> None:
+        note = (
+            f"step {state.step}/{state.max_steps}  loss {state.loss:.3f}  "
+            f"{state.tokens_per_second:.0f} tokens/s  {time_left(state.seconds_left)} left"
+        )
+        update(state.step, state.max_steps, note)
+
+    def measured(done: int, total: int) -> None:
+        update(done, total, f"measuring, {done}/{total} examples")
+
+    return Events(screen.say, step, measured)
 
 
 @contextlib.contextmanager

@@ -64,6 +64,12 @@ def default_weights(workspace: Workspace) -> str:
     return "agentic" if coordinator_examples.half(workspace, "decide") else "tokens"
 
 
+def default_settings(workspace: Workspace) -> AggregationSettings:
+    """Measured weights and a measured step where the coordinator has examples, else tokens and a step of 1."""
+    weights = default_weights(workspace)
+    return AggregationSettings(weights=weights, server_lr=None if WEIGHTINGS[weights].measures else 1.0)
+
+
 def aggregate(
     workspace: Workspace,
     paths: Sequence[Path],

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fedmed_cli.cli import options as o
-
-if TYPE_CHECKING:
-    from fedmed_cli.aggregation.state import Evaluator
 
 
 def aggregate(
@@ -39,11 +36,10 @@ def aggregate(
 
     Example: fedmed aggregate adapters/*
     """
-    import contextlib
-
+    from fedmed_cli.cli.progress import step_events
     from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.data import coordinator_examples
-    from fedmed_cli.federation import coordinator
+    from fedmed_cli.federation import coordinator, steps
     from fedmed_cli.records.measures import COORDINATOR
     from fedmed_cli.trust.keys import signer_for
 
@@ -51,32 +47,22 @@ def aggregate(
     plan = place.read_plan()
     settings = aggregation.settings(coordinator.default_weights(place))
     signer = signer_for(COORDINATOR, plan, load_signer(screen, key, place.root))
-    paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
     measures = settings.measures and bool(coordinator_examples.half(place, "decide"))
     if not measures and (max_eval_samples or model.base or model.base_wheel):
         screen.say("nothing is measured with these settings: --max-eval-samples, --base and --base-wheel have no use")
-    with place.lock(), contextlib.ExitStack() as stack:
-
-        def make_evaluator() -> Evaluator | None:
-            from fedmed_cli.cli.progress import step_events
-            from fedmed_cli.evaluation import coordinator_set, measuring
-
-            lm = model.load(model.find(plan.base, screen), screen)
-            events = stack.enter_context(step_events(screen, "coordinator"))
-            deciding = coordinator_set.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
-            return measuring.evaluator(place, plan, lm, deciding, events.measured) if deciding else None
-
-        result = coordinator.aggregate(
+    with step_events(screen, "coordinator") as events:
+        result = steps.aggregate(
             place,
-            paths,
+            folders,
             settings,
-            exclude=tuple(exclude or ()),
+            exclude=exclude or (),
             output=output,
             dry_run=dry_run,
-            make_evaluator=make_evaluator if measures else None,
-            require_signatures=require_signatures,
+            max_eval_samples=max_eval_samples,
+            base=model.base_model(screen),
             signer=signer,
-            say=screen.say,
+            require_signatures=require_signatures,
+            events=events,
         )
     from fedmed_cli.report.tables.round import round_parts
     from fedmed_cli.text import number_of_bytes

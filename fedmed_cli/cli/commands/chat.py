@@ -46,12 +46,13 @@ def chat(
         raise UsageError("--json answers one question", hint='give it as an argument: fedmed chat --json "…"')
     if question is not None:
         question = chatting.check_length(question)
-    local = model.find(plan.base, screen)
+    base = model.base_model(screen)
+    base.find(plan.base)
 
     from fedmed_cli.chat import decoding, repl
     from fedmed_cli.cli import terminal
 
-    lm = model.load(local, screen)
+    lm = base.load(plan.base)
 
     def find(name: str | None) -> choose_adapter.Chosen:
         with screen.progress("measuring") as update:

@@ -62,72 +62,42 @@ def compare(
         o.refuse_options_before_subcommand(context)
         return
     from fedmed_cli.cli.commands.report import renew_report
-    from fedmed_cli.errors import UsageError
+    from fedmed_cli.cli.progress import events_on
+    from fedmed_cli.federation import steps
     from fedmed_cli.report.write import REPORT_NAME
-    from fedmed_cli.workspace.durable import write_file
 
     screen, place = common.open()
     plan = place.read_plan()
-    if site is not None and site not in plan.sites.names:
-        raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
-    with place.lock():
-        from fedmed_cli.evaluation import compare as comparison
-        from fedmed_cli.evaluation import compared_adapters, mcq_files
-
-        tests = comparison.test_set(place, site, max_eval_samples, screen.say)
-        adapters = compared_adapters.workspace_adapters(place, plan, all_rounds, screen.say)
-        adapters |= compared_adapters.named_adapters(plan, adapter or [], adapters)
-        local_only = compared_adapters.local_only(plan, alone or [], adapters)
-        adapters |= {name: one for name, (_, one) in local_only.items()}
-        multiple_choice = mcq_files.read_questions(choices, max_eval_samples, screen.say) if choices else None
-        open_questions = comparison.read_questions(questions) if answers else []
-        pooled_input = None
-        if pooled:
-            from fedmed_cli.federation.pooled import gather
-
-            pooled_input = gather(place, plan, screen.say)
-        if not (adapters or pooled):
-            screen.say("there is no adapter yet: only the base model is measured")
-        local = model.find(plan.base, screen)
-
-        lm = model.load(local, screen, load_in_4bit)
-        if pooled_input is not None:
-            from fedmed_cli.cli.progress import step_events
-            from fedmed_cli.federation.pooled import pooled_adapter
-
-            with step_events(screen, "pooled") as events:
-                adapters[compared_adapters.POOLED] = pooled_adapter(
-                    place, plan, lm, pooled_input, screen.say, events.step
-                )
-        with screen.progress("comparing") as update:
-            record = comparison.compare(
-                place,
-                plan,
-                lm,
-                adapters,
-                tests,
-                site=site,
-                local_only={name: owner for name, (owner, _) in local_only.items()},
-                by_column=by_column or [],
-                num_generated=generate,
-                max_new_tokens=max_new_tokens,
-                multiple_choice=multiple_choice,
-                say=screen.say,
-                progress=lambda name, done, total: update(done, total, f"{name}, {done}/{total} examples"),
-            )
-        path = place.reports / (f"compare-{site}.json" if site else "compare.json")
-        place.set_aside(path)
-        write_file(path, record.to_bytes())
-        lines = [f"wrote {path}"]
-        if open_questions:
-            answering = {"base": None} | {name: one for name, one in adapters.items() if name == "global"}
-            screen.say(f"answering {len(open_questions)} questions with {' and '.join(answering)}")
-            text = comparison.answers_side_by_side(lm, plan, answering, open_questions, max_new_tokens)
-            place.set_aside(place.reports / "answers.md")
-            write_file(place.reports / "answers.md", text.encode())
-            lines.append(f"wrote {place.reports / 'answers.md'}: generated text, not for clinical use")
-        if (place.reports / REPORT_NAME).exists() and (page := renew_report(place, screen)):
-            lines.append(f"wrote {page}: with this comparison")
+    options = steps.CompareOptions(
+        adapters=adapter or (),
+        alone=alone or (),
+        all_rounds=all_rounds,
+        pooled=pooled,
+        by_column=by_column or (),
+        max_eval_samples=max_eval_samples,
+        choices=choices,
+        generate=generate,
+        questions=questions,
+        answers=answers,
+        max_new_tokens=max_new_tokens,
+    )
+    with screen.progress("comparing") as update:
+        result = steps.compare(
+            place,
+            options,
+            site=site,
+            base=model.base_model(screen, load_in_4bit),
+            events=events_on(screen, update),
+            progress=lambda name, done, total: update(done, total, f"{name}, {done}/{total} examples"),
+        )
+    record = result.record
+    lines = [f"wrote {result.path}"]
+    if result.answers_path:
+        lines.append(f"wrote {result.answers_path}: generated text, not for clinical use")
+    if (place.reports / REPORT_NAME).exists():
+        with place.lock():
+            if page := renew_report(place, screen):
+                lines.append(f"wrote {page}: with this comparison")
     from fedmed_cli.report.parts import Text
     from fedmed_cli.report.tables.comparison import comparison_parts, verdict
 

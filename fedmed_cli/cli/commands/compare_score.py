@@ -32,12 +32,13 @@ def score(
     if site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
     with place.lock():
-        local = model.find(plan.base, screen)
+        base = model.base_model(screen)
+        base.find(plan.base)
 
         from fedmed_cli.cli.progress import step_events
         from fedmed_cli.federation import cross_scores
 
-        lm = model.load(local, screen)
+        lm = base.load(plan.base)
         with step_events(screen, f"scoring at {site}") as events:
             record = cross_scores.score(place, plan, lm, site, max_eval_samples, events)
         path = place.scores / f"{site}.json"

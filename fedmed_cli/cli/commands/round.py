@@ -55,7 +55,8 @@ def run_round(
         return
     choices = training.choices(max_eval_samples)
     with place.lock(), contextlib.ExitStack() as stack:
-        local = model.find(plan.base, screen)
+        base = model.base_model(screen, training.load_in_4bit)
+        base.find(plan.base)
 
         from fedmed_cli.cli.progress import step_events
         from fedmed_cli.cli.tables.round import summary_parts
@@ -69,7 +70,7 @@ def run_round(
             return stack.enter_context(step_events(screen, f"round {number} {name}"))
 
         summaries = []
-        lm = model.load(local, screen, training.load_in_4bit)
+        lm = base.load(plan.base)
         for summary in simulation.run_rounds(
             place,
             plan,

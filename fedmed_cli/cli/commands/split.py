@@ -132,9 +132,8 @@ def split(
     from fedmed_cli.cli.progress import rows_progress
     from fedmed_cli.data import split as splitting
     from fedmed_cli.data.identifiers import MODES
-    from fedmed_cli.data.sources import Source
     from fedmed_cli.data.split_files import FORMATS
-    from fedmed_cli.federation.plan import plan_for_sites
+    from fedmed_cli.federation import steps
     from fedmed_cli.records.digests import short
     from fedmed_cli.report.tables.split import split_parts
 
@@ -162,10 +161,17 @@ def split(
         from fedmed_cli.report import split_plot
 
         split_plot.check(plot)
-    source = Source(dataset or ["corpus"], parse.mapping("--columns", columns) if columns else None, limit)
-    with place.lock(), rows_progress(screen, "split") as progress:
-        agreed = plan_for_sites(place, plan.parsed(), options.names, screen.say)
-        result = splitting.split(place, source, agreed, options, screen.say, progress)
+    with rows_progress(screen, "split") as progress:
+        result = steps.split(
+            place,
+            dataset or ["corpus"],
+            options,
+            plan.parsed(),
+            columns=parse.mapping("--columns", columns) if columns else None,
+            limit=limit,
+            say=screen.say,
+            progress=progress,
+        )
     if plot is not None:
         split_plot.draw(result.record, plot)
         screen.say(f"wrote {plot}")

@@ -44,63 +44,37 @@ def train_local(
 
     Example: fedmed train-local --site B --data records.jsonl
     """
-    from fedmed_cli.adapters import archive
+    from fedmed_cli.cli.progress import step_events
     from fedmed_cli.cli.signing import load_signer
-    from fedmed_cli.data.examples import read_dataset
-    from fedmed_cli.data.identifiers import MODES, Mode
-    from fedmed_cli.errors import InputError, UsageError
-    from fedmed_cli.federation.site import accept_global
+    from fedmed_cli.cli.tables.round import contribution_parts
+    from fedmed_cli.data.identifiers import MODES
+    from fedmed_cli.errors import UsageError
+    from fedmed_cli.federation import steps
     from fedmed_cli.trust.keys import signer_for
 
     screen, place = common.open()
     plan = place.read_plan()
-    if site not in plan.sites.names:
-        raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
+    steps.check_site(plan, site)
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
-    phi_mode: Mode = parse.choice("--phi", phi, MODES)
+    phi_mode = parse.choice("--phi", phi, MODES)
     similarity = parse.similarity("--near-duplicates", near_duplicates)
     mapped = parse.mapping("--columns", columns) if columns else None
+    own = steps.OwnData(data, mapped, group_by, max_bad, similarity, phi_mode) if data else None
     signer = signer_for(site, plan, load_signer(screen, key, place.root))
     choices = training.choices(max_eval_samples)
-    with place.lock():
-        rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
-        accepted = None
-        if global_adapter is None:
-            round_number = place.newest_round() + 1
-            start = archive.starting_adapter(place, plan, round_number)
-        else:
-            folder, is_new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
-            accepted, round_number, start = folder if is_new else None, folder.record.round + 1, folder.adapter
-        local = model.find(plan.base, screen)
-
-        from fedmed_cli.data import site_data
-        from fedmed_cli.federation import site as core
-
-        if rows is None:
-            examples = site_data.workspace_data(place, site)
-        else:
-            examples = site_data.file_data(
-                place, plan, site, rows, group_by, screen.say, near_duplicates=similarity, phi_mode=phi_mode
-            )
-        from fedmed_cli.cli.progress import step_events
-
-        screen.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")
-        with step_events(screen, site) as events:
-            result = core.train_local(
-                place,
-                plan,
-                model.load(local, screen, training.load_in_4bit),
-                site,
-                examples,
-                start,
-                round_number,
-                choices,
-                accepted=accepted,
-                signer=signer,
-                events=events,
-            )
-    from fedmed_cli.cli.tables.round import contribution_parts
+    with step_events(screen, site) as events:
+        result = steps.train_site(
+            place,
+            site,
+            own,
+            choices,
+            global_adapter=global_adapter,
+            base=model.base_model(screen, training.load_in_4bit),
+            signer=signer,
+            require_signatures=require_signatures,
+            events=events,
+        )
 
     if result.replaced:
         screen.say(f"the older contribution is kept in {place.relative(result.replaced)}")

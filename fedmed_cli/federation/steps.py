@@ -1,0 +1,313 @@
+"""The steps of a federation, each one call: what the commands run, and what `import fedmed_cli` offers.
+
+Each takes the workspace's lock, checks everything that can be checked without a model, and loads torch and the base
+model last. The data classes that they take and return are documented where they are defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmed_cli.adapters import archive, gate
+from fedmed_cli.adapters.folder import AdapterFolder
+from fedmed_cli.aggregation.state import AggregationSettings
+from fedmed_cli.data import coordinator_examples, identifiers
+from fedmed_cli.data import split as splitting
+from fedmed_cli.data.near_duplicates import SIMILARITY
+from fedmed_cli.data.sources import DEFAULT_MAX_BAD, Source
+from fedmed_cli.data.split import SplitOptions, SplitResult
+from fedmed_cli.errors import InputError, UsageError
+from fedmed_cli.events import Events, Say, StageProgress
+from fedmed_cli.federation import coordinator
+from fedmed_cli.federation.coordinator import RoundResult
+from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
+from fedmed_cli.models.base_model import BaseModel
+from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.plan import Plan
+from fedmed_cli.training.options import Choices
+from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_file
+
+if TYPE_CHECKING:
+    from fedmed_cli.adapters.signatures import Signer
+    from fedmed_cli.aggregation.state import Evaluator
+    from fedmed_cli.federation.site import SiteResult
+
+DEFAULT_NAMES = ("A", "B", "C")
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A hospital's own files, and how their rows are read and divided into train, validation and test.
+
+    `columns` maps question and answer to other names; rows with the same `group_by` stay together, as do texts at least
+    as similar as `near_duplicates` (None: not looked for). `phi` is what happens to identifiers that are found.
+    """
+
+    files: Sequence[str]
+    columns: Mapping[str, str] | None = None
+    group_by: str | None = None
+    max_bad: float = DEFAULT_MAX_BAD
+    near_duplicates: float | None = SIMILARITY
+    phi: identifiers.Mode = "warn"
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What `compare` measures beside base, sites' and global adapters, and on how many examples.
+
+    `adapters` and `alone` name further adapters, the latter by the site that trained without the federation. `choices`
+    is a file of multiple-choice questions, `generate` the number of test questions to answer, `questions` a file of
+    questions to answer side by side (None: bundled ones), if `answers`.
+    """
+
+    adapters: Sequence[str] = ()
+    alone: Sequence[str] = ()
+    all_rounds: bool = False
+    pooled: bool = False
+    by_column: Sequence[str] = ()
+    max_eval_samples: int = 600
+    choices: Path | None = None
+    generate: int = 0
+    questions: Path | None = None
+    answers: bool = True
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A comparison, where it was written, and where the answers side by side are (None where there are none)."""
+
+    record: Comparison
+    path: Path
+    answers_path: Path | None
+
+
+def split(
+    workspace: Workspace,
+    dataset: Sequence[str] = ("corpus",),
+    options: SplitOptions = SplitOptions(DEFAULT_NAMES),  # frozen
+    plan: PlanOptions = PlanOptions(),  # frozen
+    *,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    say: Say = lambda message: None,
+    progress: StageProgress = lambda what, done, total: None,
+) -> SplitResult:
+    """Make sites out of one data set: write `data/` and, where there is none, the plan.
+
+    `dataset` names the bundled corpus, files, globs, folders or a hub id; only its first `limit` rows are used.
+    """
+    source = Source(list(dataset), dict(columns) if columns else None, limit)
+    with workspace.lock():
+        agreed = plan_for_sites(workspace, plan, options.names, say)
+        return splitting.split(workspace, source, agreed, options, say, progress)
+
+
+def train_site(
+    workspace: Workspace,
+    site: str,
+    data: OwnData | None = None,
+    choices: Choices = Choices(),  # frozen
+    *,
+    global_adapter: Path | None = None,
+    base: BaseModel | None = None,
+    signer: Signer | None = None,
+    require_signatures: bool = False,
+    events: Events = Events(),  # frozen
+) -> SiteResult:
+    """Train a site's adapter on its own examples and write its contribution to `adapters/SITE/`.
+
+    The examples are those of `data`, else those in `data/SITE/`. It starts from `global_adapter`, a folder or bundle
+    from the coordinator, which is checked and filed; else from the newest round here, or the plan's initial adapter.
+    With `signer` the record is signed; with `require_signatures` an unsigned global adapter is refused.
+    """
+    plan = workspace.read_plan()
+    check_site(plan, site)
+    base = base or BaseModel(say=events.say)
+    with workspace.lock():
+        rows = None
+        if data is not None:
+            from fedmed_cli.data.examples import read_dataset
+
+            columns = dict(data.columns) if data.columns else None
+            rows = read_dataset(list(data.files), columns, None, data.max_bad, workspace.private / "hub")
+        folder, is_new, round_number = None, False, workspace.newest_round() + 1
+        if global_adapter is not None:
+            from fedmed_cli.federation.site import accept_global
+
+            folder, is_new = accept_global(workspace, plan, global_adapter, require_signatures, events.say)
+            round_number = folder.record.round + 1
+        start = folder.adapter if folder else archive.starting_adapter(workspace, plan, round_number)
+        base.find(plan.base)
+
+        from fedmed_cli.data import site_data
+        from fedmed_cli.federation.site import train_local
+
+        if data is None or rows is None:
+            examples = site_data.workspace_data(workspace, site)
+        else:
+            examples = site_data.file_data(
+                workspace,
+                plan,
+                site,
+                rows,
+                data.group_by,
+                events.say,
+                near_duplicates=data.near_duplicates,
+                phi_mode=data.phi,
+            )
+        events.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")
+        return train_local(
+            workspace,
+            plan,
+            base.load(plan.base),
+            site,
+            examples,
+            start,
+            round_number,
+            choices,
+            accepted=folder if is_new else None,
+            signer=signer,
+            events=events,
+        )
+
+
+def check_site(plan: Plan, site: str) -> None:
+    """InputError unless the plan has the site."""
+    if site not in plan.sites.names:
+        raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
+
+
+def aggregate(
+    workspace: Workspace,
+    folders: Sequence[Path] | None = None,
+    settings: AggregationSettings | None = None,
+    *,
+    exclude: Sequence[str] = (),
+    output: Path | None = None,
+    dry_run: bool = False,
+    max_eval_samples: int | None = None,
+    base: BaseModel | None = None,
+    signer: Signer | None = None,
+    require_signatures: bool = False,
+    events: Events = Events(),  # frozen
+) -> RoundResult:
+    """Combine contributions (all of `adapters/` by default) into the next global adapter and file the round.
+
+    Every folder passes the gate first; one that does not aborts, and nothing is written. With `output` the result goes
+    only there; with `dry_run` nowhere. The base model is loaded only where `settings` measure and the coordinator has
+    examples. `settings` None: measured weights and step where it has, else by tokens.
+    """
+    plan = workspace.read_plan()
+    settings = settings or coordinator.default_settings(workspace)
+    base = base or BaseModel(say=events.say)
+    with workspace.lock():
+        paths = folders or sorted(path for path in workspace.adapters.glob("*") if not path.name.startswith("."))
+
+        def make_evaluator() -> Evaluator | None:
+            from fedmed_cli.evaluation import coordinator_set, measuring
+
+            lm = base.load(plan.base)
+            deciding = coordinator_set.coordinator_set(workspace, plan, lm, "decide", max_eval_samples, events.say)
+            return measuring.evaluator(workspace, plan, lm, deciding, events.measured) if deciding else None
+
+        measures = settings.measures and bool(coordinator_examples.half(workspace, "decide"))
+        return coordinator.aggregate(
+            workspace,
+            paths,
+            settings,
+            exclude=tuple(exclude),
+            output=output,
+            dry_run=dry_run,
+            make_evaluator=make_evaluator if measures else None,
+            require_signatures=require_signatures,
+            signer=signer,
+            say=events.say,
+        )
+
+
+def compare(
+    workspace: Workspace,
+    options: CompareOptions = CompareOptions(),  # frozen
+    *,
+    site: str | None = None,
+    base: BaseModel | None = None,
+    events: Events = Events(),  # frozen
+    progress: StageProgress = lambda what, done, total: None,
+) -> ComparisonResult:
+    """Measure base, sites' and global adapters on test examples that nobody trained on or chose weights with.
+
+    With `site`, on that hospital's own test examples. Writes `reports/compare.json` (`compare-SITE.json`), and
+    `reports/answers.md` where questions are answered side by side. `progress` is told the adapter, the examples done,
+    and their number.
+    """
+    plan = workspace.read_plan()
+    if site is not None and site not in plan.sites.names:
+        raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
+    base = base or BaseModel(say=events.say)
+    with workspace.lock():
+        from fedmed_cli.evaluation import compare as comparing
+        from fedmed_cli.evaluation import compared_adapters, mcq_files
+
+        say = events.say
+        tests = comparing.test_set(workspace, site, options.max_eval_samples, say)
+        adapters = compared_adapters.workspace_adapters(workspace, plan, options.all_rounds, say)
+        adapters |= compared_adapters.named_adapters(plan, options.adapters, adapters)
+        local_only = compared_adapters.local_only(plan, options.alone, adapters)
+        adapters |= {name: adapter for name, (_, adapter) in local_only.items()}
+        multiple_choice = None
+        if options.choices is not None:
+            multiple_choice = mcq_files.read_questions(options.choices, options.max_eval_samples, say)
+        questions = comparing.read_questions(options.questions) if options.answers else []
+        pooled_input = None
+        if options.pooled:
+            from fedmed_cli.federation.pooled import gather
+
+            pooled_input = gather(workspace, plan, say)
+        if not (adapters or options.pooled):
+            say("there is no adapter yet: only the base model is measured")
+        lm = base.load(plan.base)
+        if pooled_input is not None:
+            from fedmed_cli.federation.pooled import pooled_adapter
+
+            pooled = pooled_adapter(workspace, plan, lm, pooled_input, say, events.step)
+            adapters[compared_adapters.POOLED] = pooled
+        record = comparing.compare(
+            workspace,
+            plan,
+            lm,
+            adapters,
+            tests,
+            site=site,
+            local_only={name: owner for name, (owner, _) in local_only.items()},
+            by_column=list(options.by_column),
+            num_generated=options.generate,
+            max_new_tokens=options.max_new_tokens,
+            multiple_choice=multiple_choice,
+            say=say,
+            progress=progress,
+        )
+        path = workspace.reports / (f"compare-{site}.json" if site else "compare.json")
+        workspace.set_aside(path)
+        write_file(path, record.to_bytes())
+        answers_path = None
+        if questions:
+            answering = {"base": None} | {name: one for name, one in adapters.items() if name == "global"}
+            say(f"answering {len(questions)} questions with {' and '.join(answering)}")
+            text = comparing.answers_side_by_side(lm, plan, answering, questions, options.max_new_tokens)
+            answers_path = workspace.reports / "answers.md"
+            workspace.set_aside(answers_path)
+            write_file(answers_path, text.encode())
+    return ComparisonResult(record, path, answers_path)
+
+
+def read_adapter(path: Path, plan: Plan | None = None) -> AdapterFolder:
+    """Read an adapter folder or bundle through the gate, whoever signed it; with `plan` it must be one of that plan.
+
+    Raises InputError, CombineError or TrustError for what the gate refuses.
+    """
+    return gate.read_from_anyone(path, plan)
