@@ -18,7 +18,7 @@ Number = typing.TypeVar("Number", int, float)
 
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import Rules
-    from fedmed_cli.training.options import Choices
+    from fedmed_cli.training.options import SiteSettings
 
 PLAN_PANEL = "What the plan fixes"
 TRAINING_PANEL = "How to train"
@@ -290,7 +290,7 @@ def rules(
     )
 
 
-def training_choices(
+def site_settings(
     *,
     max_steps: int | None,
     num_train_epochs: float | None,
@@ -299,11 +299,11 @@ def training_choices(
     logging_steps: int,
     report_to: str | None,
     **given: Any,
-) -> Choices:
-    """A site's choices about its training; UsageError where two options contradict each other."""
-    from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, Choices, Options
+) -> SiteSettings:
+    """A site's settings of its training; UsageError where two options contradict each other."""
+    from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, SiteSettings, TrainingOptions
 
-    options = Options(**given)
+    options = TrainingOptions(**given)
     if max_steps is not None and num_train_epochs is not None:
         raise UsageError("--max-steps and --num-train-epochs say the same thing twice", hint="leave one away")
     if num_train_epochs is not None and not 0 < num_train_epochs <= 10_000:
@@ -312,7 +312,7 @@ def training_choices(
         raise UsageError("--early-stopping-patience goes with --eval-steps")
     if report_to is not None:
         choice("--report-to", report_to, ("tensorboard",))
-    return Choices(
+    return SiteSettings(
         options,
         max_steps,
         num_train_epochs,

@@ -23,8 +23,8 @@ from fedmed_cli.records.plan import Plan
 def measure(
     plan: Plan,
     lm: LanguageModel,
-    chosen: Mapping[str, Adapter],
-    asked: Sequence[Example],
+    adapters: Mapping[str, Adapter],
+    examples: Sequence[Example],
     group_by: str | None,
     max_new_tokens: int,
     *,
@@ -32,15 +32,15 @@ def measure(
     progress: StageProgress | None = None,
 ) -> Generated:
     """Ask the base and every adapter the same questions (greedy decoding); differences are paired by question."""
-    conversations = [prompt_messages(plan.prompt, example.question) for example in asked]
-    groups = [example.group(group_by) for example in asked]
+    conversations = [prompt_messages(plan.prompt, example.question) for example in examples]
+    groups = [example.group(group_by) for example in examples]
     values: dict[str, dict[str, np.ndarray]] = {}
     counts: dict[str, tuple[int, int]] = {}
-    for name, adapter in {BASE: None, **chosen}.items():
+    for name, adapter in {BASE: None, **adapters}.items():
         report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
         lm.use(adapter)
         answers = answer_many(lm, conversations, max_new_tokens, report)
-        pairs = [(example.answer, answer.text) for example, answer in zip(asked, answers, strict=True)]
+        pairs = [(example.answer, answer.text) for example, answer in zip(examples, answers, strict=True)]
         values[name] = {
             "rouge_l": np.array([rouge_l(*pair) for pair in pairs]),
             "token_f1": np.array([token_f1(*pair) for pair in pairs]),
@@ -48,15 +48,15 @@ def measure(
         counts[name] = (sum(not answer.text for answer in answers), sum(not answer.finished for answer in answers))
 
     def rate(name: str, what: str) -> Rate:
-        own = values[name][what]
-        found = mean_interval(own, groups, num_resamples)
-        score = Interval(found.mean, max(0.0, found.low), min(1.0, found.high))
+        scores = values[name][what]
+        mean = mean_interval(scores, groups, num_resamples)
+        bounded = Interval(mean.mean, max(0.0, mean.low), min(1.0, mean.high))
         if name == BASE:
-            return Rate(score, None)
-        return Rate(score, mean_interval(own - values[BASE][what], groups, num_resamples))
+            return Rate(bounded, None)
+        return Rate(bounded, mean_interval(scores - values[BASE][what], groups, num_resamples))
 
     return Generated(
-        num_questions=len(asked),
+        num_questions=len(examples),
         num_groups=len(set(groups)),
         max_new_tokens=max_new_tokens,
         adapters={name: OverlapScore(rate(name, "rouge_l"), rate(name, "token_f1"), *counts[name]) for name in values},

@@ -20,7 +20,7 @@ from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval, Loss
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training.options import Choices
+from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.workspace import Workspace
 
 
@@ -54,7 +54,7 @@ def run_rounds(
     until: int,
     rules: Rules,
     *,
-    choices: Choices = Choices(),  # frozen
+    settings: SiteSettings = SiteSettings(),  # frozen
     max_eval_samples: int | None = None,
     events_for: Callable[[str, int], Events] = lambda name, round_number: Events(),
 ) -> Iterator[RoundSummary]:
@@ -90,7 +90,7 @@ def run_rounds(
                 data[name],
                 parent,
                 round_number,
-                choices,
+                settings,
                 events=events,
             )
             contributions[name] = result.record

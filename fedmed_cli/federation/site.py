@@ -29,9 +29,9 @@ from fedmed_cli.records.digests import sha256_json, short
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.checkpoints import Checkpoints
-from fedmed_cli.training.log import journal
+from fedmed_cli.training.log import log_steps
 from fedmed_cli.training.loop import order_seed, peak_memory, train
-from fedmed_cli.training.options import Choices, Options
+from fedmed_cli.training.options import SiteSettings, TrainingOptions
 from fedmed_cli.trust.keys import check_signer, signed
 from fedmed_cli.workspace import Workspace, utc_now
 
@@ -53,7 +53,7 @@ def train_local(
     data: SiteData,
     parent: Adapter,
     round_number: int,
-    choices: Choices = Choices(),  # frozen
+    settings: SiteSettings = SiteSettings(),  # frozen
     *,
     accepted: AdapterFolder | None = None,
     signer: Signer | None = None,
@@ -71,7 +71,7 @@ def train_local(
     if start.max_rank < parent.max_rank:
         events.say(f"site {site}: trains rank {start.max_rank} of the plan's {parent.max_rank}")
     encoded, skipped = _encode(lm, plan, data.train)
-    options, max_steps = choices.options, choices.steps(plan, len(encoded))
+    options, max_steps = settings.options, settings.steps(plan, len(encoded))
     truncated = sum(tokens.truncated for tokens in encoded)
     if skipped:
         events.say(f"site {site}: {skipped} of {len(data.train)} examples skipped: the question alone fills max_length")
@@ -90,7 +90,7 @@ def train_local(
     def prepared(rows: Sequence[Example], use: str) -> measuring.EvaluationSet | None:
         if not rows:
             return None
-        chosen = measuring.choose(rows, choices.max_eval_samples, data.group_by)
+        chosen = measuring.choose(rows, settings.max_eval_samples, data.group_by)
         if len(chosen) < len(rows):
             events.say(f"site {site}: {use} on {len(chosen)} of {len(rows)} validation examples")
         return measuring.prepare(lm, plan, chosen, data.group_by)
@@ -117,9 +117,9 @@ def train_local(
         workspace.private / "checkpoints" / f"{site}.npz",
         _identity(lm, plan, start, encoded, max_steps, options, judged, order_seed(plan, site, round_number)),
         events.say,
-        choices.save_steps,
+        settings.save_steps,
     )
-    with journal(workspace, lm, site, round_number, choices.logging_steps, choices.report_to) as note:
+    with log_steps(workspace, lm, site, round_number, settings.logging_steps, settings.report_to) as note:
 
         def stepped(step: Step) -> None:
             note(step)
@@ -245,7 +245,7 @@ def _identity(
     start: Adapter,
     encoded: Sequence[Encoded],
     max_steps: int,
-    options: Options,
+    options: TrainingOptions,
     judged: measuring.EvaluationSet | None,
     seed: int,
 ) -> dict[str, Any]:

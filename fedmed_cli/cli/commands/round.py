@@ -82,7 +82,7 @@ def run_round(
         lines = [f"round {until} exists already; the newest is {newest}"]
         screen.result({"rounds": [], "report": page}, *lines, *([f"wrote {page}"] if page else []))
         return
-    choices = o.training_choices(
+    settings = o.site_settings(
         max_steps=max_steps,
         num_train_epochs=num_train_epochs,
         per_device_train_batch_size=batch_size,
@@ -119,7 +119,7 @@ def run_round(
             lm,
             until,
             rules,
-            choices=choices,
+            settings=settings,
             max_eval_samples=max_eval_samples,
             events_for=events_for,
         ):

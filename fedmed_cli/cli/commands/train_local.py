@@ -81,7 +81,7 @@ def train_local(
     alike = o.similarity("--near-duplicates", near_duplicates)
     mapped = o.mapping("--columns", columns) if columns else None
     signer = signer_for(site, plan, load_signer(screen, key, workspace))
-    choices = o.training_choices(
+    settings = o.site_settings(
         max_steps=max_steps,
         num_train_epochs=num_train_epochs,
         per_device_train_batch_size=batch_size,
@@ -126,7 +126,7 @@ def train_local(
                 examples,
                 start,
                 round_number,
-                choices,
+                settings,
                 accepted=accepted,
                 signer=signer,
                 events=events,
