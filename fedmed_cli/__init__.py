@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from fedmed_cli.federation.steps import train_site as train_site
     from fedmed_cli.models.base_model import BaseModel as BaseModel
     from fedmed_cli.records.plan import Plan as Plan
-    from fedmed_cli.training.options import Choices as Choices
+    from fedmed_cli.training.options import SiteSettings as SiteSettings
     from fedmed_cli.workspace import Workspace as Workspace
 
 # Where each public name is defined.
 _PUBLIC = {
     "AggregationSettings": "aggregation.state",
     "BaseModel": "models.base_model",
-    "Choices": "training.options",
+    "SiteSettings": "training.options",
     "CompareOptions": "federation.steps",
     "Events": "events",
     "FedmedError": "errors",

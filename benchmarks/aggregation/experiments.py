@@ -35,7 +35,7 @@ from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.models import bases, language_model
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training.options import Choices
+from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.workspace import Workspace
 
 ASSIGN = {
@@ -119,7 +119,7 @@ class Federation:
                 rows = [dataclasses.replace(row, answer=text) for row, text in zip(data.train, answers, strict=True)]
                 data = dataclasses.replace(data, train=rows)
             where.root.mkdir(parents=True, exist_ok=True)
-            site.train_local(where, self.plan, self.lm, name, data, parent, number, Choices(max_eval_samples=12))
+            site.train_local(where, self.plan, self.lm, name, data, parent, number, SiteSettings(max_eval_samples=12))
             print(f"trained {path}", flush=True)
         folder = gate.read_contribution(path, self.plan, (number, parent.digest))
         return AcceptedContribution(folder.adapter, folder.record, folder.record_digest)

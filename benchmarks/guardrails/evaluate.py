@@ -12,7 +12,7 @@ import math
 import sys
 from collections import defaultdict
 
-from fedmed_cli.chat.guardrails.check import check_question
+from fedmed_cli.chat.guardrails.question import check_question
 
 
 def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:

@@ -12,11 +12,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fedmed_cli.chat.guardrails import check
+from fedmed_cli.chat.guardrails import patterns
 from fedmed_cli.chat.guardrails.normalise import Speller
 from fedmed_cli.data import corpus
 
-WORDS = Path(check.__file__).with_name("words.txt")
+WORDS = Path(patterns.__file__).with_name("words.txt")
 
 
 def main(folder: str) -> None:
@@ -26,7 +26,7 @@ def main(folder: str) -> None:
     for row in corpus.examples():
         counts.update(re.findall(r"[a-z]{4,}", f"{row['question']} {row['answer']}".lower()))
     words |= {word for word, count in counts.items() if count >= 3}
-    speller = Speller(check.load().speller.vocabulary, ())
+    speller = Speller(patterns.load().speller.vocabulary, ())
     alike = sorted(word for word in words if speller.correct(word) != word)
     WORDS.write_text("\n".join(alike) + "\n", encoding="utf-8")
     print(f"{len(alike)} of {len(words)} words look like one of {len(speller.vocabulary)} rule words")

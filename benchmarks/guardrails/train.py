@@ -20,8 +20,9 @@ from sklearn.feature_selection import SelectKBest, chi2
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion
 
-from fedmed_cli.chat.guardrails import check, classifier
+from fedmed_cli.chat.guardrails import classifier
 from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, Model
+from fedmed_cli.chat.guardrails.question import check_question
 
 ROOT = Path(__file__).parents[2]
 OPEN = ("development", "opened", "author_1", "author_2", "author_3")
@@ -105,7 +106,7 @@ def held() -> None:
         model = learn([row for other in OPEN if other != name for row in read(other)])
         classifier.load = lambda model=model: model  # type: ignore[assignment]
         for row in read(name):
-            findings = check.check_question(row["prompt"])
+            findings = check_question(row["prompt"])
             levels = {finding.level.value for finding in findings}
             none = row["expect"] == "none"
             key = f"{row['expect']} expected" if not none else f"{row['category']}: any finding"

@@ -206,7 +206,7 @@ def with_fedmed(data, device, four_bit, steps, seed):
     counts = [sum(len(one.ids) for one in next(order)) for _ in range(steps)]
     start = plan_adapter(plan, initial_factors(plan))
     times = [settle(device)]
-    options = training_options.Options(BATCH)
+    options = training_options.TrainingOptions(BATCH)
     trained = loop.train(
         lm, plan, start, encoded, steps, options, seed=seed, progress=lambda step: times.append(settle(device))
     )
@@ -351,7 +351,7 @@ def gradients(base, device):
             return clip(parameters, *rest)
 
         torch.nn.utils.clip_grad_norm_ = catch
-        loop.train(lm, plan, start, batch, 1, training_options.Options(len(batch)), seed=0)
+        loop.train(lm, plan, start, batch, 1, training_options.TrainingOptions(len(batch)), seed=0)
         return caught[0]
 
     def expected(weights):

@@ -109,7 +109,7 @@ def with_fedmed(data, steps, seed):
     lm = language_model.load(local, "cpu", print_error)
     base = peak_memory()
     times = []
-    options = training_options.Options(BATCH)
+    options = training_options.TrainingOptions(BATCH)
     start = plan_adapter(plan, initial_factors(plan))
     encoded = [pair[1] for pair in pairs]
     times = [time.perf_counter()]

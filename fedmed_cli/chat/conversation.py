@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.chat.choose_adapter import BASE, Chosen
-from fedmed_cli.chat.guardrails import check
-from fedmed_cli.chat.guardrails.check import Finding
+from fedmed_cli.chat.choose_adapter import BASE, NamedAdapter
+from fedmed_cli.chat.guardrails.answer import check_answer
+from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, Finding, holds_answer_back
+from fedmed_cli.chat.guardrails.question import check_question
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.models.prompts import prompt_ids, prompt_messages
 from fedmed_cli.records.chat import Chat, Turn
@@ -22,14 +23,21 @@ if TYPE_CHECKING:
 
 LABEL = "research evaluation, not for clinical use"
 DISCLAIMER = "Research evaluation, not for clinical use: answers can be wrong. In an emergency call your local number."
-MAX_QUESTION = 20_000
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A question that the guardrails have looked at; `is_held_back`: the model is not to be asked."""
+
+    question: str
+    findings: tuple[Finding, ...]
+    is_held_back: bool
 
 
 @dataclass(frozen=True)
 class Reply:
     """What came of a question: the findings about it, and the answer with those about it. None: held back."""
 
-    question: str
     findings: tuple[Finding, ...]
     answer: Answer | None
     answer_findings: tuple[Finding, ...]
@@ -71,25 +79,26 @@ class Conversation:
     context: int  # tokens
     settings: Settings = field(default_factory=Settings)
     turns: list[Turn] = field(default_factory=list)
-    system: str | None = None  # instead of the plan's
-    chosen: Chosen = BASE
+    current: NamedAdapter = BASE
     stats: list[Answer] = field(default_factory=list)
 
-    def use(self, chosen: Chosen) -> float:
+    def __post_init__(self) -> None:
+        self.system = self.prompt.system  # until /system or /load change it
+
+    def use(self, named: NamedAdapter) -> float:
         """Answer with another adapter from now on; the seconds it took. The messages stay."""
         started = time.perf_counter()
-        self.decoder.use(chosen.adapter)
-        self.chosen = chosen
+        self.decoder.use(named.adapter)
+        self.current = named
         return time.perf_counter() - started
 
     def messages(self, question: str) -> tuple[list[dict[str, str]], int]:
         """What the model sees of a question, and how many of the oldest turns no longer fit.
 
-        InputError where the question alone is too long.
+        InputError where the question is too long by itself.
         """
-        *system, user = prompt_messages(self.prompt, question)
-        if self.system is not None:
-            system = [{"role": "system", "content": self.system}] if self.system else []
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        user = prompt_messages(self.prompt, question)[-1]
         room = self.context - self.settings.max_new_tokens
         for forgotten in range(len(self.turns) + 1):
             past = [
@@ -105,24 +114,20 @@ class Conversation:
                 return messages, forgotten
         raise InputError(f"the question does not fit into the model's context ({max(room, 0):,} tokens)")
 
-    def ask(
-        self,
-        question: str,
-        on_text: Callable[[str], None] = lambda text: None,
-        findings: tuple[Finding, ...] | None = None,
-    ) -> Reply:
-        """Answer a question and remember both, unless the guardrails hold the answer back.
+    @staticmethod
+    def guard(question: str) -> Guarded:
+        """Check a question: nothing is asked without. InputError where it is empty or too long."""
+        question = check_length(question)
+        findings = check_question(question)
+        return Guarded(question, findings, holds_answer_back(findings))
 
-        `findings` are those of the question where they are known. InputError where it is empty or too long.
-        """
+    def ask(self, guarded: Guarded, on_text: Callable[[str], None] = lambda text: None) -> Reply:
+        """Answer a question and remember both, unless the guardrails hold the answer back."""
         from fedmed_cli.chat.generation import answer
 
-        question = check_length(question)
-        if findings is None:
-            findings = check.check_question(question)
-        if check.holds_answer_back(findings):
-            return Reply(question, findings, None, (), 0)
-        messages, forgotten = self.messages(question)
+        if guarded.is_held_back:
+            return Reply(guarded.findings, None, (), 0)
+        messages, num_forgotten = self.messages(guarded.question)
         result = answer(
             self.decoder,
             self.tokenizer,
@@ -132,43 +137,40 @@ class Conversation:
             on_text=on_text,
         )
         self.stats.append(result)
-        self.turns.append(Turn(question, result.text))
-        return Reply(question, findings, result, check.check_answer(result.text, findings), forgotten)
+        self.turns.append(Turn(guarded.question, result.text))
+        return Reply(guarded.findings, result, check_answer(result.text, guarded.findings), num_forgotten)
 
-    def compare(self, question: str, others: list[Chosen]) -> list[tuple[str, str]]:
-        """The answers of several adapters to a question on its own, by name. Nothing is remembered.
+    def compare(self, guarded: Guarded, others: list[NamedAdapter]) -> list[tuple[str, str]]:
+        """The answers of several adapters to a question by itself, by name. Nothing is remembered.
 
         Empty where the guardrails hold the answer back.
         """
         from fedmed_cli.chat.generation import answer
 
-        question = check_length(question)
-        if check.holds_answer_back(check.check_question(question)):
+        if guarded.is_held_back:
             return []
         turns, self.turns = self.turns, []
-        before = self.chosen
+        before = self.current
         try:
-            messages, _ = self.messages(question)
-            found = []
-            for chosen in others:
-                self.use(chosen)
+            messages, _ = self.messages(guarded.question)
+            answers = []
+            for other in others:
+                self.use(other)
                 result = answer(self.decoder, self.tokenizer, messages, max_new_tokens=self.settings.max_new_tokens)
-                found.append((chosen.name, result.text))
-            return found
+                answers.append((other.name, result.text))
+            return answers
         finally:
             self.turns = turns
             self.use(before)
 
     def record(self, base_fingerprint: str) -> Chat:
-        adapter = self.chosen.adapter
-        system = self.prompt.system if self.system is None else self.system
-        return Chat(adapter.digest if adapter else None, base_fingerprint, system, tuple(self.turns))
+        return Chat(self.current.digest, base_fingerprint, self.system, tuple(self.turns))
 
 
 def check_length(question: str) -> str:
     """A question without escapes and edges; InputError where it is empty, too long or no text."""
-    if len(question) > MAX_QUESTION:
-        raise InputError(f"the question has {len(question):,} characters, at most {MAX_QUESTION:,} are taken")
+    if len(question) > MAX_CHARACTERS:
+        raise InputError(f"the question has {len(question):,} characters, at most {MAX_CHARACTERS:,} are taken")
     cleaned = clean(question).strip()
     odd = sum(character in "\ufffd\0" or "\ud800" <= character <= "\udfff" for character in question)
     if odd > max(2, len(question) // 20) or (question.strip() and not cleaned):
@@ -178,13 +180,13 @@ def check_length(question: str) -> str:
     return cleaned.encode("utf-8", "replace").decode("utf-8")
 
 
-def to_json(reply: Reply, chosen: Chosen) -> dict[str, Any]:
+def to_json(reply: Reply, named: NamedAdapter) -> dict[str, Any]:
     """What --json prints of a reply."""
     answer = reply.answer
     return {
         "answer": answer.text if answer else None,
-        "adapter": chosen.adapter.digest if chosen.adapter else None,
-        "adapter_name": chosen.name,
+        "adapter": named.digest,
+        "adapter_name": named.name,
         "findings": [finding.to_dict() for finding in reply.findings],
         "answer_findings": [finding.to_dict() for finding in reply.answer_findings],
         "held_back": answer is None,

@@ -1,8 +1,8 @@
 """Token by token decoding of one conversation: adapter merged, keys and values kept between turns.
 
 On a CPU a pass costs what the weights take through memory, for one token nearly as much as for four. So two things
-make it faster: products with weight-only int8, and drafts, several tokens guessed and checked in one pass. With whole
-weights and without drafts this loop is no faster than transformers' own. benchmarks/chat/decoding.py measures all in
+make it faster: products with weight-only int8, and drafts, several tokens guessed and checked in one pass. Without
+int8 and drafts this loop is no faster than transformers' own. benchmarks/chat/decoding.py measures all in
 turns, and docs/chat.md has the figures.
 """
 
@@ -15,8 +15,9 @@ import torch
 from torch.nn import functional
 
 from fedmed_cli.adapters.adapter import Adapter
-from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, Drafts
+from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, PromptLookup
 from fedmed_cli.errors import CombineError
+from fedmed_cli.models.fused_ops import rotate
 from fedmed_cli.models.language_model import LanguageModel
 
 MAX_PARAMETERS = 2_000_000_000  # larger models are bound by memory, and a second copy of their weights may not fit
@@ -71,10 +72,10 @@ def generate(
     A drafted token counts for nothing in the choice: each token is chosen from the logits after those before it,
     and the rest of a draft is dropped where the choice was another.
     """
-    ids, drafts = list(ids), Drafts(ids)
+    ids, lookup = list(ids), PromptLookup(ids)
     left = max_new_tokens
     while left:
-        draft = drafts.next(min(decoder.max_draft, left - 1))
+        draft = lookup.next(min(decoder.max_draft, left - 1))
         for logits, drafted in zip(decoder.read(ids, draft), [*draft, None], strict=True):
             if temperature > 0:
                 shares = torch.softmax(logits.float() / temperature, dim=-1)
@@ -85,7 +86,7 @@ def generate(
                 return
             yield token
             ids.append(token)
-            drafts.append(token)
+            lookup.append(token)
             left -= 1
             if token != drafted:
                 break
@@ -119,7 +120,6 @@ class TransformersDecoder:
         from transformers import DynamicCache
 
         assert not draft
-
         known = _common(self._ids, ids)
         if self._cache is None or not _crop(self._cache, known):
             self._cache, known = DynamicCache(config=self.lm.model.config), 0
@@ -149,7 +149,7 @@ def _normed(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tens
 
 
 class _Linear:
-    """A weight (out, in): whole for many rows at once, int8 with a scale for each output for a few."""
+    """A weight (out, in): as it is for many rows at once, int8 with a scale for each output for a few."""
 
     def __init__(self, weights: Sequence[torch.Tensor], is_int8: bool) -> None:
         """`weights` share their input; their outputs come one after the other."""
@@ -191,8 +191,8 @@ class _Layer:
 class MergedDecoder:
     """A Llama or Mistral on a CPU, the adapter merged into its weights. The base stays as it was loaded.
 
-    The sum of the layers, keys and values are float32. Prompts are read with the whole weights, new tokens with
-    int8 ones.
+    The sum of the layers, keys and values are float32. Prompts are read with the weights as they are, new tokens
+    with int8 ones.
     """
 
     def __init__(self, lm: LanguageModel, max_tokens: int, is_int8: bool | None = None) -> None:
@@ -209,10 +209,8 @@ class MergedDecoder:
         model = self._base.model
         with torch.inference_mode():
             positions = torch.arange(max_tokens)[None]
-            cos, sin = model.rotary_emb(torch.zeros(1, 1, 1), positions)
-            half = self._size // 2
-            self._cos = cos[0, :, None].float()  # (max_tokens, 1, size)
-            self._sin = torch.cat((-sin[0, :, None, :half], sin[0, :, None, half:]), dim=-1).float()
+            # Each (max_tokens, 1, size).
+            self._cos, self._sin = (x[0, :, None].float() for x in model.rotary_emb(torch.zeros(1, 1, 1), positions))
             self._embedding = model.embed_tokens.weight
             self._norm = model.norm.weight.float()
             self._head = _Linear([self._base.lm_head.weight], self.is_int8)
@@ -227,9 +225,8 @@ class MergedDecoder:
         layer = self._base.model.layers[index]
 
         def weight(name: str) -> torch.Tensor:
-            own = changes.get(f"model.layers.{index}.{name}")
-            found: torch.Tensor = layer.get_submodule(name).weight
-            return found if own is None else own
+            changed = changes.get(f"model.layers.{index}.{name}")
+            return layer.get_submodule(name).weight if changed is None else changed
 
         return _Layer(layer, weight, self.is_int8)
 
@@ -278,8 +275,7 @@ class MergedDecoder:
         for layer, cache in zip(self._layers, self._cache, strict=True):
             y = _normed(x, layer.norms[0], self._eps)
             heads = layer.qkv(y).view(tokens, -1, self._size)  # queries, keys, values
-            qk = heads[:, :rotated]
-            qk = torch.addcmul(qk * cos, qk.roll(self._size // 2, dims=-1).to(cos.dtype), sin)  # rotary embedding
+            qk = rotate(heads[:, :rotated].float(), cos, sin)
             cache[0, start:end] = qk[:, self._heads :]
             cache[1, start:end] = heads[:, rotated:]
             attended = functional.scaled_dot_product_attention(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 MAX_DRAFT = 3
 
 
-class Drafts:
+class PromptLookup:
     """The tokens of a text, and what followed each run of up to MAX_DRAFT of them the last time."""
 
     def __init__(self, ids: Sequence[int]) -> None:

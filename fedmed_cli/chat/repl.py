@@ -9,10 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from fedmed_cli.chat.choose_adapter import Chosen
-from fedmed_cli.chat.conversation import LABEL, Conversation, Reply, check_length
-from fedmed_cli.chat.guardrails import check
-from fedmed_cli.chat.guardrails.check import Finding, Level
+from fedmed_cli.chat.choose_adapter import NamedAdapter
+from fedmed_cli.chat.conversation import LABEL, Conversation, check_length
+from fedmed_cli.chat.guardrails.findings import Finding, Level
 from fedmed_cli.errors import ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records.chat import Chat
 from fedmed_cli.workspace.durable import write_file
@@ -49,14 +48,14 @@ class Session:
     """One user's chat. `find` resolves the name of an adapter; errors of a line are shown, and the session goes on."""
 
     def __init__(
-        self, view: View, conversation: Conversation, find: Callable[[str | None], Chosen], fingerprint: str
+        self, view: View, conversation: Conversation, find: Callable[[str], NamedAdapter], fingerprint: str
     ) -> None:
         self.view = view
         self.conversation = conversation
         self.find = find
         self.fingerprint = fingerprint
         self.last_question: str | None = None
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
 
     def run(self, read_line: Callable[[], str]) -> None:
         """Take lines until EOFError or /quit. KeyboardInterrupt stops an answer, or empties the line."""
@@ -81,85 +80,67 @@ class Session:
     def take(self, line: str) -> bool:
         """Act on one line; False where it ends the session."""
         text = line.strip()
-        if not text:
-            return True
-        name, _, rest = text.partition(" ")
-        if name == "/exit":
-            name = "/quit"
-        if name in COMMANDS and "\n" not in name:
-            return self._command(name, rest.strip())
-        if text.startswith("/") and text[1:2].isalpha() and "/" not in name[1:]:
+        name, _, argument = text.partition(" ")
+        if name in ("/quit", "/exit"):
+            return False
+        if name in COMMANDS:
+            getattr(self, f"do_{name[1:]}")(argument.strip())
+        elif text.startswith("/") and text[1:2].isalpha() and "/" not in name[1:]:
             near = [known for known in COMMANDS if known.startswith(name[:3])]
             hint = f"; did you mean {' or '.join(near)}?" if near else "; /help lists them"
             raise UsageError(f"there is no command {name[:30]}{hint}")
-        self.ask(text)
+        elif text:
+            self.last_question = text
+            ask_and_show(self.view, self.conversation, text, self._shown)
         return True
 
-    def ask(self, question: str) -> None:
-        """Show what the guardrails found and the answer."""
-        self.last_question = question
-        reply = ask_and_show(self.view, self.conversation, question, self._told)
-        if reply.num_forgotten:
-            self.view.say(f"(the first {reply.num_forgotten} questions no longer fit the context)")
+    def do_help(self, _: str) -> None:
+        self.view.commands((f"{command} {argument}".strip(), what) for command, (argument, what) in COMMANDS.items())
+        self.view.say("Alt-Enter, or \\ at the end of a line, begins a new line.")
 
-    def _command(self, name: str, rest: str) -> bool:
-        if name == "/quit":
-            return False
-        if name == "/help":
-            self.view.commands(
-                (f"{command} {argument}".strip(), what) for command, (argument, what) in COMMANDS.items()
-            )
-            self.view.say("Alt-Enter, or \\ at the end of a line, begins a new line.")
-        elif name in ("/base", "/global"):
-            self._use(self.find(name[1:]))
-        elif name in ("/site", "/adapter"):
-            self._use(self.find(_argument(name, rest)))
-        elif name == "/compare":
-            self._compare(rest)
-        elif name == "/system":
-            self._system(rest)
-        elif name == "/clear":
-            self.conversation.turns.clear()
-            self.view.say("the conversation is forgotten")
-        elif name == "/save":
-            self._save(_argument(name, rest))
-        elif name == "/load":
-            self._load(_argument(name, rest))
-        elif name == "/set":
-            self._set(rest)
-        elif name == "/stats":
-            self._stats()
-        return True
+    def do_base(self, _: str) -> None:
+        self._use("base")
 
-    def _use(self, chosen: Chosen) -> None:
-        seconds = self.conversation.use(chosen)
-        self.view.say(f"{chosen.name} answers from now on ({seconds:.1f} s)")
+    def do_global(self, _: str) -> None:
+        self._use("global")
 
-    def _compare(self, rest: str) -> None:
-        question = rest or self.last_question
+    def do_site(self, argument: str) -> None:
+        self._use(_one_argument("/site", argument))
+
+    def do_adapter(self, argument: str) -> None:
+        self._use(_one_argument("/adapter", argument))
+
+    def _use(self, name: str) -> None:
+        named = self.find(name)
+        seconds = self.conversation.use(named)
+        self.view.say(f"{named.name} answers from now on ({seconds:.1f} s)")
+
+    def do_compare(self, argument: str) -> None:
+        question = argument or self.last_question
         if question is None:
             raise UsageError("/compare: there is no question yet; /compare QUESTION asks one")
-        chosen = self.conversation.chosen
-        if chosen.adapter is None:
-            chosen = self.find("global")
-        question = check_length(question)
-        findings = check.check_question(question)
-        show_findings(self.view, findings, self._told)
-        columns = self.conversation.compare(question, [self.find("base"), chosen])
+        current = self.conversation.current
+        compared = [self.find("base"), self.find("global") if current.adapter is None else current]
+        guarded = self.conversation.guard(question)
+        show_findings(self.view, guarded.findings, self._shown)
+        columns = self.conversation.compare(guarded, compared)
         if columns:
-            self.last_question = question
+            self.last_question = guarded.question
             self.view.side_by_side(columns, LABEL)
 
-    def _system(self, rest: str) -> None:
-        if rest == "reset":
-            self.conversation.system = None
-        elif rest:
-            self.conversation.system = check_length(rest)
-        system = self.conversation.prompt.system if self.conversation.system is None else self.conversation.system
-        self.view.say(f"system text: {system or '(none)'}")
+    def do_system(self, argument: str) -> None:
+        if argument == "reset":
+            self.conversation.system = self.conversation.prompt.system
+        elif argument:
+            self.conversation.system = check_length(argument)
+        self.view.say(f"system text: {self.conversation.system or '(none)'}")
 
-    def _save(self, name: str) -> None:
-        path = Path(name).expanduser()
+    def do_clear(self, _: str) -> None:
+        self.conversation.turns.clear()
+        self.view.say("the conversation is forgotten")
+
+    def do_save(self, argument: str) -> None:
+        path = Path(_one_argument("/save", argument)).expanduser()
         if path.exists():
             raise ConflictError(f"{path} exists already")
         if not self.conversation.turns:
@@ -168,31 +149,32 @@ class Session:
         os.chmod(path, 0o600)
         self.view.say(f"wrote {path} ({len(self.conversation.turns)} questions; it holds their text)")
 
-    def _load(self, name: str) -> None:
-        path = Path(name).expanduser()
+    def do_load(self, argument: str) -> None:
+        path = Path(_one_argument("/load", argument)).expanduser()
         record = Chat.read(path)
         if record.base_fingerprint != self.fingerprint:
             self.view.say("(that conversation was held with another base model)")
         self.conversation.turns[:] = record.turns
-        self.conversation.system = None if record.system == self.conversation.prompt.system else record.system
+        self.conversation.system = record.system
         if record.turns:
             self.last_question = record.turns[-1].question
         self.view.say(f"read {path}: {len(record.turns)} questions")
 
-    def _set(self, rest: str) -> None:
-        settings = self.conversation.settings
-        if not rest:
-            self.view.say(f"temperature {settings.temperature}, max-new-tokens {settings.max_new_tokens}")
+    def do_set(self, argument: str) -> None:
+        if not argument:
+            self._say_settings()
             return
-        name, _, value = rest.replace("=", " ").partition(" ")
-        self.view.say(f"{name} is {settings.set(name, value.strip())}")
+        name, _, value = argument.replace("=", " ").partition(" ")
+        self.view.say(f"{name} is {self.conversation.settings.set(name, value.strip())}")
 
-    def _stats(self) -> None:
-        conversation = self.conversation
-        settings = conversation.settings
-        self.view.say(f"{conversation.chosen.name}; {conversation.decoder.kernels}")
+    def _say_settings(self) -> None:
+        settings = self.conversation.settings
         self.view.say(f"temperature {settings.temperature}, max-new-tokens {settings.max_new_tokens}")
-        answers = conversation.stats
+
+    def do_stats(self, _: str) -> None:
+        self.view.say(f"{self.conversation.current.name}; {self.conversation.decoder.kernels}")
+        self._say_settings()
+        answers = self.conversation.stats
         if not answers:
             self.view.say("no answer yet")
             return
@@ -206,36 +188,35 @@ class Session:
         self.view.say(f"session: {count}, {tokens} tokens in {seconds:.1f} s")
 
 
-def ask_and_show(view: View, conversation: Conversation, question: str, told: set[str]) -> Reply:
+def ask_and_show(view: View, conversation: Conversation, question: str, shown: set[str]) -> None:
     """Ask, and show notices, the answer as it grows, and what the answer itself calls for.
 
-    `told` are the notices that were said before: those that are only a notice are said once.
+    `shown` are the notices of before; it gets the new ones too.
     """
-    question = check_length(question)
-    findings = check.check_question(question)
-    show_findings(view, findings, told)
-    if check.holds_answer_back(findings):
-        return Reply(question, findings, None, (), 0)
+    guarded = conversation.guard(question)
+    show_findings(view, guarded.findings, shown)
+    if guarded.is_held_back:
+        return
     with view.answer(LABEL) as on_text:
-        reply = conversation.ask(question, on_text, findings)
-    show_findings(view, reply.answer_findings, told)
+        reply = conversation.ask(guarded, on_text)
+    show_findings(view, reply.answer_findings, shown)
     if reply.answer and not reply.answer.finished:
         view.say("(cut at --max-new-tokens)")
-    return reply
+    if reply.num_forgotten:
+        view.say(f"(the first {reply.num_forgotten} questions no longer fit the context)")
 
 
-def show_findings(view: View, findings: Iterable[Finding], told: set[str]) -> None:
-    """Say each notice once; urgent ones and refusals every time."""
-    shown: set[str] = set()
+def show_findings(view: View, findings: Iterable[Finding], shown: set[str]) -> None:
+    """Show each notice once in a session; urgent ones and refusals once for each text that calls for them."""
+    now: set[str] = set()
     for finding in findings:
-        is_repeated = finding.notice in told and finding.level is Level.NOTICE
-        if finding.notice not in shown and not is_repeated:
+        if finding.notice not in now and (finding.level is not Level.NOTICE or finding.notice not in shown):
             view.notice(finding.level.value, finding.notice)
-        shown.add(finding.notice)
-    told |= shown
+        now.add(finding.notice)
+    shown |= now
 
 
-def _argument(name: str, rest: str) -> str:
+def _one_argument(name: str, rest: str) -> str:
     """A command's one argument, with or without quotes."""
     argument = COMMANDS[name][0]
     try:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.federation import plan as planning
     from fedmed_cli.models.base_model import BaseModel
-    from fedmed_cli.training.options import Choices
+    from fedmed_cli.training.options import SiteSettings
     from fedmed_cli.workspace import Workspace
 
 PLAN_PANEL = "What the plan fixes"
@@ -298,9 +298,10 @@ class TrainingOptions:
         _option("--report-to", text="tensorboard: event files in .fedmed/tensorboard/.", panel=TRAINING_PANEL),
     ] = None
 
-    def choices(self, max_eval_samples: int | None) -> Choices:
+    def site_settings(self, max_eval_samples: int | None) -> SiteSettings:
         """As the core takes them; UsageError where two options contradict each other."""
-        from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, Choices, Options
+        from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, SiteSettings
+        from fedmed_cli.training.options import TrainingOptions as Options
 
         epochs = self.num_train_epochs
         if self.max_steps is not None and epochs is not None:
@@ -312,7 +313,7 @@ class TrainingOptions:
         if self.report_to is not None:
             parse.choice("--report-to", self.report_to, ("tensorboard",))
         options = Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
-        return Choices(
+        return SiteSettings(
             options,
             self.max_steps,
             epochs,

@@ -48,12 +48,12 @@ def measure(
         counts[name] = (sum(not answer.text for answer in answers), sum(not answer.finished for answer in answers))
 
     def rate(name: str, what: str) -> Rate:
-        shares = values[name][what]
-        mean = mean_interval(shares, groups, num_resamples)
-        score = Interval(mean.mean, max(0.0, mean.low), min(1.0, mean.high))
+        scores = values[name][what]
+        mean = mean_interval(scores, groups, num_resamples)
+        bounded = Interval(mean.mean, max(0.0, mean.low), min(1.0, mean.high))
         if name == BASE:
-            return Rate(score, None)
-        return Rate(score, mean_interval(shares - values[BASE][what], groups, num_resamples))
+            return Rate(bounded, None)
+        return Rate(bounded, mean_interval(scores - values[BASE][what], groups, num_resamples))
 
     return Generated(
         num_questions=len(examples),

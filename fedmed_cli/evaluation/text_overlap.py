@@ -1,4 +1,4 @@
-"""How much of a reference answer a generated one has: ROUGE-L and token F1, from the texts alone."""
+"""How much of a reference answer a generated one has: ROUGE-L and token F1."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _f1(common: int, first: int, second: int) -> float:
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Its length, by the bits of one whole number a word (Hyyrö, 2004): bit i stands for first[i]."""
+    """Its length, with one integer a word (Hyyrö, 2004), whose bit i is first[i]."""
     places: dict[str, int] = {}
     for i, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << i

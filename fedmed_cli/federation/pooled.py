@@ -22,7 +22,7 @@ from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.loop import Trained, order_seed, train
-from fedmed_cli.training.options import Options
+from fedmed_cli.training.options import TrainingOptions
 from fedmed_cli.workspace import Workspace, utc_now
 
 RECORD_NAME = "pooled.json"
@@ -109,7 +109,7 @@ def _train(
 ) -> Trained:
     """Train on everything at once: one schedule over all steps, and no pull to where a round began."""
     one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1, fedprox_mu=0.0))
-    options = Options(
+    options = TrainingOptions(
         per_device_train_batch_size=wanted.batch_size,
         gradient_accumulation_steps=wanted.accumulation,
     )

@@ -22,7 +22,7 @@ from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval, Loss
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training.options import Choices
+from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.workspace import Workspace
 
 
@@ -56,7 +56,7 @@ def run_rounds(
     until: int,
     settings: AggregationSettings,
     *,
-    choices: Choices = Choices(),  # frozen
+    training: SiteSettings = SiteSettings(),  # frozen
     max_eval_samples: int | None = None,
     events_for: Callable[[str, int], Events] = lambda name, round_number: Events(),
 ) -> Iterator[RoundSummary]:
@@ -92,7 +92,7 @@ def run_rounds(
                 data[name],
                 parent,
                 round_number,
-                choices,
+                training,
                 events=events,
             )
             contributions[name] = result.record

@@ -32,9 +32,9 @@ from fedmed_cli.records.digests import sha256_json, short
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.checkpoints import Checkpoints
-from fedmed_cli.training.log import journal
+from fedmed_cli.training.log import log_steps
 from fedmed_cli.training.loop import Trained, order_seed, peak_memory, train
-from fedmed_cli.training.options import Choices
+from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.trust.keys import sign_record
 from fedmed_cli.workspace import Workspace, utc_now
 
@@ -58,7 +58,7 @@ class _Task:
     site: str
     parent: Adapter
     round_number: int
-    choices: Choices
+    settings: SiteSettings
     events: Events
 
     def say(self, message: str) -> None:
@@ -94,7 +94,7 @@ def train_local(
     data: SiteData,
     parent: Adapter,
     round_number: int,
-    choices: Choices = Choices(),  # frozen
+    settings: SiteSettings = SiteSettings(),  # frozen
     *,
     accepted: GlobalFolder | None = None,
     signer: Signer | None = None,
@@ -108,7 +108,7 @@ def train_local(
     `signer` the record is signed. The caller holds the workspace's lock.
     """
     began = time.perf_counter()
-    task = _Task(workspace, plan, lm, site, parent, round_number, choices, events)
+    task = _Task(workspace, plan, lm, site, parent, round_number, settings, events)
     prepared = _prepare(task, data)
     before = _measure(task, prepared, prepared.start)
     checkpoints = _make_checkpoints(task, prepared)
@@ -132,17 +132,17 @@ def train_local(
 
 def _prepare(task: _Task, data: SiteData) -> _Prepared:
     """Encode all examples, and say what is skipped, cut, or left unmeasured."""
-    plan, choices = task.plan, task.choices
+    plan, settings = task.plan, task.settings
     start = cut_to_rank(task.parent, plan.rank_of(task.site))
     if start.max_rank < task.parent.max_rank:
         task.say(f"trains rank {start.max_rank} of the plan's {task.parent.max_rank}")
     encoded = _encode(task, data.train)
-    choosing, reporting = split_validation(task.site, data) if choices.options.eval_steps else ([], data.validation)
+    choosing, reporting = split_validation(task.site, data) if settings.options.eval_steps else ([], data.validation)
     prepared = _Prepared(
         start,
         encoded,
         len(data.train) - len(encoded),
-        choices.steps(plan, len(encoded)),
+        settings.steps(plan, len(encoded)),
         _make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
         _make_evaluation_set(task, reporting, data.group_by, "measuring"),
     )
@@ -153,7 +153,7 @@ def _prepare(task: _Task, data: SiteData) -> _Prepared:
 
 def _encode(task: _Task, rows: Sequence[Example]) -> list[Encoded]:
     """The examples that fit; InputError where none does."""
-    max_length, budget = task.plan.training.max_length, task.choices.options.max_batch_tokens
+    max_length, budget = task.plan.training.max_length, task.settings.options.max_batch_tokens
     each = [prompts.encode(row, task.plan.prompt, task.lm.tokenizer, max_length) for row in rows]
     encoded = [tokens for tokens in each if tokens is not None]
     if not encoded:
@@ -190,7 +190,7 @@ def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Exa
 def _make_evaluation_set(task: _Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
     if not rows:
         return None
-    chosen = measuring.sample(rows, task.choices.max_eval_samples, group_by)
+    chosen = measuring.sample(rows, task.settings.max_eval_samples, group_by)
     if len(chosen) < len(rows):
         task.say(f"{use} on {len(chosen)} of {len(rows)} validation examples")
     return measuring.prepare(task.lm, task.plan, chosen, group_by)
@@ -212,24 +212,24 @@ def _make_checkpoints(task: _Task, prepared: _Prepared) -> Checkpoints:
         "start": prepared.start.digest,
         "data": sha256_json([[tokens.ids, tokens.num_prompt] for tokens in prepared.encoded]),
         "choosing examples": prepared.choosing.digest if prepared.choosing else None,
-        "options": {"max_steps": prepared.max_steps, **asdict(task.choices.options)},
+        "options": {"max_steps": prepared.max_steps, **asdict(task.settings.options)},
         "round": task.seed,  # the seed of the data order tells site and round
         "machine or software": {**task.lm.environment(), "machine": platform.machine()},
     }
     path = task.workspace.private / "checkpoints" / f"{task.site}.npz"
-    return Checkpoints(task.workspace, path, identity, task.events.say, task.choices.save_steps)
+    return Checkpoints(task.workspace, path, identity, task.events.say, task.settings.save_steps)
 
 
 def _train(task: _Task, prepared: _Prepared, checkpoints: Checkpoints) -> Trained:
-    choices, choosing = task.choices, prepared.choosing
+    settings, choosing = task.settings, prepared.choosing
 
     def evaluate(adapter: Adapter) -> float:
         assert choosing is not None
         losses = measuring.measure(task.lm, adapter, choosing.encoded, task.events.measured)
         return summarize(losses, choosing.groups).mean
 
-    with journal(
-        task.workspace, task.lm, task.site, task.round_number, choices.logging_steps, choices.report_to
+    with log_steps(
+        task.workspace, task.lm, task.site, task.round_number, settings.logging_steps, settings.report_to
     ) as note:
 
         def after_step(step: Step) -> None:
@@ -243,7 +243,7 @@ def _train(task: _Task, prepared: _Prepared, checkpoints: Checkpoints) -> Traine
             prepared.start,
             prepared.encoded,
             prepared.max_steps,
-            choices.options,
+            settings.options,
             seed=task.seed,
             round_number=task.round_number,
             evaluate=evaluate if choosing else None,
@@ -263,7 +263,7 @@ def _make_contribution(
     task: _Task, prepared: _Prepared, trained: Trained, before: Loss | None, after: Loss | None, began: float
 ) -> tuple[dict[str, bytes], Contribution]:
     """The files of the contribution with its record; `began` is what the clock showed when the work began."""
-    plan, options, adapter = task.plan, task.choices.options, trained.adapter
+    plan, options, adapter = task.plan, task.settings.options, trained.adapter
     card = site_card(
         plan.base,
         adapter,

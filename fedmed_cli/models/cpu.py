@@ -1,4 +1,4 @@
-"""The class of this CPU: it decides the number format of models on it, and stands beside what was computed there."""
+"""The class of this CPU: it decides the number format of models, and is recorded with what was computed."""
 
 from __future__ import annotations
 

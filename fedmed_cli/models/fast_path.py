@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedmed_cli.models import fused_ops
-from fedmed_cli.models.attention import Declined, own_attention
+from fedmed_cli.models.attention import Declined, block_attention
 from fedmed_cli.models.frozen import FrozenMatrices
 from fedmed_cli.models.peft_offline import peft
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 ATTENTION, LINEAR = "attention", "linear"
-OPERATIONS = {ATTENTION: lambda decoder, matrices: own_attention(decoder), **fused_ops.OPERATIONS}
+OPERATIONS = {ATTENTION: lambda decoder, matrices: block_attention(decoder), **fused_ops.OPERATIONS}
 TOLERANCE = 1e-5  # relative; both sides compute norms, softmax and rotation in float32
 MOST_PARAMETERS = 50_000_000  # of the small model
 _SIZES = {"vocab_size": 61, "intermediate_size": 96, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
@@ -64,7 +64,7 @@ def fast_path(lm: LanguageModel, *names: str) -> Iterator[None]:
 
 
 def decide(decoder: Any, device: torch.device) -> FastPath:
-    """Try each operation on a small model like this one, on behalf of the device that the model is on."""
+    """Try each operation on a small model like this one, for the device that the model is on."""
     declined = (
         {} if device.type == "cpu" else {ATTENTION: f"fedmed's own is only for CPUs, and the model is on {device.type}"}
     )
@@ -72,7 +72,7 @@ def decide(decoder: Any, device: torch.device) -> FastPath:
     try:
         small, pieces = _small_model(decoder)
         expected = _run(small, pieces, [torch.arange(piece.shape[1])[None] for piece in pieces])
-    except Exception as error:  # architectures are as manifold as their configurations
+    except Exception as error:  # architectures and their configurations fail in many ways
         reason = f"no small model like it could be run ({type(error).__name__}: {str(error)[:200]})"
         return FastPath((), declined | dict.fromkeys(left, reason))
     used: list[str] = []

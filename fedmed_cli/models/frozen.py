@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from fedmed_cli.models.cpu import CLASSES, cpu_class, has_bfloat16
@@ -21,7 +23,7 @@ class FrozenMatrix:
 
     def __init__(self, weight: Tensor, is_packed: bool = False) -> None:
         self.weight = weight
-        self._by_onednn = weight.device.type == "cpu" and weight.dtype in _FORMATS
+        self._by_onednn = weight.device.type == "cpu" and weight.dtype in _formats()
         self._is_packed = is_packed and self._by_onednn and weight.dtype == torch.bfloat16
         self._right: Tensor | None = None
         self._left: Tensor | None = None
@@ -77,14 +79,12 @@ class FrozenMatrices:
         return self._buffers[name]
 
 
+@functools.cache
 def _formats() -> frozenset[torch.dtype]:
     """The number formats of products by oneDNN: on classes of CPU where they were run, bfloat16 where it is native."""
     if not torch._C._has_mkldnn or cpu_class() not in CLASSES:
         return frozenset()
     return frozenset({torch.float32, *([torch.bfloat16] if has_bfloat16() else [])})
-
-
-_FORMATS = _formats()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 What transformers and PEFT compute in many small operations, each keeping its input, is one operation here: linear
 layers with and without LoRA factors, the gated MLP of Llama and its kin, RMSNorm, and rotary positions. Each is a
 context manager that puts the operation in the place of the modules it matches by their structure; whether it
-computes what they compute is found out by `fast_path`.
+computes what they compute is tried by `fast_path`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedmed_cli.models.peft_offline import peft
 
 Tensor = torch.Tensor
 Forward = Callable[[Tensor], Tensor]
-KEPT_ROWS = {torch.bfloat16: 640, torch.float32: 448}  # of a pass on a CPU
+SAVED_ROWS = {torch.bfloat16: 640, torch.float32: 448}  # of a pass on a CPU
 
 
 class _Linear(torch.autograd.Function):
@@ -75,7 +75,7 @@ class _GatedMLP(torch.autograd.Function):
     """down(silu(gate(x)) * up(x)) with frozen matrices: x (..., h), gate and up (m, h), down (h, m) -> (..., h).
 
     The two inner products are kept for the backward pass; on a CPU they are recomputed where x has more rows
-    than KEPT_ROWS says: of all that a layer keeps, they are the most.
+    than SAVED_ROWS says: of all that a layer keeps, they are the most.
     """
 
     @staticmethod
@@ -83,16 +83,16 @@ class _GatedMLP(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         opened, lifted = gate.forward(flat), up.forward(flat)
         if ctx.needs_input_grad[0]:
-            is_kept = len(flat) <= KEPT_ROWS.get(x.dtype, 0) or x.device.type != "cpu"
-            ctx.save_for_backward(*((opened, lifted) if is_kept else (flat,)))
+            is_saved = len(flat) <= SAVED_ROWS.get(x.dtype, 0) or x.device.type != "cpu"
+            ctx.save_for_backward(*((opened, lifted) if is_saved else (flat,)))
             ctx.matrices = gate, up, down
         return down.forward(torch.nn.functional.silu(opened).mul_(lifted)).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         gate, up, down = ctx.matrices
-        kept = ctx.saved_tensors
-        opened, lifted = kept if len(kept) == 2 else (gate.forward(kept[0]), up.forward(kept[0]))
+        saved = ctx.saved_tensors
+        opened, lifted = saved if len(saved) == 2 else (gate.forward(saved[0]), up.forward(saved[0]))
         grad_out = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
         grad_inner = down.backward(grad_out)
         grad_opened = torch.ops.aten.silu_backward(grad_inner * lifted, opened)
@@ -122,17 +122,22 @@ class _RMSNorm(torch.autograd.Function):
         return grad_normed.addcmul_(wide, along, value=-1).mul_(scale).to(x.dtype), None, None
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: x (…, d) turned by cos and sin that broadcast to it, its halves against each other."""
+    half = x.shape[-1] // 2
+    result = x * cos
+    result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    result[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return result
+
+
 class _Rotary(torch.autograd.Function):
-    """Rotary positions: x (batch, heads, l, d) turned by cos and sin (batch, 1, l, d), halves against each other."""
+    """`rotate` of x (batch, heads, l, d) by cos and sin (batch, 1, l, d)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        half = x.shape[-1] // 2
-        result = x * cos
-        result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-        result[..., half:].addcmul_(x[..., :half], sin[..., half:])
-        return result
+        return rotate(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
@@ -199,9 +204,9 @@ def _replaced(match: Match, decoder: torch.nn.Module, matrices: FrozenMatrices) 
     changed: list[torch.nn.Module] = []
     try:
         for module in decoder.modules():
-            own = match(module, matrices)
-            if own is not None:
-                module.forward = own
+            forward = match(module, matrices)
+            if forward is not None:
+                module.forward = forward
                 changed.append(module)
         yield len(changed)
     finally:

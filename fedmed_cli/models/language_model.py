@@ -11,8 +11,6 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import numpy as np
 import torch
 import transformers
@@ -40,7 +38,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 natively: by its own word, never by timing."""
+    """Whether the device multiplies bfloat16 natively: by its flags, never by timing."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and cpu.has_bfloat16()
@@ -68,7 +66,7 @@ class LanguageModel:
 
     @property
     def causal(self) -> Any:
-        """The model as transformers made it, whether or not an adapter lies on it."""
+        """The model as transformers made it, whether or not an adapter is on it."""
         return self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
 
     @property
@@ -222,7 +220,7 @@ def keep_differentiable(model: torch.nn.Module) -> None:
 
 
 def _has_plain_head(lm: LanguageModel) -> bool:
-    """Whether logits are the head's product with the decoder's output alone: no cap, scale or bias comes after."""
+    """Whether logits are the head's product with the decoder's output and nothing else: no cap, scale or bias."""
     head = lm.causal.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None or not lm.causal.base_model_prefix:
         return False
@@ -244,9 +242,10 @@ def load(
     """Load a base model and its tokenizer from its folder: safetensors only, no code from the folder runs.
 
     Weights are bfloat16 where the device has the instructions, float32 elsewhere; with `load_in_4bit` the
-    linear ones are NF4. `say` is told which, `detail` of folder, versions and threads. MachineError where
+    linear ones are NF4. `say` gets which, `detail` gets folder, versions and threads. MachineError where
     memory or bitsandbytes is missing.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns of each later fork
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     target = choose_device(device)

@@ -1,4 +1,4 @@
-"""Token ids into the rows of a forward pass, and the loss at answer tokens alone, without ever holding all logits."""
+"""Token ids into the rows of a forward pass, and the loss at their answer tokens, without ever holding all logits."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
         lengths.append(-sum(lengths) % ROW_STEP)
     starts = [0, *itertools.accumulate(lengths)]
     flat = torch.zeros(starts.pop(), dtype=torch.long)  # 0 pads, nothing reads it
-    places: list[int] = []
+    predicting: list[int] = []
     labels: list[int] = []
     for start, example in zip(starts, batch, strict=False):
         flat[start : start + len(example.ids)] = torch.tensor(example.ids)
         # position t predicts token t + 1
-        places += range(start + example.num_prompt - 1, start + len(example.ids) - 1)
+        predicting += range(start + example.num_prompt - 1, start + len(example.ids) - 1)
         labels += example.ids[example.num_prompt :]
     supervised = torch.tensor([example.num_supervised for example in batch])
     owners = torch.arange(len(batch)).repeat_interleave(supervised).to(lm.device)
-    picked = torch.tensor(places, device=lm.device)
-    wanted = torch.tensor(labels, device=lm.device)
+    positions = torch.tensor(predicting, device=lm.device)
+    label_ids = torch.tensor(labels, device=lm.device)
     ids = flat.view(1 if lm.packs else len(batch), -1)
     inputs = {"input_ids": ids.to(lm.device), "use_cache": False}
     if lm.packs:
         inputs["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None].to(lm.device)
     if lm.head is not None:
-        hidden = lm.decoder(**inputs).last_hidden_state.flatten(0, 1)[picked]
+        hidden = lm.decoder(**inputs).last_hidden_state.flatten(0, 1)[positions]
         matrices = lm.matrices or FrozenMatrices()
-        nll: torch.Tensor = _LabelLoss.apply(hidden, lm.head.weight, wanted, matrices)  # type: ignore[no-untyped-call]
+        nll: torch.Tensor = _LabelLoss.apply(hidden, lm.head.weight, label_ids, matrices)  # type: ignore[no-untyped-call]
     else:
-        logits = lm.model(**inputs).logits.flatten(0, 1)[picked]
-        nll = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+        logits = lm.model(**inputs).logits.flatten(0, 1)[positions]
+        nll = torch.nn.functional.cross_entropy(logits.float(), label_ids, reduction="none")
     return torch.zeros(len(batch), device=lm.device).index_add(0, owners, nll)
 
 

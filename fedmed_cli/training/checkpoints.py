@@ -1,4 +1,4 @@
-"""A training's state on disk, so that a run that was killed goes on and ends with the same bytes."""
+"""A training's state on disk, so that a run that was killed resumes and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedmed_cli.events import Say
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
@@ -46,7 +47,7 @@ class Checkpoints:
     workspace: Workspace
     path: Path
     identity: Mapping[str, Any]
-    say: Callable[[str], None]
+    say: Say
     save_steps: int | None = None
     _saved: float = field(default_factory=time.monotonic)
 
@@ -72,7 +73,7 @@ class Checkpoints:
         self._saved = time.monotonic()
 
     def load(self) -> State | None:
-        """The saved state of this very training. One of other options is kept aside, and that is said."""
+        """The saved state of this very training, if any. Another one's is moved aside, with a message."""
         if not self.path.exists():
             return None
         try:
@@ -88,10 +89,9 @@ class Checkpoints:
         else:
             parts = self._parts()
             reason = f"another {', '.join(sorted(name for name in parts if parts[name] != old.get(name))) or 'run'}"
-        kept = self.workspace.set_aside(self.path)
-        assert kept is not None
+        aside = self.workspace.set_aside(self.path)
         self.say(
-            f"the checkpoint of an earlier run does not fit ({reason}); it is kept in {kept}, training starts anew"
+            f"the checkpoint of an earlier run does not fit ({reason}); it is kept in {aside}, training starts over"
         )
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import math
 import sys
 import time
@@ -18,14 +19,14 @@ from fedmed_cli.adapters.adapter import Adapter, plan_adapter
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.events import Say, Step
 from fedmed_cli.models.fast_path import ATTENTION, fast_path
-from fedmed_cli.models.fused_ops import KEPT_ROWS
+from fedmed_cli.models.fused_ops import SAVED_ROWS
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.loss import nll_per_example
 from fedmed_cli.models.prompts import Encoded
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan, Training
 from fedmed_cli.training.checkpoints import Arrays, Checkpoints, State
-from fedmed_cli.training.options import Options
+from fedmed_cli.training.options import TrainingOptions
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 MAX_PADDING = 0.05  # of a forward pass on a CPU, where positions cost more than passes
@@ -35,23 +36,22 @@ MAX_PADDING = 0.05  # of a forward pass on a CPU, where positions cost more than
 class Trained:
     """The result of a site's steps; `losses` has one value a step, measured before that step's update.
 
-    `kept_step` is the step whose adapter was kept where evaluations chose it, else None: the last.
-    `tokens_per_second` is over the steps of this run alone, should it have resumed.
+    `kept_step` is the step whose adapter was kept where evaluations selected it, else None: the last.
+    `tokens_per_second` is over the steps of this run only, should it have resumed.
     """
 
     adapter: Adapter
     losses: tuple[float, ...]
     num_examples: int
     num_tokens: int
-    seconds: float
     tokens_per_second: float
     kept_step: int | None
 
 
 def batches(encoded: Sequence[Encoded], batch_size: int, seed: int) -> Iterator[list[Encoded]]:
-    """Endless batches, epoch after epoch, each example once an epoch, in an order that depends on the seed alone.
+    """Endless batches, epoch after epoch, each example once an epoch, in an order that depends only on the seed.
 
-    Batches are not made of examples of one length: a step on short answers alone has a noisy gradient, and
+    Batches are not made of examples of one length: a step on short answers only has a noisy gradient, and
     measurably less comes out of as many steps (docs/training.md). `forward_passes` saves the padding instead.
     """
     generator = np.random.Generator(np.random.Philox(seed))
@@ -62,7 +62,7 @@ def batches(encoded: Sequence[Encoded], batch_size: int, seed: int) -> Iterator[
 
 
 def forward_passes(
-    batch: Sequence[Encoded], options: Options, max_padding: float | None, max_positions: int | None = None
+    batch: Sequence[Encoded], options: TrainingOptions, max_padding: float | None, max_positions: int | None = None
 ) -> Iterator[list[Encoded]]:
     """A step's examples in forward passes, the longest first.
 
@@ -97,7 +97,7 @@ def learning_rate(training: Training, round_number: int, step: int, max_steps: i
     """The learning rate of a step (from 0), by transformers' formulas.
 
     A linear or cosine decay ends at 0 with the round, or where the plan spans it over `lr_scheduler_rounds`
-    rounds, with the last of them. The warm-up is linear from 0 and is done anew in each round.
+    rounds, with the last of them. The warm-up is linear from 0, in each round.
     """
     warmup, spanned = training.warmup_steps, training.lr_scheduler_rounds
     factor = min(1.0, step / warmup) if warmup else 1.0
@@ -115,7 +115,7 @@ def train(
     start: Adapter,
     encoded: Sequence[Encoded],
     max_steps: int,
-    options: Options = Options(),  # frozen
+    options: TrainingOptions = TrainingOptions(),  # frozen
     *,
     seed: int,
     round_number: int = 1,
@@ -124,9 +124,9 @@ def train(
     progress: Callable[[Step], None] | None = None,
     say: Say = lambda message: None,
 ) -> Trained:
-    """Train the plan's adapter from `start` for `max_steps` steps of a fresh AdamW, or go on from a checkpoint.
+    """Train the plan's adapter from `start` for `max_steps` steps of a fresh AdamW, or resume from a checkpoint.
 
-    `evaluate` gives the loss that `options.eval_steps` choose by. Nothing of earlier trainings in this
+    `evaluate` gives the loss by which `options.eval_steps` select the step. Nothing of earlier trainings in this
     process matters. InputError where the loss stops being finite, MachineError where memory runs out.
     """
     training = plan.training
@@ -145,75 +145,45 @@ def train(
     if state.step:
         _restore(parameters, optimizer, state)
         say(f"resuming from the checkpoint at step {state.step} of {max_steps}")
-    first, num_tokens, started, last_saved = state.step, 0, time.perf_counter(), state.step
-    last_loss = math.nan
-
-    def limits() -> tuple[float | None, int | None]:
-        if lm.device.type != "cpu":
-            return 1.0, None
-        # Two long examples are no faster together, but take twice the memory.
-        return None if lm.packs else MAX_PADDING, KEPT_ROWS[lm.dtype]
-
-    def gradients(batch: Sequence[Encoded]) -> float:
-        """Add the gradients of the mean loss over a step's answer tokens; returns that loss."""
-        labels = sum(example.num_supervised for example in batch)
-        total = 0.0
-        for part in forward_passes(batch, options, *limits()):
-            loss = nll_per_example(lm, part).sum() / labels
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        for parameter, anchor in zip(parameters, anchors, strict=False):  # FedProx: mu / 2 |theta - start|^2
-            assert parameter.grad is not None
-            parameter.grad.add_(parameter.detach() - anchor, alpha=training.fedprox_mu)
-        return total
-
-    def judge(step: int) -> None:
-        """Note whether this step is the best so far on the choosing examples."""
-        assert evaluate is not None
-        lm.model.eval()
-        loss = evaluate(plan_adapter(plan, lm.read_factors(), start.r))  # puts the same factors in place
-        lm.model.train()
-        state.evaluations_since += 1
-        if state.best_loss is None or loss < state.best_loss:
-            state.best_step, state.best_loss, state.evaluations_since = step, loss, 0
-            state.arrays = {f"best/{i}": _array(parameter) for i, parameter in enumerate(parameters)}
-
-    def has_stopped() -> bool:
-        patience = options.early_stopping_patience
-        return state.step == max_steps or (patience is not None and state.evaluations_since >= patience)
-
+    first = state.step
+    order = itertools.islice(batches(encoded, options.examples_per_step, seed), first, None)
+    num_tokens, started = 0, time.perf_counter()
     lm.model.train()
-    order = batches(encoded, options.examples_per_step, seed)
-    for _ in range(first):
-        next(order)
     try:
         with _recomputing(lm, options), fast_path(lm):
-            while not has_stopped():
+            while not _has_ended(state, options, max_steps):
                 batch = next(order)
                 rate = learning_rate(training, round_number, state.step, max_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                last_loss = gradients(batch)
-                if not math.isfinite(last_loss):
+                loss = _add_gradients(lm, batch, options)
+                for parameter, anchor in zip(parameters, anchors, strict=False):  # FedProx: mu / 2 |theta - start|^2
+                    assert parameter.grad is not None
+                    parameter.grad.add_(parameter.detach() - anchor, alpha=training.fedprox_mu)
+                if not math.isfinite(loss):
                     raise InputError(
-                        f"the loss became {last_loss} in step {state.step + 1}", hint="plan a lower learning rate"
+                        f"the loss became {loss} in step {state.step + 1}", hint="plan a lower learning rate"
                     )
                 norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 state.step += 1
-                state.losses.append(last_loss)
+                state.losses.append(loss)
                 state.num_examples += len(batch)
                 state.num_supervised += sum(example.num_supervised for example in batch)
                 num_tokens += sum(len(example.ids) for example in batch)
-                seconds = time.perf_counter() - started
                 if progress:
+                    seconds = time.perf_counter() - started
                     left = seconds / (state.step - first) * (max_steps - state.step)
-                    progress(Step(state.step, max_steps, last_loss, rate, norm, num_tokens / seconds, left))
+                    progress(Step(state.step, max_steps, loss, rate, norm, num_tokens / seconds, left))
                 if options.eval_steps and (state.step % options.eval_steps == 0 or state.step == max_steps):
-                    judge(state.step)
-                if checkpoints and (checkpoints.due(state.step) or has_stopped()) and state.step > last_saved:
-                    last_saved = state.step
+                    assert evaluate is not None
+                    lm.model.eval()
+                    # It puts the same factors in place.
+                    validation_loss = evaluate(plan_adapter(plan, lm.read_factors(), start.r))
+                    lm.model.train()
+                    _note_evaluation(state, validation_loss, parameters)
+                if checkpoints and (checkpoints.due(state.step) or _has_ended(state, options, max_steps)):
                     checkpoints.save(_captured(parameters, optimizer, state))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
@@ -234,14 +204,42 @@ def train(
         losses=tuple(state.losses),
         num_examples=state.num_examples,
         num_tokens=state.num_supervised,
-        seconds=seconds,
         tokens_per_second=num_tokens / seconds,
         kept_step=state.best_step,
     )
 
 
+def _add_gradients(lm: LanguageModel, batch: Sequence[Encoded], options: TrainingOptions) -> float:
+    """Add the gradients of the mean loss over a step's answer tokens; returns that loss."""
+    if lm.device.type == "cpu":
+        max_padding = None if lm.packs else MAX_PADDING
+        max_positions = SAVED_ROWS[lm.dtype]  # two long examples are no faster together, but take twice the memory
+    else:
+        max_padding, max_positions = 1.0, None
+    labels = sum(example.num_supervised for example in batch)
+    total = 0.0
+    for part in forward_passes(batch, options, max_padding, max_positions):
+        loss = nll_per_example(lm, part).sum() / labels
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+def _note_evaluation(state: State, loss: float, parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Note whether the step is the best so far, and its factors if it is."""
+    state.evaluations_since += 1
+    if state.best_loss is None or loss < state.best_loss:
+        state.best_step, state.best_loss, state.evaluations_since = state.step, loss, 0
+        state.arrays = {f"best/{i}": _array(parameter) for i, parameter in enumerate(parameters)}
+
+
+def _has_ended(state: State, options: TrainingOptions, max_steps: int) -> bool:
+    patience = options.early_stopping_patience
+    return state.step == max_steps or (patience is not None and state.evaluations_since >= patience)
+
+
 @contextlib.contextmanager
-def _recomputing(lm: LanguageModel, options: Options) -> Iterator[None]:
+def _recomputing(lm: LanguageModel, options: TrainingOptions) -> Iterator[None]:
     """Recompute activations in the backward pass for the time of the block, where the options say so."""
     if not options.gradient_checkpointing:
         yield

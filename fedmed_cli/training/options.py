@@ -1,4 +1,4 @@
-"""What a site chooses about its training by itself, in transformers' words; the plan fixes the rest. Loads no torch."""
+"""What a site sets about its training by itself, in transformers' words; the plan fixes the rest. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ DEFAULT_EVAL_SAMPLES = 100
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a step is computed, and whether evaluations choose the step.
+class TrainingOptions:
+    """What an adapter's bytes depend on: how a step is computed, and whether evaluations select the step.
 
     A step updates on `per_device_train_batch_size * gradient_accumulation_steps` examples. How they are
     packed into forward passes, and whether activations are kept (`gradient_checkpointing`), changes no
     gradient beyond rounding: the loss is the mean over all answer tokens of the step. `max_batch_tokens`
     bounds the positions of a forward pass, padding to the longest included. With `eval_steps` the step with the
-    least loss on the choosing examples is kept, and `early_stopping_patience` ends the training after that many
-    evaluations without a better one.
+    least loss on one half of the validation examples is kept, and `early_stopping_patience` ends the training
+    after that many evaluations without a better one.
     """
 
     per_device_train_batch_size: int = 2
@@ -35,15 +35,15 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """A site's options, how long it trains, and the bookkeeping around.
+class SiteSettings:
+    """All that a site sets: its options, how long it trains, and the bookkeeping around.
 
     `max_steps` None takes `num_train_epochs`, or without that the plan's. A checkpoint is written every
     `save_steps` steps (None: every minute), a line of numbers every `logging_steps`; `report_to` may be
     "tensorboard".
     """
 
-    options: Options = Options()  # frozen
+    options: TrainingOptions = TrainingOptions()  # frozen
     max_steps: int | None = None
     num_train_epochs: float | None = None
     max_eval_samples: int = DEFAULT_EVAL_SAMPLES

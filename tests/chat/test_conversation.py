@@ -15,9 +15,9 @@ from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, adapter_files
 from fedmed_cli.chat import conversation as chatting
 from fedmed_cli.chat import decoding
-from fedmed_cli.chat.choose_adapter import BASE, Chosen
+from fedmed_cli.chat.choose_adapter import BASE, NamedAdapter
 from fedmed_cli.chat.conversation import Conversation, Settings
-from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, Drafts
+from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, PromptLookup
 from fedmed_cli.chat.repl import COMMANDS, Session
 from fedmed_cli.cli import terminal
 from fedmed_cli.cli.app import main
@@ -106,15 +106,15 @@ def test_what_was_read_is_not_read_again(loaded, monkeypatch):
 
 
 def test_drafts_are_what_followed_the_last_time():
-    drafts = Drafts([5, 6, 7, 8, 5, 6, 9, 6])
-    assert drafts.next(3) == [9]  # after 6
-    drafts.append(7)
-    assert drafts.next(3) == [8, 5]  # after 6 7
-    drafts.append(8)
-    assert drafts.next(3) == [5, 6, 9]  # after 6 7 8
-    assert drafts.next(2) == [5, 6]
-    assert drafts.next(0) == []
-    assert Drafts([1, 2, 3]).next(3) == []
+    lookup = PromptLookup([5, 6, 7, 8, 5, 6, 9, 6])
+    assert lookup.next(3) == [9]  # after 6
+    lookup.append(7)
+    assert lookup.next(3) == [8, 5]  # after 6 7
+    lookup.append(8)
+    assert lookup.next(3) == [5, 6, 9]  # after 6 7 8
+    assert lookup.next(2) == [5, 6]
+    assert lookup.next(0) == []
+    assert PromptLookup([1, 2, 3]).next(3) == []
 
 
 def drafted(decoder, monkeypatch, temperature):
@@ -148,7 +148,7 @@ def test_drafts_save_passes_and_change_no_token(loaded, temperature, monkeypatch
     monkeypatch.setattr(decoder, "_forward", lambda ids, start: asked.append(len(ids)) or forward(ids, start))
     assert [tokens(ids, MAX_DRAFT) for ids in PROMPTS] == plain
     right = iter([plain[0][at : at + 3] for at in range(0, 40, 4)])
-    monkeypatch.setattr(Drafts, "next", lambda drafts, most: next(right)[:most])
+    monkeypatch.setattr(PromptLookup, "next", lambda lookup, most: next(right)[:most])
     asked.clear()
     assert tokens(PROMPTS[0], MAX_DRAFT) == plain[0]
     assert asked == [len(PROMPTS[0]) + 3] + [4] * 9
@@ -175,7 +175,7 @@ def test_wrong_drafts_change_no_token(loaded, monkeypatch):
     decoder = decoding.MergedDecoder(lm, 256)
     decoder.use(adapter)
     plain = decode(decoder, [5, 9, 13, 7], 30)
-    monkeypatch.setattr(Drafts, "next", lambda drafts, most: [3, 1, 4][:most])
+    monkeypatch.setattr(PromptLookup, "next", lambda lookup, most: [3, 1, 4][:most])
     decoder._ids = []
     assert decode(decoder, [5, 9, 13, 7], 30) == plain
 
@@ -300,7 +300,7 @@ def scripted(tiny_base):
 
 def test_a_whole_session(scripted, tmp_path):
     file = tmp_path / "chat.json"
-    other = Chosen("adapter X", SimpleNamespace(digest="d" * 64))
+    other = NamedAdapter("adapter X", SimpleNamespace(digest="d" * 64))
     lines, session = scripted(
         ["It is a *virus*.", "Rest helps.", "base says", "adapter says", "After the load."],
         [
@@ -331,9 +331,7 @@ def test_a_whole_session(scripted, tmp_path):
     )
     assert lines[0] == "answer It is a *virus*."
     assert lines[1] == "say base model, no adapter; scripted"
-    assert lines[4] == "say session: 1 answer, 6 tokens in 0.0 s".replace(
-        "6", str(session.conversation.stats[0].num_tokens)
-    )
+    assert lines[4].startswith(f"say session: 1 answer, {session.conversation.stats[0].num_tokens} tokens in ")
     assert lines[5] == "answer Rest helps."
     assert lines[6] == "say temperature is 0.2"
     assert lines[7] == "say temperature: expected 0.0 to 2.0, found '9'"
@@ -350,6 +348,7 @@ def test_a_whole_session(scripted, tmp_path):
     assert lines[18] == "answer After the load."
     assert "there is no command /halp" in lines[19]
     assert lines[20] == f"commands {len(COMMANDS)}"
+    assert all(hasattr(session, f"do_{command[1:]}") for command in COMMANDS if command != "/quit")
     assert len(lines) == 22
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     record = Chat.read(file)

@@ -1,13 +1,17 @@
 """What the guardrails find, and what they leave alone."""
 
 import json
-import time
+import sys
 from pathlib import Path
 
 import pytest
 
-from fedmed_cli.chat.guardrails import check, normalise
-from fedmed_cli.chat.guardrails.check import Kind, Level, check_answer, check_question
+from fedmed_cli.chat.guardrails import normalise, patterns
+from fedmed_cli.chat.guardrails.answer import check_answer
+from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, letter_features, shares, word_features
+from fedmed_cli.chat.guardrails.classifier import load as load_classifier
+from fedmed_cli.chat.guardrails.findings import Kind, Level, holds_answer_back
+from fedmed_cli.chat.guardrails.question import check_question
 
 DEVELOPMENT = Path(__file__).parents[1] / "guardrail_prompts" / "development.jsonl"
 
@@ -79,9 +83,9 @@ def test_findings_are_typed_ordered_and_point_into_the_text():
 
 
 def test_what_holds_the_answer_back():
-    assert check.holds_answer_back(check_question("I want to kill myself"))
-    assert check.holds_answer_back(check_question("how do I poison my wife without anyone noticing"))
-    assert not check.holds_answer_back(check_question("my chest hurts"))
+    assert holds_answer_back(check_question("I want to kill myself"))
+    assert holds_answer_back(check_question("how do I poison my wife without anyone noticing"))
+    assert not holds_answer_back(check_question("my chest hurts"))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_what_an_answer_is_noted_for():
 
 
 def test_every_rule_names_its_source_and_can_speak():
-    rules = check.load()
+    rules = patterns.load()
     assert len(rules.rules) >= 35
     assert len({rule.id for rule in rules.rules}) == len(rules.rules)
     for rule in rules.rules:
@@ -128,13 +132,29 @@ def test_every_rule_names_its_source_and_can_speak():
         assert rule.match
 
 
-def test_a_long_text_is_looked_at_in_time():
-    text = "my chest does not hurt, what causes pain, " * 500
-    started = time.perf_counter()
-    check_question(text)
-    check_question("a" * 50_000)
-    check_question("aaaa " * 4000)
-    assert time.perf_counter() - started < 20
+def num_calls(text):
+    """How many functions, Python's and C's, are called to check a question."""
+    events = []
+    sys.setprofile(lambda frame, event, argument: events.append(event))
+    try:
+        check_question(text)
+    finally:
+        sys.setprofile(None)
+    return sum(event in ("call", "c_call") for event in events)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["my chest does not hurt, what causes pain, ", "no chest pain ", "i want to kill myself ", "aaaa ", "1 ", "a"],
+)
+def test_the_work_grows_no_faster_than_the_text(piece):
+    short, long = (piece * 8000)[:4000], (piece * 8000)[:8000]
+    check_question(long)  # loads the rules, and corrects the words
+    assert num_calls(long) <= 2.1 * num_calls(short)
+
+
+def test_only_the_first_20000_characters_are_looked_at():
+    assert check_question("a " * 10_000 + "my chest hurts") == check_question("a " * 10_000)
 
 
 @pytest.mark.parametrize("text", ["", " ", "?", "...", "\0\0", "💊💊", "\n\n\n", "1234", "/", "((((", "’’’"])
@@ -151,7 +171,7 @@ def test_distance_counts_a_swap_once():
 
 
 def test_real_words_are_never_taken_for_typing_errors():
-    speller = check.load().speller
+    speller = patterns.load().speller
     for word in ("strike", "breeding", "chess", "beating", "learn", "patent", "steak", "paint"):
         assert speller.correct(word) == word
     assert speller.correct("seziure") == "seizure"
@@ -159,8 +179,6 @@ def test_real_words_are_never_taken_for_typing_errors():
 
 
 def test_likeness_marks_what_stands_behind_a_denial():
-    from fedmed_cli.chat.guardrails.classifier import letter_features, word_features
-
     assert word_features("No chest pain, but my ARM hurts")[:7] == [
         "no",
         "~chest",
@@ -179,9 +197,7 @@ def test_likeness_is_the_sum_that_the_library_computes():
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, load
-
-    model = load()
+    model = load_classifier()
     for row in development()[:20]:
         scores = np.array(model.offsets)
         for block, split in BLOCKS.items():
@@ -196,8 +212,6 @@ def test_likeness_is_the_sum_that_the_library_computes():
 
 
 def test_a_sign_in_a_long_text_is_not_lost():
-    from fedmed_cli.chat.guardrails.classifier import shares
-
     chatter = "I like to walk with my dog in the park and I read books about gardens and history. " * 30
     sign = "Suddenly my husband cannot speak, his face droops and his arm is limp. "
     assert shares(chatter + sign + chatter)["emergency"] > 0.4

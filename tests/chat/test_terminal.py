@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux, the terminal that tests drive")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux, the terminal that tests drive"),
+]
 
 SCRIPT = Path(__file__).parents[1] / "helpers/fake_model.py"
 ANSWER = (
@@ -71,8 +72,8 @@ def chat(tiny_base, tmp_path):
     """A function that starts a chat which gives these answers, in a terminal of a width."""
     opened = []
 
-    def start(*answers, width=80, seconds=0, **environment):
-        command = [sys.executable, str(SCRIPT), str(tiny_base), str(seconds), *answers]
+    def start(*answers, width=80, wait_after=0, **environment):
+        command = [sys.executable, str(SCRIPT), str(tiny_base), str(wait_after), *answers]
         terminal = Terminal(command, width, tmp_path / f"raw{len(opened)}", **({"TERM": "tmux-256color"} | environment))
         opened.append(terminal)
         terminal.wait("Ask a question, or /help.")
@@ -115,7 +116,7 @@ def test_a_session_at_two_widths(chat, width):
 
 
 def test_lines_are_joined_and_an_answer_can_be_stopped(chat):
-    terminal = chat("word " * 300, "After it.", seconds=0.05)
+    terminal = chat("word " * 300, "After it.", wait_after=50)
     terminal.type("a question\\")
     terminal.type("of two lines")
     terminal.wait("word word")

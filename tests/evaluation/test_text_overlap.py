@@ -36,13 +36,6 @@ def test_the_longest_common_subsequence_is_that_of_the_recursive_definition():
         assert longest_common_subsequence(first, second) == slow_lcs(tuple(first), tuple(second))
 
 
-def test_rouge_l_is_that_of_the_package_rouge_score():
-    scorer = pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score is not installed")
-    score = scorer.RougeScorer(["rougeL"], use_stemmer=False).score
-    for reference, text in PAIRS:
-        assert rouge_l(reference, text) == pytest.approx(score(reference, text)["rougeL"].fmeasure, abs=1e-12)
-
-
 # computed by rouge-score 0.1.2, rougeL without stemming
 @pytest.mark.parametrize(
     ("pair", "expected"),

@@ -1,11 +1,11 @@
 """A model that says what it is told to, and a chat with it.
 
-As a program: `python tests/helpers/fake_model.py TOKENIZER SECONDS ANSWER…`. Every token takes that many seconds, so
-that an answer can be stopped.
+As a program: `python tests/helpers/fake_model.py TOKENIZER WAIT_AFTER ANSWER…`. After that many tokens, if not 0, it
+waits to be stopped by Ctrl-C.
 """
 
 import sys
-import time
+import threading
 
 import torch
 
@@ -16,10 +16,10 @@ class ScriptedDecoder:
     kernels = "scripted"
     max_draft = 0
 
-    def __init__(self, tokenizer, answers, seconds=0.0):
+    def __init__(self, tokenizer, answers, wait_after=0):
         self.tokenizer = tokenizer
         self.answers = list(answers)
-        self.seconds = seconds
+        self.tokens_left = wait_after or None
         self.used = []
         self.queue = None
         self.expected = None
@@ -34,7 +34,11 @@ class ScriptedDecoder:
                 self.queue = None
                 raise answer
             self.queue = [*self.tokenizer(answer)["input_ids"], self.tokenizer.eos_token_id]
-        time.sleep(self.seconds)
+        if self.tokens_left is not None:
+            self.tokens_left -= 1
+            if self.tokens_left == 0:
+                self.tokens_left = None
+                threading.Event().wait()
         token = self.queue.pop(0)
         if not self.queue:
             self.queue = None
@@ -47,20 +51,19 @@ class ScriptedDecoder:
 def main():
     from transformers import AutoTokenizer
 
-    from fedmed_cli.chat.choose_adapter import Chosen
+    from fedmed_cli.chat.choose_adapter import BASE
     from fedmed_cli.chat.conversation import Conversation, Settings
     from fedmed_cli.chat.repl import COMMANDS, Session
     from fedmed_cli.cli import terminal
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.records.plan import Prompt
 
-    path, seconds, *answers = sys.argv[1:]
+    path, wait_after, *answers = sys.argv[1:]
     tokenizer = AutoTokenizer.from_pretrained(path)
-    decoder = ScriptedDecoder(tokenizer, answers, float(seconds))
+    decoder = ScriptedDecoder(tokenizer, answers, int(wait_after))
     conversation = Conversation(decoder, tokenizer, Prompt("", "{question}"), 4096, Settings(0.0, 500))
-    base = Chosen("base model", None)
-    conversation.use(base)
-    session = Session(Screen(), conversation, lambda name: base, "f" * 64)
+    conversation.use(BASE)
+    session = Session(Screen(), conversation, lambda name: BASE, "f" * 64)
     session.run(terminal.reader(COMMANDS, ("A", "B"), None))
 
 

@@ -55,7 +55,7 @@ def random_inputs(length, heads=6, shared=2, d=8):
 def test_packed_examples_get_what_each_gets_alone(lengths, block, kept, monkeypatch):
     """Against torch in float64, on an absolute scale: at a single position the exact gradient of the query is 0."""
     monkeypatch.setattr(attention, "BLOCK", block)
-    monkeypatch.setattr(attention, "KEPT_LENGTH", kept)
+    monkeypatch.setattr(attention, "SAVED_LENGTH", kept)
     inputs, grad_out = random_inputs(sum(lengths))
     exact = gradients(alone(lengths), [tensor.double() for tensor in inputs], grad_out)
     for own, reference in zip(gradients(packed(lengths), inputs, grad_out), exact, strict=True):
@@ -210,6 +210,7 @@ def test_a_models_layers_differ_in_all_ways_that_the_small_one_has_too():
     assert small.layer_types == ["full_attention"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.real_base
 @pytest.mark.network
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

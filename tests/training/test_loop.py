@@ -17,6 +17,7 @@ from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.aggregation.methods import svd
 from fedmed_cli.cli.app import main
 from fedmed_cli.data import examples, site_data
+from fedmed_cli.errors import InputError
 from fedmed_cli.events import Events
 from fedmed_cli.federation import site
 from fedmed_cli.intervals import summarize
@@ -26,7 +27,7 @@ from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
 from fedmed_cli.training import checkpoints, loop
 from fedmed_cli.training.loop import forward_passes, learning_rate
-from fedmed_cli.training.options import Choices, Options
+from fedmed_cli.training.options import SiteSettings, TrainingOptions
 
 SEED = 5
 
@@ -96,9 +97,9 @@ VARIANTS = {
     "accumulated": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}, {}),
     "token budget": ({"per_device_train_batch_size": 6, "max_batch_tokens": 200}, {}),
     "recomputed activations": ({"per_device_train_batch_size": 6, "gradient_checkpointing": True}, {}),
-    "inner products of the MLP made again": ({"per_device_train_batch_size": 6}, {"KEPT_ROWS": {torch.float32: 10}}),
+    "inner products of the MLP made again": ({"per_device_train_batch_size": 6}, {"SAVED_ROWS": {torch.float32: 10}}),
     "attention in blocks of 16": ({"per_device_train_batch_size": 6}, {"BLOCK": 16}),
-    "probabilities made again": ({"per_device_train_batch_size": 6}, {"BLOCK": 16, "KEPT_LENGTH": 0}),
+    "probabilities made again": ({"per_device_train_batch_size": 6}, {"BLOCK": 16, "SAVED_LENGTH": 0}),
     "the model's own attention": ({"per_device_train_batch_size": 6}, {"without": (ATTENTION,)}),
     "none of fedmed's operations": ({"per_device_train_batch_size": 6}, {"without": tuple(OPERATIONS)}),
     "chunks of 7 labels": ({"per_device_train_batch_size": 6}, {"CHUNK": 7}),
@@ -112,7 +113,7 @@ def test_components_that_aggregation_left_at_zero_learn_again(ready, monkeypatch
     start = plan_adapter(plan, initial_factors(plan))
     one = {name: (a, np.pad(b[:, :1] + 0.01, ((0, 0), (0, len(a) - 1)))) for name, (a, b) in start.factors.items()}
     result, _ = svd(plan, start, [plan_adapter(plan, one)], [1.0])
-    gradients = first_gradients(monkeypatch, lm, plan, result, encoded, Options(per_device_train_batch_size=6))
+    gradients = first_gradients(monkeypatch, lm, plan, result, encoded, TrainingOptions(per_device_train_batch_size=6))
     of_b = gradients[1::2]  # sorted by name: A before B
     for (_, b), gradient in zip(result.factors.values(), of_b, strict=True):
         assert b[:, 0].any()
@@ -130,7 +131,7 @@ def test_gradients_with_rank_and_alpha_patterns_are_those_of_peft(use_rslora, re
     start = moved(plan_adapter(plan, initial_factors(plan)))
     batch = next(loop.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
-    found = first_gradients(monkeypatch, lm, plan, start, encoded, Options(per_device_train_batch_size=6))
+    found = first_gradients(monkeypatch, lm, plan, start, encoded, TrainingOptions(per_device_train_batch_size=6))
     assert len(found) == len(expected) == 2 * len(plan.modules)
     for one, two in zip(found, expected, strict=True):
         assert (one - two).norm() <= 1e-5 * two.norm()
@@ -142,7 +143,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     given, changes = VARIANTS[name]
     if "CHUNK" in changes:
         monkeypatch.setattr(loss, "CHUNK", changes["CHUNK"])
-    for place, constant in ((fused_ops, "KEPT_ROWS"), (attention, "BLOCK"), (attention, "KEPT_LENGTH")):
+    for place, constant in ((fused_ops, "SAVED_ROWS"), (attention, "BLOCK"), (attention, "SAVED_LENGTH")):
         if constant in changes:
             monkeypatch.setattr(place, constant, changes[constant])
     assert lm.fast_path.used == tuple(OPERATIONS)
@@ -152,7 +153,7 @@ def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkey
     assert lm.plain_head
     lm.plain_head = changes.get("plain_head", True)
     start = moved(archive.starting_adapter(ready[0], plan, 1))
-    options = Options(**({"per_device_train_batch_size": 6} | given))
+    options = TrainingOptions(**({"per_device_train_batch_size": 6} | given))
     batch = next(loop.batches(encoded, 6, SEED))
     expected = plain_gradients(tiny_base, plan, start, batch)
     said = []
@@ -179,9 +180,7 @@ def test_fedprox_adds_the_pull_towards_the_start(ready, monkeypatch):
 
 
 def training_with(plan, **changes):
-    from dataclasses import replace
-
-    return replace(plan, training=replace(plan.training, **changes))
+    return dataclasses.replace(plan, training=dataclasses.replace(plan.training, **changes))
 
 
 @pytest.mark.parametrize("kind", ["constant_with_warmup", "linear", "cosine"])
@@ -208,7 +207,7 @@ def test_a_round_behind_the_schedules_end_is_refused(ready):
     _, plan, lm, encoded = ready
     start = archive.starting_adapter(ready[0], plan, 1)
     plan = training_with(plan, lr_scheduler_type="cosine", lr_scheduler_rounds=2)
-    with pytest.raises(Exception, match="ends with round 2"):
+    with pytest.raises(InputError, match="ends with round 2"):
         loop.train(lm, plan, start, encoded, 1, seed=SEED, round_number=3)
 
 
@@ -225,7 +224,7 @@ def test_under_5_percent_of_positions_are_padding(batch_size):
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(5.2, 0.45, 2000).astype(int), 40, 1024)
     encoded = [prompts.Encoded((1,) * int(n), 20, False) for n in lengths]
-    options = Options(per_device_train_batch_size=batch_size)
+    options = TrainingOptions(per_device_train_batch_size=batch_size)
     order = loop.batches(encoded, batch_size, SEED)
     padded = real = 0
     seen = []
@@ -251,9 +250,11 @@ def test_an_example_longer_than_the_token_budget_is_said(ready):
 def test_forward_passes_hold_each_example_once_and_keep_the_bounds():
     rng = np.random.default_rng(1)
     batch = [prompts.Encoded((1,) * int(n), 5, False) for n in rng.integers(10, 300, 23)]
-    options = Options(per_device_train_batch_size=5, gradient_accumulation_steps=5, max_batch_tokens=400)
+    options = TrainingOptions(per_device_train_batch_size=5, gradient_accumulation_steps=5, max_batch_tokens=400)
     parts = list(forward_passes(batch, options, 1.0))
-    assert len(list(forward_passes(batch, Options(per_device_train_batch_size=5), 1.0))) == 5  # of 23: as many as fit
+    assert (
+        len(list(forward_passes(batch, TrainingOptions(per_device_train_batch_size=5), 1.0))) == 5
+    )  # of 23: as many as fit
     assert sorted(len(one.ids) for part in parts for one in part) == sorted(len(one.ids) for one in batch)
     assert all(len(part) <= 5 for part in parts)
     assert all(len(part) == 1 or len(part) * max(len(one.ids) for one in part) <= 400 for part in parts)
@@ -268,7 +269,7 @@ class Killed(BaseException):
     pass
 
 
-def run_site(ready, name="A", until=None, said=None, **choices):
+def run_site(ready, name="A", until=None, said=None, **changes):
     """`site.train_local` in the workspace; with `until` it breaks off after that step."""
     workspace, plan, lm, _ = ready
 
@@ -277,13 +278,13 @@ def run_site(ready, name="A", until=None, said=None, **choices):
             raise Killed
 
     events = Events(say=said.append if said is not None else lambda message: None, step=stop)
-    given = {"max_steps": 8, "max_eval_samples": 8, "save_steps": 1} | choices
-    names = {field.name for field in dataclasses.fields(Options)}
-    options = Options(**{name: value for name, value in given.items() if name in names})
-    chosen = Choices(options, **{name: value for name, value in given.items() if name not in names})
+    given = {"max_steps": 8, "max_eval_samples": 8, "save_steps": 1} | changes
+    names = {field.name for field in dataclasses.fields(TrainingOptions)}
+    options = TrainingOptions(**{name: value for name, value in given.items() if name in names})
+    settings = SiteSettings(options, **{name: value for name, value in given.items() if name not in names})
     parent = archive.starting_adapter(workspace, plan, 1)
     return site.train_local(
-        workspace, plan, lm, name, site_data.workspace_data(workspace, name), parent, 1, chosen, events=events
+        workspace, plan, lm, name, site_data.workspace_data(workspace, name), parent, 1, settings, events=events
     ).record
 
 
@@ -412,9 +413,9 @@ def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeyp
 def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch):
     workspace, plan, lm, encoded = four_bit
     start = moved(archive.starting_adapter(workspace, plan, 1))
-    before = first_gradients(monkeypatch, lm, plan, start, encoded, Options())
+    before = first_gradients(monkeypatch, lm, plan, start, encoded, TrainingOptions())
     site.measuring.measure(lm, start, encoded[:4])
-    after = first_gradients(monkeypatch, lm, plan, start, encoded, Options())
+    after = first_gradients(monkeypatch, lm, plan, start, encoded, TrainingOptions())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     # and they are those of the dequantised weights in a plain float32 model
     assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in before)

@@ -1,6 +1,6 @@
 """How much a text is like those that people in need, or with bad intent, have written: a linear model, learnt once.
 
-It sees words, pairs of words and letters, and knows which words stand behind a denial. Its numbers are in
+It sees words, pairs of words and letters, and knows which words follow a denial. Its numbers are in
 classifier.tsv; benchmarks/guardrails/train.py makes that file. No library is needed to apply it, and the
 same text gives the same shares everywhere.
 """
@@ -49,7 +49,7 @@ def word_features(text: str) -> list[str]:
 
 
 def letter_features(text: str) -> list[str]:
-    """Runs of 3 to 5 letters inside each word, with a blank before and behind it."""
+    """Runs of 3 to 5 letters inside each word, with a blank on each side."""
     found = []
     for word in _SPACE.sub(" ", text.lower()).split():
         padded = f" {word} "

@@ -34,18 +34,19 @@ def chat(
     import sys
 
     from fedmed_cli.chat import choose_adapter
-    from fedmed_cli.chat import conversation as chatting
+    from fedmed_cli.chat.conversation import DISCLAIMER, Conversation, Settings, check_length, to_json
+    from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS
     from fedmed_cli.errors import UsageError
 
     screen, place = common.open()
     plan = place.read_plan()
-    chosen = None if adapter == "best" else choose_adapter.choose_adapter(place, plan, adapter, screen.say)
+    named = None if adapter == "best" else choose_adapter.choose_adapter(place, plan, adapter, screen.say)
     if question is None and not sys.stdin.isatty():
-        question = sys.stdin.buffer.read(8 * chatting.MAX_QUESTION).decode("utf-8", "replace")
+        question = sys.stdin.buffer.read(8 * MAX_CHARACTERS).decode("utf-8", "replace")
     if question is None and screen.as_json:
         raise UsageError("--json answers one question", hint='give it as an argument: fedmed chat --json "…"')
     if question is not None:
-        question = chatting.check_length(question)
+        check_length(question)
     base = model.base_model(screen)
     base.find(plan.base)
 
@@ -54,25 +55,25 @@ def chat(
 
     lm = base.load(plan.base)
 
-    def find(name: str | None) -> choose_adapter.Chosen:
+    def find(name: str) -> choose_adapter.NamedAdapter:
         with screen.progress("measuring") as update:
             measure = choose_adapter.measure_on_coordinator(
                 place, plan, lm, screen.say, lambda done, total: update(done, total, "")
             )
             return choose_adapter.choose_adapter(place, plan, name, screen.say, measure)
 
-    chosen = chosen or find(adapter)
+    named = named or find("best")
     context = min(int(getattr(lm.model.config, "max_position_embeddings", 4096)), 8192)
-    settings = chatting.Settings(temperature, min(max_new_tokens, context // 2))
-    conversation = chatting.Conversation(decoding.make(lm, context), lm.tokenizer, plan.prompt, context, settings)
-    conversation.use(chosen)
+    settings = Settings(temperature, min(max_new_tokens, context // 2))
+    conversation = Conversation(decoding.make(lm, context), lm.tokenizer, plan.prompt, context, settings)
+    conversation.use(named)
     screen.detail(conversation.decoder.kernels)
-    screen.say(f"{plan.base.name} with {chosen.name}. {chatting.DISCLAIMER}")
+    screen.say(f"{plan.base.name} with {named.name}. {DISCLAIMER}")
     if question is None:
         history = place.private / "chat_history" if keep_history else None
-        chat_session = repl.Session(screen, conversation, find, plan.base.fingerprint)
-        chat_session.run(terminal.reader(repl.COMMANDS, plan.sites.names, history))
+        session = repl.Session(screen, conversation, find, plan.base.fingerprint)
+        session.run(terminal.reader(repl.COMMANDS, plan.sites.names, history))
     elif screen.as_json:
-        screen.result(chatting.to_json(conversation.ask(question), chosen))
+        screen.result(to_json(conversation.ask(conversation.guard(question)), named))
     else:
         repl.ask_and_show(screen, conversation, question, set())

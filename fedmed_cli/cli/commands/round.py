@@ -53,7 +53,7 @@ def run_round(
         lines = [f"round {until} exists already; the newest is {newest}"]
         screen.result({"rounds": [], "report": page}, *lines, *([f"wrote {page}"] if page else []))
         return
-    choices = training.choices(max_eval_samples)
+    site_settings = training.site_settings(max_eval_samples)
     with place.lock(), contextlib.ExitStack() as stack:
         base = model.base_model(screen, training.load_in_4bit)
         base.find(plan.base)
@@ -77,7 +77,7 @@ def run_round(
             lm,
             until,
             settings,
-            choices=choices,
+            training=site_settings,
             max_eval_samples=max_eval_samples,
             events_for=events_for,
         ):

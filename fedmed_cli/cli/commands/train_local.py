@@ -62,13 +62,13 @@ def train_local(
     mapped = parse.mapping("--columns", columns) if columns else None
     own = steps.OwnData(data, mapped, group_by, max_bad, similarity, phi_mode) if data else None
     signer = signer_for(site, plan, load_signer(screen, key, place.root))
-    choices = training.choices(max_eval_samples)
+    settings = training.site_settings(max_eval_samples)
     with step_events(screen, site) as events:
         result = steps.train_site(
             place,
             site,
             own,
-            choices,
+            settings,
             global_adapter=global_adapter,
             base=model.base_model(screen, training.load_in_4bit),
             signer=signer,
