@@ -369,12 +369,9 @@ def choice(flag: str, value: str, known: tuple[str, ...]) -> str:
 def refuse_options_before_subcommand(context: typer.Context) -> None:
     """UsageError where a command's own options are given before a command of its own, which would not see them."""
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(
-                f"{parameter.opts[0]}: goes after {context.invoked_subcommand}",
-                hint=f"{context.command_path} {context.invoked_subcommand} --help lists what it takes",
-            )
+        if getattr(context.get_parameter_source(parameter.name or ""), "name", "") == "COMMANDLINE":
+            hint = f"{context.command_path} {context.invoked_subcommand} --help lists what it takes"
+            raise UsageError(f"{parameter.opts[0]}: goes after {context.invoked_subcommand}", hint=hint)
 
 
 def names(flag: str, text: str) -> tuple[str, ...]:

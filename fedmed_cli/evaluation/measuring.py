@@ -63,10 +63,10 @@ def sample(
     counts = {name: int(share) for name, share in exact.items()}
     for name in sorted(exact, key=lambda name: (counts[name] - exact[name], name))[: limit - sum(counts.values())]:
         counts[name] += 1
-    return [example for name in sorted(strata) for example in _by_turns(strata[name], group_by)[: counts[name]]]
+    return [example for name in sorted(strata) for example in _take_turns(strata[name], group_by)[: counts[name]]]
 
 
-def _by_turns(examples: Sequence[Example], group_by: str | None) -> list[Example]:
+def _take_turns(examples: Sequence[Example], group_by: str | None) -> list[Example]:
     """The first example of each group, then the second of each, and so on."""
     seen: Counter[str] = Counter()
     turns = []

@@ -36,7 +36,7 @@ def overview_section(records: WorkspaceRecords, verified: VerifyResult | None) -
     plan = records.plan
     rows: list[tuple[str, str | Cell]] = [
         ("Base model", plan.base.name),
-        ("Sites", f"{len(plan.sites.names)} ({numbers.joined(_first(plan.sites.names))})"),
+        ("Sites", f"{len(plan.sites.names)} ({numbers.joined(_first_names(plan.sites.names))})"),
         ("Rounds aggregated", str(sum(one.aggregate is not None for one in records.rounds))),
     ]
     if records.split is not None:
@@ -48,8 +48,8 @@ def overview_section(records: WorkspaceRecords, verified: VerifyResult | None) -
     last = records.rounds[-1].aggregate if records.rounds else None
     if last is not None:
         verdicts = [f"{name} {one.verdict}" for name, one in last.sites.items()]
-        rows.append((f"Verdicts of round {last.round}", ", ".join(_first(verdicts))))
-    rows.append(("Verified", _verified(verified)))
+        rows.append((f"Verdicts of round {last.round}", ", ".join(_first_names(verdicts))))
+    rows.append(("Verified", _verified_text(verified)))
     sentences = [verdict(records.comparison)]
     if records.comparison is None:
         by_site = {site: verdict(comparison) for site, comparison in records.site_comparisons.items()}
@@ -63,11 +63,11 @@ def overview_section(records: WorkspaceRecords, verified: VerifyResult | None) -
     return Section("overview", "At a glance", parts)
 
 
-def _first(names: Sequence[str], most: int = 12) -> list[str]:
+def _first_names(names: Sequence[str], most: int = 12) -> list[str]:
     return [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
 
 
-def _verified(result: VerifyResult | None) -> str:
+def _verified_text(result: VerifyResult | None) -> str:
     if result is None:
         return "no: this report repeats what the records say; 'fedmed verify' checks them"
     if result.faults:

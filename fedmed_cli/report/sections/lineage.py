@@ -21,7 +21,7 @@ def bytes_section(records: WorkspaceRecords) -> Section:
         for site in sorted(one.contributions):
             size = one.files[site].folder_bytes
             up, transfers = up + size, transfers + 1
-            rows.append([f"{one.number}", f"{site} to the coordinator", f"{size:,}", _share(size, base)])
+            rows.append([f"{one.number}", f"{site} to the coordinator", f"{size:,}", _share_text(size, base)])
         if one.aggregate is None:
             continue
         sites = len(one.aggregate.sites)
@@ -29,10 +29,10 @@ def bytes_section(records: WorkspaceRecords) -> Section:
             unknown.append(f"round {one.number}: {', '.join(absent)}")
         size = one.files["global"].folder_bytes
         down, transfers = down + size * sites, transfers + sites
-        rows.append([f"{one.number}", f"global, to each of {sites} sites", f"{size:,}", _share(size, base)])
+        rows.append([f"{one.number}", f"global, to each of {sites} sites", f"{size:,}", _share_text(size, base)])
     for site, record in records.waiting.items():
         size = record.adapter_bytes
-        rows.append([f"{record.round}", f"{site}, waiting in adapters/", f"{size:,}", _share(size, base)])
+        rows.append([f"{record.round}", f"{site}, waiting in adapters/", f"{size:,}", _share_text(size, base)])
     if not rows:
         return Section("bytes", title, [Text("Nothing has been exchanged yet.", "missing")])
     columns = ["round", "what", "bytes", "share of the model"]
@@ -41,7 +41,7 @@ def bytes_section(records: WorkspaceRecords) -> Section:
         total = (
             f"In all {number_of_bytes(up)} from the sites and {number_of_bytes(down)} back to them. The same "
             f"{numbers.count(transfers, 'transfer')} of the whole model would be {number_of_bytes(base * transfers)}: "
-            f"the adapters are {_share(up + down, base * transfers)} of that."
+            f"the adapters are {_share_text(up + down, base * transfers)} of that."
         )
         parts.insert(0, Text(total))
     if unknown:
@@ -49,7 +49,7 @@ def bytes_section(records: WorkspaceRecords) -> Section:
     return Section("bytes", title, parts)
 
 
-def _share(size: int, base: int) -> str:
+def _share_text(size: int, base: int) -> str:
     return numbers.percent(size / base) if base else ""
 
 
@@ -65,8 +65,8 @@ def lineage_section(records: WorkspaceRecords, verified: VerifyResult | None) ->
             rows.append([str(one.number), Cell("no record of a global adapter", "gone"), "", "", ""])
         else:
             signers = ", ".join(record.signers) or "none"
-            started = _started_from(record, before)
-            rows.append([str(one.number), short(record.adapter), started, _made_of(record, one), signers])
+            started = _start_cell(record, before)
+            rows.append([str(one.number), short(record.adapter), started, _contributions_cell(record, one), signers])
             digests.append([f"round {one.number}, global", record.adapter])
             digests += [[f"round {one.number}, {site}", each.adapter] for site, each in record.sites.items()]
         before = one
@@ -109,7 +109,7 @@ def _verified_parts(verified: VerifyResult | None) -> list[Part]:
     return parts
 
 
-def _started_from(record: Aggregate, before: RoundRecords | None) -> str | Cell:
+def _start_cell(record: Aggregate, before: RoundRecords | None) -> str | Cell:
     """What a round started from, and whether the records before it agree."""
     parent, number = short(record.parent), record.round - 1
     if not number:
@@ -125,7 +125,7 @@ def _started_from(record: Aggregate, before: RoundRecords | None) -> str | Cell:
     return f"round {number}"
 
 
-def _made_of(record: Aggregate, one: RoundRecords) -> Cell:
+def _contributions_cell(record: Aggregate, one: RoundRecords) -> Cell:
     """The contributions by site: here and as the record names them, or not."""
     lines, kind = [], ""
     for site, decision in record.sites.items():
