@@ -153,20 +153,14 @@ def snapshot(root):
 
 def reseal(folder, **changes):
     """Edit a contribution's record and make its digests hold again, as an attacker who controls a site would."""
-    from fedmed_cli.adapters import config as adapter_config
     from fedmed_cli.adapters import gate
     from fedmed_cli.records.digests import sha256_bytes
 
     record = json.loads((folder / "contribution.json").read_text())
-    adapter = gate._parse_adapter(
-        adapter_config.check_config(json.loads((folder / "adapter_config.json").read_text()), "config"),
-        (folder / "adapter_model.safetensors").read_bytes(),
-        sha256_bytes((folder / "adapter_model.safetensors").read_bytes()),
-        folder,
-    )
-    names = ("adapter_config.json", "adapter_model.safetensors", "README.md")
-    record["files"] = {name: sha256_bytes((folder / name).read_bytes()) for name in names}
-    record["adapter"] = adapter.digest
+    (folder / "contribution.json").unlink()
+    now = gate.read_from_anyone(folder)
+    record["files"] = {name: sha256_bytes(data) for name, data in now.files.items()}
+    record["adapter"] = now.adapter.digest
     record |= changes
     (folder / "contribution.json").write_text(json.dumps(record))
 
@@ -176,7 +170,7 @@ def change_factors(folder, plan: Plan, change):
     from fedmed_cli.adapters import gate
     from fedmed_cli.adapters.adapter import plan_adapter
 
-    adapter = gate.read_folder(folder).adapter
+    adapter = gate.read_from_anyone(folder).adapter
     factors = {
         module: tuple(np.asarray(part, dtype=np.float32) for part in change(module, a, b))
         for module, (a, b) in adapter.factors.items()

@@ -13,12 +13,12 @@ PACKAGES = {entry.name for entry in HOUSE.iterdir() if (entry / "__init__.py").e
 # Who may never import whom, and why. "torch" and the like are packages of others.
 NEVER = {
     "records": (
-        PACKAGES | {"workspace", "durable", "text", "events", "intervals"},
+        PACKAGES | {"text", "events", "intervals"},
         "a record is read and checked without anything else of fedmed",
     ),
     "data": ({"adapters", "models", "aggregation"}, "records of patients and adapters meet only in training"),
     "adapters": ({"data", "models", "aggregation", "trust"}, "the gate must be readable, and safe, on its own"),
-    "aggregation": ({"workspace", "durable", "data", "models"}, "numbers in, numbers out"),
+    "aggregation": ({"workspace", "data", "models"}, "numbers in, numbers out"),
     "evaluation": ({"training", "federation", "chat"}, "what measures does not change what is measured"),
     "training": ({"evaluation"}, "what trains does not look at what it is judged on"),
     "chat": ({"federation", "training"}, "a chat only reads"),

@@ -24,9 +24,9 @@ import numpy as np
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.adapter import Adapter, plan_adapter
 from fedmed_cli.aggregation.combine import combine
-from fedmed_cli.aggregation.methods import RULES
+from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.aggregation.server_step import LINE_SEARCH
-from fedmed_cli.aggregation.state import Examiner, Rules, Submission
+from fedmed_cli.aggregation.state import AcceptedContribution, AggregationSettings, Evaluator
 from fedmed_cli.cli.app import main as fedmed
 from fedmed_cli.data import coordinator_examples, examples, site_data
 from fedmed_cli.evaluation import measuring
@@ -46,12 +46,12 @@ RARE = "C"  # of five sites the smallest
 MAX_CHARACTERS = 450
 STEPS, LEARNING_RATE, MAX_LENGTH = 20, "1e-3", 192
 NUM_TEST = NUM_DECIDING = 40
-METHODS = {
-    "uniform mean": Rules(weights="uniform", clip=None),
-    "self-reported": Rules(weights="self-reported", clip=None),
-    "geometric median": Rules(weights="uniform", robust="geometric-median", clip=None),
-    "tokens": Rules(),
-    "agentic": Rules(weights="agentic", server_lr=None),
+COMPARED = {
+    "uniform mean": AggregationSettings(weights="uniform", clip=None),
+    "self-reported": AggregationSettings(weights="self-reported", clip=None),
+    "geometric median": AggregationSettings(weights="uniform", robust="geometric-median", clip=None),
+    "tokens": AggregationSettings(),
+    "agentic": AggregationSettings(weights="agentic", server_lr=None),
 }
 
 
@@ -107,7 +107,9 @@ class Federation:
     def lm(self) -> language_model.LanguageModel:
         return self.bench.model(self.plan)
 
-    def train(self, name: str, parent: Adapter, number: int, where: Workspace, shuffled: bool = False) -> Submission:
+    def train(
+        self, name: str, parent: Adapter, number: int, where: Workspace, shuffled: bool = False
+    ) -> AcceptedContribution:
         path = where.contribution(name)
         if not path.exists():
             data = site_data.workspace_data(self.place, name)
@@ -119,11 +121,10 @@ class Federation:
             where.root.mkdir(parents=True, exist_ok=True)
             site.train_local(where, self.plan, self.lm, name, data, parent, number, Choices(max_eval_samples=12))
             print(f"trained {path}", flush=True)
-        folder = gate.read_contribution(path, self.plan, number, parent.digest)
-        assert folder.contribution is not None
-        return Submission(folder.adapter, folder.contribution, "0" * 64)
+        folder = gate.read_contribution(path, self.plan, (number, parent.digest))
+        return AcceptedContribution(folder.adapter, folder.record, folder.record_digest)
 
-    def honest(self) -> tuple[Adapter, dict[str, Submission]]:
+    def honest(self) -> tuple[Adapter, dict[str, AcceptedContribution]]:
         parent = archive.starting_adapter(self.place, self.plan, 1)
         return parent, {name: self.train(name, parent, 1, self.place) for name in self.plan.sites.names}
 
@@ -135,11 +136,11 @@ class Federation:
     def test(self, adapter: Adapter) -> Losses:
         return measuring.measure_cached(self.place, self.plan, self.lm, adapter, self.test_set())
 
-    def examiner(self) -> Examiner:
+    def evaluator(self) -> Evaluator:
         deciding = coordinator_examples.half(self.place, "decide")
         chosen = measuring.sample(deciding, NUM_DECIDING, "focus", examples.home_site)
         items = measuring.prepare(self.lm, self.plan, chosen, "focus")
-        return measuring.examiner(self.place, self.plan, self.lm, items)
+        return measuring.evaluator(self.place, self.plan, self.lm, items)
 
 
 class Rows:
@@ -168,10 +169,10 @@ def nll(losses: Losses) -> list[list[float]]:
 
 
 def forged(
-    plan: Plan, one: Submission, change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-) -> Submission:
+    plan: Plan, one: AcceptedContribution, change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> AcceptedContribution:
     adapter = plan_adapter(plan, {m: change(a, b) for m, (a, b) in one.adapter.factors.items()})
-    return Submission(adapter, dataclasses.replace(one.record, adapter=adapter.digest), one.record_digest)
+    return AcceptedContribution(adapter, dataclasses.replace(one.record, adapter=adapter.digest), one.record_digest)
 
 
 def noise(seed: int) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -185,13 +186,15 @@ def noise(seed: int) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.
     return change
 
 
-def lying(one: Submission) -> Submission:
+def lying(one: AcceptedContribution) -> AcceptedContribution:
     """Claims loss 0 on its validation examples, from an ordinary loss before."""
     zero = Loss(0.0, 0.0, 100, 100, 10_000)
     return dataclasses.replace(one, record=dataclasses.replace(one.record, validation_after=zero))
 
 
-def attacks(fed: Federation, parent: Adapter, bad: str, one: Submission) -> Iterator[tuple[str, Submission | None]]:
+def attacks(
+    fed: Federation, parent: Adapter, bad: str, one: AcceptedContribution
+) -> Iterator[tuple[str, AcceptedContribution | None]]:
     plan, seed = fed.plan, fed.plan.training.seed
     yield "none", None
     yield "sign flip", forged(plan, one, lambda a, b: (a, -b))
@@ -209,22 +212,22 @@ def integrity(bench: Bench) -> None:
         for num_sites in (3, 5):
             fed = bench.federation(num_sites, seed)
             bad = fed.plan.sites.names[seed % num_sites]
-            parent, submissions = fed.honest()
-            for attack, evil in attacks(fed, parent, bad, submissions[bad]):
+            parent, contributions = fed.honest()
+            for attack, evil in attacks(fed, parent, bad, contributions[bad]):
                 if not rows.missing(sites=num_sites, seed=seed, attack=attack):
                     continue
-                sent = submissions | ({bad: evil} if evil is not None else {})
+                sent = contributions | ({bad: evil} if evil is not None else {})
                 found = {}
-                for method, rules in METHODS.items():
+                for method, settings in COMPARED.items():
                     if method == "tokens" and evil is not None:
                         continue
-                    examiner = fed.examiner() if rules.weights == "agentic" else None
-                    found[method] = combine(fed.plan, parent, sent, rules, examiner=examiner)
+                    evaluator = fed.evaluator() if settings.weights == "agentic" else None
+                    found[method] = combine(fed.plan, parent, sent, settings, evaluator=evaluator)
                 losses = {method: nll(fed.test(result.adapter)) for method, result in found.items()}
                 if evil is not None:
-                    rest = {name: one for name, one in submissions.items() if name != bad}
-                    losses["oracle"] = nll(fed.test(combine(fed.plan, parent, rest, Rules()).adapter))
-                    best = combine(fed.plan, parent, rest, METHODS["agentic"], examiner=fed.examiner())
+                    rest = {name: one for name, one in contributions.items() if name != bad}
+                    losses["oracle"] = nll(fed.test(combine(fed.plan, parent, rest, AggregationSettings()).adapter))
+                    best = combine(fed.plan, parent, rest, COMPARED["agentic"], evaluator=fed.evaluator())
                     losses["agentic oracle"] = nll(fed.test(best.adapter))
                 losses["base"] = nll(fed.test(parent))
                 decisions = found["agentic"].decisions
@@ -246,52 +249,55 @@ def rare(bench: Bench) -> None:
     rows = Rows(bench.root / "rare.jsonl")
     for seed in bench.seeds:
         fed = bench.federation(5, seed)
-        parent, submissions = fed.honest()
+        parent, contributions = fed.honest()
         others = [name for name in fed.plan.sites.names if name != RARE]
         for left_out in ("", *others):
-            chosen = {name: one for name, one in submissions.items() if name != left_out}
+            chosen = {name: one for name, one in contributions.items() if name != left_out}
             for resample in range(4):
                 if rows.missing(seed=seed, left_out=left_out, resample=resample):
-                    examiner = resampled(fed.examiner(), resample)
-                    decisions = combine(fed.plan, parent, chosen, METHODS["agentic"], examiner=examiner).decisions
+                    evaluator = resampled(fed.evaluator(), resample)
+                    decisions = combine(fed.plan, parent, chosen, COMPARED["agentic"], evaluator=evaluator).decisions
                     rejected = sorted(name for name, one in decisions.items() if one.verdict == "rejected")
                     rows.add(
                         seed=seed,
                         left_out=left_out,
                         resample=resample,
                         rejected=" ".join(rejected),
-                        share_of_rare=sum(home == RARE for home in examiner.homes) / len(examiner.homes),
+                        share_of_rare=sum(home == RARE for home in evaluator.example_sites)
+                        / len(evaluator.example_sites),
                     )
 
 
-def resampled(examiner: Examiner, seed: int) -> Examiner:
-    """The same examiner on groups drawn with replacement, each draw a group of its own."""
-    names = sorted(set(examiner.groups))
+def resampled(evaluator: Evaluator, seed: int) -> Evaluator:
+    """The same evaluator on groups drawn with replacement, each draw a group of its own."""
+    names = sorted(set(evaluator.groups))
     drawn = np.random.default_rng(seed).choice(len(names), len(names))
     indices, groups = [], []
     for number, choice in enumerate(drawn):
-        own = [i for i, group in enumerate(examiner.groups) if group == names[choice]]
+        own = [i for i, group in enumerate(evaluator.groups) if group == names[choice]]
         indices += own
         groups += [str(number)] * len(own)
-    homes = [examiner.homes[i] for i in indices]
-    return Examiner(examiner.digest, groups, homes, lambda adapter: examiner.losses(adapter).take(indices))
+    example_sites = [evaluator.example_sites[i] for i in indices]
+    return Evaluator(evaluator.digest, groups, example_sites, lambda adapter: evaluator.losses(adapter).take(indices))
 
 
 # --- exactness, server step, carry ------------------------------------------------------------------
 
 
-def round_of(fed: Federation, parent: Adapter, number: int, name: str) -> dict[str, Submission]:
+def round_of(fed: Federation, parent: Adapter, number: int, name: str) -> dict[str, AcceptedContribution]:
     where = Workspace(fed.place.root / name)
     return {one: fed.train(one, parent, number, where) for one in fed.plan.sites.names}
 
 
-def padded_factor_mean(plan: Plan, submissions: Mapping[str, Submission], weights: Mapping[str, float]) -> Adapter:
+def padded_factor_mean(
+    plan: Plan, contributions: Mapping[str, AcceptedContribution], weights: Mapping[str, float]
+) -> Adapter:
     """The usual way with mixed ranks: factors padded with zeros to the largest rank, then averaged."""
     factors = {}
     for module in plan.modules:
         a = np.zeros((plan.rank(module), plan.modules[module][1]))
         b = np.zeros((plan.modules[module][0], plan.rank(module)))
-        for name, one in submissions.items():
+        for name, one in contributions.items():
             own_a, own_b = one.adapter.factors[module]
             a[: len(own_a)] += weights[name] * own_a
             b[:, : len(own_a)] += weights[name] * own_b
@@ -304,18 +310,21 @@ def exactness(bench: Bench) -> None:
     for seed in bench.seeds:
         fed = bench.federation(3, seed)
         parent, first = fed.honest()
-        ends = {rule: combine(fed.plan, parent, first, Rules(method=rule)).adapter for rule in ("svd", "factor-mean")}
+        ends = {
+            rule: combine(fed.plan, parent, first, AggregationSettings(method=rule)).adapter
+            for rule in ("svd", "factor-mean")
+        }
         compare_two(rows, fed, seed, "after round 1", ends["svd"], ends["factor-mean"])
         for number in (2, 3):
             for rule, start in list(ends.items()):
                 sent = round_of(fed, start, number, f"{rule}-{number}")
-                ends[rule] = combine(fed.plan, start, sent, Rules(method=rule)).adapter
+                ends[rule] = combine(fed.plan, start, sent, AggregationSettings(method=rule)).adapter
         compare_two(rows, fed, seed, "after round 3", ends["svd"], ends["factor-mean"])
         mixed = bench.federation(3, seed, ["--lora-r", "16", "--lora-alpha", "32"], "-mixed")
         ranks = dataclasses.replace(mixed.plan.sites, ranks={"A": 4, "B": 8})
         mixed = dataclasses.replace(mixed, plan=dataclasses.replace(mixed.plan, sites=ranks))
         parent, first = mixed.honest()
-        result = combine(mixed.plan, parent, first, Rules())
+        result = combine(mixed.plan, parent, first, AggregationSettings())
         weights = {name: one.weight * one.clip_factor for name, one in result.decisions.items()}
         padded = padded_factor_mean(mixed.plan, first, weights)
         compare_two(rows, mixed, seed, "ranks 4, 8, 16 after round 1", result.adapter, padded)
@@ -336,17 +345,19 @@ def server_step(bench: Bench) -> None:
             start, sent = fed.honest()
             cases = [("round 1", start, sent)]
             if num_sites == 3:
-                after = combine(fed.plan, start, sent, Rules()).adapter
+                after = combine(fed.plan, start, sent, AggregationSettings()).adapter
                 cases.append(("round 2", after, round_of(fed, after, 2, "svd-2")))
-            for what, parent, submissions in cases:
+            for what, parent, contributions in cases:
                 if rows.missing(seed=seed, sites=num_sites, what=what):
                     losses = {}
                     for eta in LINE_SEARCH:
-                        rules = Rules(server_lr=eta)
-                        losses[f"{eta:g}"] = nll(fed.test(combine(fed.plan, parent, submissions, rules).adapter))
-                    fedexp = combine(fed.plan, parent, submissions, Rules(server_lr=None)).server_lr
+                        settings = AggregationSettings(server_lr=eta)
+                        losses[f"{eta:g}"] = nll(fed.test(combine(fed.plan, parent, contributions, settings).adapter))
+                    fedexp = combine(fed.plan, parent, contributions, AggregationSettings(server_lr=None)).server_lr
                     # The search on the coordinator's examples; like η it is measured on the test examples.
-                    auto = combine(fed.plan, parent, submissions, Rules(server_lr=None), examiner=fed.examiner())
+                    auto = combine(
+                        fed.plan, parent, contributions, AggregationSettings(server_lr=None), evaluator=fed.evaluator()
+                    )
                     items = fed.test_set()
                     homes = [examples.home_site(example) for example in items.examples]
                     rows.add(
@@ -375,18 +386,18 @@ def carry(bench: Bench) -> None:
         start, sent = fed.honest()
         plan = fed.plan
         wide = dataclasses.replace(plan, lora=dataclasses.replace(plan.lora, r=16, alpha=32.0))
-        plain = combine(plan, start, sent, Rules())
+        plain = combine(plan, start, sent, AggregationSettings())
         coefficients = [one.weight * one.clip_factor for one in plain.decisions.values()]
         order = [sent[name].adapter for name in plain.decisions]
-        kept = RULES["svd"](wide, start, order, coefficients, None)[0]  # rank 16: the first 8 are trained further
-        exact = RULES["stack"](plan, start, order, coefficients, None)[0]
+        kept = COMBINE["svd"](wide, start, order, coefficients, None)[0]  # rank 16: the first 8 are trained further
+        exact = COMBINE["stack"](plan, start, order, coefficients, None)[0]
         losses = {
             "round 1, rank 8": nll(fed.test(plain.adapter)),
             "round 1, rank 8 + 8": nll(fed.test(kept)),
             "round 1, exact": nll(fed.test(exact)),
         }
         second = round_of(fed, plain.adapter, 2, "svd-2")
-        losses["round 2, rank 8"] = nll(fed.test(combine(plan, plain.adapter, second, Rules()).adapter))
+        losses["round 2, rank 8"] = nll(fed.test(combine(plan, plain.adapter, second, AggregationSettings()).adapter))
         # The frozen rest is added to the weights while sites train and while the result is measured.
         rest = {m: plan.scale(m) * b[:, 8:] @ a[8:] for m, (a, b) in kept.factors.items()}
         base = fed.lm.model.get_base_model() if hasattr(fed.lm.model, "get_base_model") else fed.lm.model
@@ -400,7 +411,7 @@ def carry(bench: Bench) -> None:
         try:
             where = Workspace(fed.place.root / "carry-2")
             carried = {name: fed.train(name, plain.adapter, 2, where) for name in plan.sites.names}
-            after = combine(plan, plain.adapter, carried, Rules()).adapter
+            after = combine(plan, plain.adapter, carried, AggregationSettings()).adapter
             items = fed.test_set()
             losses["round 2, rank 8 + 8"] = nll(measuring.measure(fed.lm, after, items.encoded))
         finally:

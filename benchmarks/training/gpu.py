@@ -310,7 +310,7 @@ def measure(base, device, folder):
 
     _, local, _, held, pairs = prepare(base, 200, 0)
     lm = language_model.load(local, device, print_error, load_in_4bit=True)
-    adapter = gate.read_folder(Path(folder)).adapter
+    adapter = gate.read_from_anyone(Path(folder)).adapter
     measuring.measure(lm, adapter, [pair[1] for pair in held])
     started = settle(device)
     measuring.measure(lm, adapter, [pair[1] for pair in pairs])

@@ -14,27 +14,26 @@ import numpy as np
 
 from fedmed_cli.adapters.safetensors import serialize
 from fedmed_cli.records.digests import sha256_bytes, sha256_json
-from fedmed_cli.records.lora import (
-    pattern_of,
-    rescaled,
-    scaling,
-    unlike,
-)
+from fedmed_cli.records.lora import pattern_of, rescaled, scaling, unlike
 from fedmed_cli.records.plan import Plan
 
 CONFIG_NAME = "adapter_config.json"
-
-
 WEIGHTS_NAME = "adapter_model.safetensors"
-
-
 README_NAME = "README.md"
-
-
 PREFIX = "base_model.model."
 
-
 Factors = tuple[np.ndarray, np.ndarray]
+
+
+class FactorsOfFile(dict[str, Factors]):
+    """The factors of a file that is just what `serialize` makes of them, with its bytes and their SHA-256.
+
+    Neither need be made again.
+    """
+
+    def __init__(self, factors: Mapping[str, Factors], data: bytes, digest: str) -> None:
+        super().__init__(factors)
+        self.data, self.digest = data, digest
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Adapter:
         """The canonical adapter_config.json, which plain PEFT reads."""
         patterns: dict[str, Any] = {
             "rank_pattern": self.rank_pattern,
-            "alpha_pattern": {name: _plain(alpha) for name, alpha in self.alpha_pattern.items()},
+            "alpha_pattern": {name: _to_peft_number(alpha) for name, alpha in self.alpha_pattern.items()},
         }
         return {name: pattern for name, pattern in patterns.items() if pattern} | {
             "base_model_name_or_path": self.base_name,
@@ -97,7 +96,7 @@ class Adapter:
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": True,
-            "lora_alpha": _plain(self.alpha),
+            "lora_alpha": _to_peft_number(self.alpha),
             "lora_dropout": 0.0,
             "modules_to_save": None,
             "peft_type": "LORA",
@@ -115,11 +114,15 @@ class Adapter:
     @cached_property
     def weights_digest(self) -> str:
         """SHA-256 of `weights_bytes`."""
+        if isinstance(self.factors, FactorsOfFile):
+            return self.factors.digest
         return sha256_bytes(self.weights_bytes)
 
     @cached_property
     def weights_bytes(self) -> bytes:
         """The adapter_model.safetensors file: float32, sorted by name."""
+        if isinstance(self.factors, FactorsOfFile):
+            return self.factors.data
         return serialize(
             {
                 name: array
@@ -129,8 +132,8 @@ class Adapter:
         )
 
 
-def _plain(alpha: float) -> float | int:
-    """As PEFT's files have it: a whole number without a point."""
+def _to_peft_number(alpha: float) -> float | int:
+    """An alpha as PEFT's files have it: a whole number without a point."""
     return int(alpha) if alpha.is_integer() else alpha
 
 
@@ -145,11 +148,11 @@ def initial_factors(plan: Plan) -> dict[str, Factors]:
     Rebuilt from the seed at every site, the same bytes everywhere: numpy guarantees the raw bit stream.
     """
     shapes = tuple((module, plan.rank(module), *shape) for module, shape in plan.modules.items())
-    return dict(_initial_factors(plan.training.seed, shapes))
+    return dict(_draw_factors(plan.training.seed, shapes))
 
 
 @functools.lru_cache(maxsize=2)
-def _initial_factors(seed: int, shapes: tuple[tuple[str, int, int, int], ...]) -> dict[str, Factors]:
+def _draw_factors(seed: int, shapes: tuple[tuple[str, int, int, int], ...]) -> dict[str, Factors]:
     generator = np.random.Philox(seed)
     factors = {}
     for module, r, size_out, size_in in shapes:

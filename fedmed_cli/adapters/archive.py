@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
-from fedmed_cli.errors import InputError
+from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, ContributionFolder, GlobalFolder
+from fedmed_cli.adapters.signers import check_signer
+from fedmed_cli.errors import InputError, TrustError
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.digests import short
+from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 
@@ -22,20 +27,60 @@ class SiteAdapter:
 def site_adapter(workspace: Workspace, plan: Plan, site: str) -> SiteAdapter | None:
     """The adapter of the newest round that a site took part in, else the one in the mailbox, if any."""
     for number in range(workspace.newest_round(), 0, -1):
-        path = workspace.round(number) / site
-        if path.is_dir():
-            return SiteAdapter(gate.read_folder(path, plan).adapter, number)
+        if (workspace.round(number) / site).is_dir():
+            return SiteAdapter(archived_contribution(workspace, plan, number, site).adapter, number)
     path = workspace.contribution(site)
-    return SiteAdapter(gate.read_folder(path, plan).adapter, None) if path.is_dir() else None
+    return SiteAdapter(gate.read_contribution(path, plan, site=site).adapter, None) if path.is_dir() else None
 
 
 def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Adapter:
-    """The adapter that a round starts from: the round before's global one, or the plan's initial one."""
+    """The adapter that a round starts from: the previous round's global one, or the plan's initial one."""
     if round_number == 1:
         return plan_adapter(plan, initial_factors(plan))
-    path = workspace.global_adapter(round_number - 1)
+    return archived_global(workspace, plan, round_number - 1).adapter
+
+
+def archived_global(workspace: Workspace, plan: Plan, round_number: int) -> GlobalFolder:
+    """A round's global adapter, read through the gate."""
+    path = workspace.global_adapter(round_number)
     folder = gate.read_global(path, plan)
-    assert folder.aggregate is not None
-    if folder.aggregate.round != round_number - 1:
-        raise InputError(f"{path}: expected round {round_number - 1}, found round {folder.aggregate.round}")
-    return folder.adapter
+    if folder.record.round != round_number:
+        raise InputError(f"{path}: expected round {round_number}, found round {folder.record.round}")
+    return folder
+
+
+def archived_contribution(workspace: Workspace, plan: Plan, round_number: int, site: str) -> ContributionFolder:
+    """A site's contribution to a round in the archive, read through the gate.
+
+    Where the site's pinned key did not sign it, as before that key was pinned, the round's record vouches for it if
+    the coordinator's pinned key signed that.
+    """
+    folder = gate.read_contribution(workspace.round(round_number) / site, plan, site=site, policy=None)
+    keys = plan.sites.keys
+    if COORDINATOR in keys and (folder.signer is None or folder.signer != keys.get(site)):
+        check_as_filed(folder, archived_global(workspace, plan, round_number).record)
+    else:
+        check_signer(folder, plan, gate.PINNED)
+    return folder
+
+
+def check_as_filed(folder: ContributionFolder, record: Aggregate) -> None:
+    """TrustError unless a contribution is the one that its round's record names, signed as it was then."""
+    site, path = folder.record.site, folder.path
+    if site not in record.sites:
+        raise TrustError(f"{path}: the record of round {record.round} does not name it")
+    decision = record.sites[site]
+    for what, stated, digest in (
+        ("adapter", decision.adapter, folder.adapter.digest),
+        (CONTRIBUTION_NAME, decision.contribution, folder.record_digest),
+    ):
+        if stated != digest:
+            raise TrustError(
+                f"{path}: the record of round {record.round} names {what} {short(stated)}…, found {short(digest)}…"
+            )
+    if site in record.signers:
+        from fedmed_cli.adapters.signatures import fingerprint
+
+        signer = fingerprint(folder.signer) if folder.signer else "no signature"
+        if signer != record.signers[site]:
+            raise TrustError(f"{path}: was signed with {record.signers[site]} when it was aggregated, found {signer}")

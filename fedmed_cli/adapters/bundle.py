@@ -27,7 +27,8 @@ def is_bundle(path: Path) -> bool:
     return path.name.endswith(BUNDLE_SUFFIX) and path.is_file()
 
 
-def _header(name: str, size: int) -> bytes:
+def header(name: str, size: int) -> bytes:
+    """The block before a file of that name and size."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.USTAR_FORMAT)
@@ -37,7 +38,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
     """The bundle of these files, by name."""
     parts = []
     for name in sorted(files):
-        parts += [_header(name, len(files[name])), files[name], bytes(-len(files[name]) % _BLOCK)]
+        parts += [header(name, len(files[name])), files[name], bytes(-len(files[name]) % _BLOCK)]
     return b"".join([*parts, _END])
 
 
@@ -51,17 +52,17 @@ def unpack(data: bytes, name: str) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     position, before = 0, ""
     while data[position : position + _BLOCK] != bytes(_BLOCK):
-        header = data[position : position + _BLOCK]
-        if len(header) < _BLOCK:
+        block = data[position : position + _BLOCK]
+        if len(block) < _BLOCK:
             raise InputError(f"{name}: is truncated: it ends at byte {len(data):,} in the middle of a header")
-        member, size = _NAME.fullmatch(header[:100]), _SIZE.fullmatch(header[124:136])
+        member, size = _NAME.fullmatch(block[:100]), _SIZE.fullmatch(block[124:136])
         if member is None:
             raise InputError(f"{name}: holds a name that is not a plain file name at byte {position:,}")
         file = member.group(1).decode("ascii")
         if size is None:
             raise InputError(f"{name}: {file} has an unusable size")
         length = int(size.group()[:11], 8)
-        if header != _header(file, length):
+        if block != header(file, length):
             raise InputError(f"{name}: {file} is not a plain file as 'fedmed pack' writes it")
         if file <= before:
             raise InputError(f"{name}: {file} is listed twice or out of order")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.records.aggregate import Examination, SiteDecision, Truncation
+from fedmed_cli.records.aggregate import CoordinatorEvaluation, SiteDecision, Truncation
 from fedmed_cli.records.lora import described
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Base
@@ -114,12 +114,12 @@ def site_card(
             "",
             "| | loss |",
             "| --- | --- |",
-            f"| the adapter the round started from | {_loss(before)} |",
-            f"| this adapter | {_loss(after)} |",
+            f"| the adapter the round started from | {_format_loss(before)} |",
+            f"| this adapter | {_format_loss(after)} |",
             "",
             "The site measured this itself.",
         ]
-        results.append(_result(f"validation examples of site {site}", after.mean))
+        results.append(_model_index_entry(f"validation examples of site {site}", after.mean))
     return card(base, adapter, title, origin, body, results)
 
 
@@ -131,7 +131,7 @@ def global_card(
     method: str,
     weights: str,
     decisions: Mapping[str, SiteDecision],
-    examination: Examination | None,
+    examination: CoordinatorEvaluation | None,
     truncation: Truncation,
 ) -> str:
     """The card of a round's global adapter: what it is made of, and what the coordinator decided with."""
@@ -161,7 +161,7 @@ def global_card(
         body += [
             f"The coordinator decided on {examination.num_examples:,} examples of its own "
             f"({examination.num_groups:,} groups):",
-            f"loss {_loss(examination.parent)} before this round, {_loss(examination.result)} after.",
+            f"loss {_format_loss(examination.parent)} before this round, {_format_loss(examination.result)} after.",
             "These numbers were used to choose the weights; do not report them as results. `fedmed compare` measures "
             "on held-out examples.",
         ]
@@ -175,11 +175,11 @@ def code(text: str) -> str:
     return f"{fence}{space}{text}{space}{fence}"
 
 
-def _loss(loss: Loss) -> str:
+def _format_loss(loss: Loss) -> str:
     return f"{loss.mean:.4f} ± {1.96 * loss.standard_error:.4f}"
 
 
-def _result(dataset: str, value: float) -> dict[str, Any]:
+def _model_index_entry(dataset: str, value: float) -> dict[str, Any]:
     return {
         "task": {"type": "text-generation"},
         "dataset": {"name": dataset, "type": "private"},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmed_cli.errors import CombineError, InputError
-from fedmed_cli.records.codec import shown
+from fedmed_cli.records.codec import describe_value
 from fedmed_cli.records.lora import MAX_ALPHA, MAX_RANK, MODULE_NAME, Number, resolve
 from fedmed_cli.records.plan import Plan
 
@@ -66,7 +66,7 @@ def check_config(config: Any, name: str) -> AdapterConfig:
                 raise CombineError(f"{name}: {what} is set; fedmed combines plain LoRA adapters only")
         elif (allowed := _KEYS[key]) is not None and not any(type(value) is type(x) and value == x for x in allowed):
             wanted = " or ".join(repr(x) for x in allowed if x is not None) or "null"
-            raise CombineError(f"{name}: {what} must be {wanted}, found {shown(value)}")
+            raise CombineError(f"{name}: {what} must be {wanted}, found {describe_value(value)}")
     for key in ("peft_type", "r", "lora_alpha", "target_modules"):
         if key not in config:
             raise InputError(f"{name}: {key} is missing")
@@ -81,11 +81,13 @@ def check_config(config: Any, name: str) -> AdapterConfig:
         raise CombineError(f"{name}: target_modules must be a plain list of names, found other entries")
     dropout = config.get("lora_dropout", 0)
     if dropout is not None and (type(dropout) not in (int, float) or not 0 <= dropout < 1):
-        raise CombineError(f"{name}: lora_dropout must be from 0 to below 1, found {shown(dropout)}")
+        raise CombineError(f"{name}: lora_dropout must be from 0 to below 1, found {describe_value(dropout)}")
     for key, limit in (("base_model_name_or_path", 1000), ("revision", 100), ("peft_version", 100)):
         text = config.get(key)
         if text is not None and (not isinstance(text, str) or len(text) > limit or not text.isprintable()):
-            raise CombineError(f"{name}: {key} must be at most {limit} printable characters, found {shown(text)}")
+            raise CombineError(
+                f"{name}: {key} must be at most {limit} printable characters, found {describe_value(text)}"
+            )
     return AdapterConfig(
         r,
         float(alpha),
@@ -99,12 +101,12 @@ def check_config(config: Any, name: str) -> AdapterConfig:
 
 def _check_rank(name: str, what: str, value: Any) -> None:
     if type(value) is not int or not 1 <= value <= MAX_RANK:
-        raise CombineError(f"{name}: {what} must be a whole number from 1 to {MAX_RANK}, found {shown(value)}")
+        raise CombineError(f"{name}: {what} must be a whole number from 1 to {MAX_RANK}, found {describe_value(value)}")
 
 
 def _check_alpha(name: str, what: str, value: Any) -> None:
     if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:
-        raise CombineError(f"{name}: {what} must be above 0 and at most {MAX_ALPHA}, found {shown(value)}")
+        raise CombineError(f"{name}: {what} must be above 0 and at most {MAX_ALPHA}, found {describe_value(value)}")
 
 
 def _check_pattern(pattern: Any, name: str, what: str, check: Callable[[str, str, Any], None]) -> dict[str, Any]:
@@ -112,13 +114,13 @@ def _check_pattern(pattern: Any, name: str, what: str, check: Callable[[str, str
     if pattern is None:
         return {}
     if not isinstance(pattern, dict) or not all(MODULE_NAME.fullmatch(key) for key in pattern):
-        raise CombineError(f"{name}: {what} must map plain module names to numbers, found {shown(pattern)}")
+        raise CombineError(f"{name}: {what} must map plain module names to numbers, found {describe_value(pattern)}")
     for key, value in pattern.items():
         check(name, f"{what} of {key[:80]}", value)
     return pattern
 
 
-def resolved(pattern: Mapping[str, Number], modules: Collection[str], name: str, what: str) -> dict[str, Number]:
+def resolve_pattern(pattern: Mapping[str, Number], modules: Collection[str], name: str, what: str) -> dict[str, Number]:
     """What a config's rank_pattern or alpha_pattern gives to each module; CombineError where it means none or two."""
     try:
         return resolve(pattern, modules)
@@ -137,16 +139,16 @@ def check_config_against_plan(name: str, config: AdapterConfig, plan: Plan, rank
         ("base_model_name_or_path", plan.base.name, config.base_name),
         ("use_rslora", lora.use_rslora, config.use_rslora),
     ]
-    for what, wanted, found in expected:
-        if wanted != found:
-            raise CombineError(f"{name}: the plan expects {what} {wanted}, found {ascii(found)[:200]}")
+    for what, wanted, stated in expected:
+        if wanted != stated:
+            raise CombineError(f"{name}: the plan expects {what} {wanted}, found {ascii(stated)[:200]}")
     if lora.rank_pattern or lora.alpha_pattern or config.rank_pattern or config.alpha_pattern:
-        ranks = resolved(config.rank_pattern, plan.modules, name, "rank_pattern")
-        alphas = resolved(config.alpha_pattern, plan.modules, name, "alpha_pattern")
+        ranks = resolve_pattern(config.rank_pattern, plan.modules, name, "rank_pattern")
+        alphas = resolve_pattern(config.alpha_pattern, plan.modules, name, "alpha_pattern")
         for module in plan.modules:
             wanted = min(rank, plan.rank(module))
-            if (found := ranks.get(module, config.r)) != wanted:
-                raise CombineError(f"{name}: the plan expects rank {wanted} for {module}, found {found}")
+            if (stated := ranks.get(module, config.r)) != wanted:
+                raise CombineError(f"{name}: the plan expects rank {wanted} for {module}, found {stated}")
             alpha = plan.alpha(module, wanted)
-            if (own := alphas.get(module, config.alpha)) != alpha:
-                raise CombineError(f"{name}: the plan expects alpha {alpha} for {module}, found {own}")
+            if (stated_alpha := alphas.get(module, config.alpha)) != alpha:
+                raise CombineError(f"{name}: the plan expects alpha {alpha} for {module}, found {stated_alpha}")

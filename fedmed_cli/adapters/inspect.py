@@ -1,4 +1,4 @@
-"""What can be said of an adapter from its files alone."""
+"""What an adapter's own files say about it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
-from fedmed_cli.adapters.gate import AdapterFolder, read_folder
-from fedmed_cli.adapters.low_rank import decompose, product_norm
-from fedmed_cli.errors import CombineError
+from fedmed_cli.adapters.folder import AdapterFolder
+from fedmed_cli.adapters.gate import read_from_anyone
+from fedmed_cli.adapters.low_rank import decompose
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.plan import Plan
 
 
@@ -51,7 +53,7 @@ class AdapterFacts:
         return float(np.mean(ranks)) if ranks else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        adapter, folder = self.adapter, self.folder
+        adapter, folder, record = self.adapter, self.folder, self.folder.record
         return {
             "path": str(folder.path),
             "digest": adapter.digest,
@@ -69,8 +71,8 @@ class AdapterFacts:
             "norm": self.norm,
             "effective_rank": self.effective_rank,
             "signer": folder.signer,
-            "contribution": folder.contribution.to_dict() if folder.contribution else None,
-            "aggregate": folder.aggregate.to_dict() if folder.aggregate else None,
+            "contribution": record.to_dict() if isinstance(record, Contribution) else None,
+            "aggregate": record.to_dict() if isinstance(record, Aggregate) else None,
             "modules": {
                 name: {
                     "shape": [facts.size_out, facts.size_in],
@@ -94,8 +96,8 @@ def effective_rank(singular_values: np.ndarray) -> float:
 
 def inspect(path: Path, plan: Plan | None) -> AdapterFacts:
     """Read an adapter through the gate and describe it; with a plan it must fit the plan."""
-    folder = read_folder(path, plan)
-    adapter = folder.adapter
+    folder = read_from_anyone(path, plan)
+    adapter, record = folder.adapter, folder.record
     modules = {}
     for module, (a, b) in adapter.factors.items():
         values = decompose((b.astype(np.float64) * adapter.scale(module), a.astype(np.float64)))[1]
@@ -103,27 +105,6 @@ def inspect(path: Path, plan: Plan | None) -> AdapterFacts:
         modules[module] = ModuleFacts(
             b.shape[0], a.shape[1], norm, effective_rank(values), tuple(float(v) for v in values)
         )
-    base_bytes = plan.base.num_bytes if plan else folder.contribution.base_bytes if folder.contribution else None
+    base_bytes = plan.base.num_bytes if plan else record.base_bytes if isinstance(record, Contribution) else None
     norm = math.sqrt(math.fsum(facts.norm**2 for facts in modules.values()))
     return AdapterFacts(folder, norm, modules, base_bytes)
-
-
-def relate(first: AdapterFacts, second: AdapterFacts) -> dict[str, float]:
-    """Cosine and difference of two adapters' products over all modules together."""
-    one, two = first.adapter, second.adapter
-    if set(one.factors) != set(two.factors):
-        raise CombineError(f"{second.folder.path}: adapts other modules than {first.folder.path}")
-    inner = squared = 0.0
-    for module, (a1, b1) in one.factors.items():
-        a2, b2 = (x.astype(np.float64) for x in two.factors[module])
-        if a1.shape[1] != a2.shape[1] or b1.shape[0] != b2.shape[0]:
-            raise CombineError(f"{second.folder.path}: {module} has another shape than in {first.folder.path}")
-        left1, left2 = b1.astype(np.float64) * one.scale(module), b2 * two.scale(module)
-        inner += float(np.sum((left1.T @ left2) * (a1.astype(np.float64) @ a2.T)))
-        squared += product_norm((np.hstack([left1, -left2]), np.vstack([a1.astype(np.float64), a2])))
-    both = first.norm * second.norm
-    return {
-        "cosine": inner / both if both > 0 else 0.0,
-        "difference_norm": math.sqrt(squared),
-        "relative_difference": math.sqrt(squared) / max(first.norm, second.norm) if both > 0 else 0.0,
-    }

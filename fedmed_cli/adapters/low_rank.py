@@ -1,6 +1,6 @@
 """Factor-space algebra: weighted sums of low-rank products without ever building them densely.
 
-A module's matrix is kept as (L, T) with L: (out, R) and T: (R, in); it stands for L·T. All in float64.
+A module's matrix is held as (L, T) with L: (out, R) and T: (R, in); it stands for L·T. All in float64.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter, Factors
+from fedmed_cli.errors import CombineError
 from fedmed_cli.records.lora import rescaled, unlike
 
 Product = tuple[np.ndarray, np.ndarray]
@@ -53,7 +54,7 @@ def thin_qr(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def decompose(product: Product, rank: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The thin SVD of L·T: U: (out, rank), S: (R,), Vt: (rank, in); L·T is built where R reaches min(out, in) alone.
+    """The thin SVD of L·T: U: (out, rank), S: (R,), Vt: (rank, in); L·T is built only where R reaches min(out, in).
 
     All singular values are returned, the vectors of the first `rank` (default: all). Each column of U has its
     largest entry positive, so that factors agree between machines up to rounding.
@@ -88,18 +89,18 @@ def weighted_product(
     """
     a_parent, b_parent = parent.factors[module]
     ranks = [adapter.rank(module) for adapter in adapters]
-    kept = np.array(
+    remaining = np.array(
         [
             1 - math.fsum(c for c, rank in zip(coefficients, ranks, strict=True) if rank > j)
             for j in range(len(a_parent))
         ]
     )
     if momentum is not None:
-        kept += momentum[0]
-    kept[np.abs(kept) < ZERO_COEFFICIENT] = 0
-    alive = (kept != 0) & b_parent.any(axis=0)
+        remaining += momentum[0]
+    remaining[np.abs(remaining) < ZERO_COEFFICIENT] = 0
+    alive = (remaining != 0) & b_parent.any(axis=0)
     total = _Sum(b_parent.shape[0], a_parent.shape[1])
-    total.add(b_parent[:, alive], a_parent[alive], parent.scale(module) * kept[alive])
+    total.add(b_parent[:, alive], a_parent[alive], parent.scale(module) * remaining[alive])
     if momentum is not None:
         a, b = momentum[1].factors[module]
         total.add(b, a, -momentum[0] * momentum[1].scale(module))
@@ -110,7 +111,7 @@ def weighted_product(
     return total.product()
 
 
-def _stacked(parts: Sequence[tuple[np.ndarray, np.ndarray, float | np.ndarray]]) -> Product:
+def _stack(parts: Sequence[tuple[np.ndarray, np.ndarray, float | np.ndarray]]) -> Product:
     """The sum of scale·left·right over `parts`, side by side and in float64."""
     ends = np.cumsum([len(right) for _, right, _ in parts])
     left = np.empty((len(parts[0][0]), ends[-1]))
@@ -143,7 +144,7 @@ class _Sum:
             self._flush()
 
     def _flush(self) -> None:
-        left, right = _stacked(self.parts)
+        left, right = _stack(self.parts)
         if self.dense is None:
             self.dense = left @ right
         else:
@@ -152,7 +153,7 @@ class _Sum:
 
     def product(self) -> Product:
         if self.dense is None:
-            return _stacked(self.parts)
+            return _stack(self.parts)
         if self.parts:
             self._flush()
         size_out, size_in = self.dense.shape
@@ -199,7 +200,7 @@ def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) ->
 
 
 def gram_of_innovations(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndarray:
-    """K: (sites, sites) with K_ij = ⟨D_i, D_j⟩ over all modules together, from the factors alone.
+    """K: (sites, sites) with K_ij = ⟨D_i, D_j⟩ over all modules together, only from the factors.
 
     For each module stack [−s_G·B_G, s_1·B_1, …] and [A_G; A_1; …]; the entries of (LᵀL)∘(TTᵀ), summed over
     the blocks that belong to D_i and D_j, are their inner product.
@@ -207,8 +208,8 @@ def gram_of_innovations(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndar
     result = np.zeros((len(adapters), len(adapters)))
     for module in sorted(parent.factors):
         a, b = parent.factors[module]
-        kept = slice(None) if b.any() else slice(0)  # the plan's initial adapter adds nothing
-        parts = [(b[:, kept], a[kept], parent.scale(module))]
+        rows = slice(None) if b.any() else slice(0)  # the plan's initial adapter adds nothing
+        parts = [(b[:, rows], a[rows], parent.scale(module))]
         for adapter in adapters:
             a, b = adapter.factors[module]
             parts.append((b, a, adapter.scale(module)))
@@ -218,7 +219,7 @@ def gram_of_innovations(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndar
             rank = int(ends[i + 1] - ends[i])
             select[i, : min(int(ends[0]), rank)] = -1
             select[i, ends[i] : ends[i + 1]] = 1
-        left, right = _stacked(parts)
+        left, right = _stack(parts)
         result += select @ ((left.T @ left) * (right @ right.T)) @ select.T
     return result
 
@@ -245,7 +246,49 @@ def update_norm(parent: Adapter, adapter: Adapter) -> float:
     return math.sqrt(max(0.0, float(gram_of_innovations(parent, [adapter])[0, 0])))
 
 
-def product_norm(product: Product) -> float:
+@dataclasses.dataclass(frozen=True)
+class Relation:
+    """Two adapters' products s·B·A over all modules together: their norms, that of their difference, their cosine."""
+
+    first_norm: float
+    second_norm: float
+    difference_norm: float
+    cosine: float
+
+    @property
+    def relative_difference(self) -> float:
+        """The norm of the difference by the larger of the two norms; 0 where both are 0."""
+        largest = max(self.first_norm, self.second_norm)
+        return self.difference_norm / largest if largest > 0 else 0.0
+
+
+def relate(first: Adapter, second: Adapter) -> Relation:
+    """How two adapters are related; CombineError unless they adapt modules of the same names and shapes."""
+    for module in sorted(set(first.factors) ^ set(second.factors)):
+        raise CombineError(f"only one of the two adapters adapts {module}")
+    inner = squared_first = squared_second = squared_difference = 0.0
+    for module in first.factors:
+        (left1, right1), (left2, right2) = (_to_product(adapter, module) for adapter in (first, second))
+        if left1.shape[0] != left2.shape[0] or right1.shape[1] != right2.shape[1]:
+            raise CombineError(
+                f"{module} is {left1.shape[0]} x {right1.shape[1]} in the first adapter, "
+                f"{left2.shape[0]} x {right2.shape[1]} in the second"
+            )
+        inner += float(np.sum((left1.T @ left2) * (right1 @ right2.T)))
+        squared_first += squared_norm((left1, right1))
+        squared_second += squared_norm((left2, right2))
+        squared_difference += squared_norm((np.hstack([left1, -left2]), np.vstack([right1, right2])))
+    norms = math.sqrt(squared_first), math.sqrt(squared_second)
+    cosine = inner / (norms[0] * norms[1]) if min(norms) > 0 else 0.0
+    return Relation(*norms, math.sqrt(squared_difference), cosine)
+
+
+def _to_product(adapter: Adapter, module: str) -> Product:
+    a, b = adapter.factors[module]
+    return b.astype(np.float64) * adapter.scale(module), a.astype(np.float64)
+
+
+def squared_norm(product: Product) -> float:
     """The squared Frobenius norm of L·T."""
     left, right = product
     return max(0.0, float(np.sum((left.T @ left) * (right @ right.T))))

@@ -1,4 +1,4 @@
-"""The safetensors format in numpy: a strict header parser, and a writer whose bytes depend on the tensors alone.
+"""The safetensors format in numpy: a strict header parser, and a writer whose bytes depend only on the tensors.
 
 Format: an unsigned 64-bit little-endian header length, the header (JSON), then the tensors' bytes.
 The safetensors library accepts headers that a hostile file may use (duplicate keys, gaps, huge shapes,
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedmed_cli.errors import InputError
-from fedmed_cli.records.codec import parse_json, shown
+from fedmed_cli.records.codec import describe_value, parse_json
 
 MAX_HEADER_BYTES = 1_000_000
 LEAST_ENTRY_BYTES = 50
@@ -59,14 +59,14 @@ def parse_header(
     if data_bytes < 0:
         raise InputError(f"{name}: is truncated: its header needs {8 + length:,} bytes, the file has {file_bytes:,}")
     try:
-        tensors = _tensors(bytes(head[8 : 8 + length]), data_bytes, max_header)
+        tensors = _parse_tensors(bytes(head[8 : 8 + length]), data_bytes, max_header)
     except InputError as error:
         raise InputError(f"{name}: {error.message}", hint=error.hint) from None
     return tensors, 8 + length
 
 
 @functools.lru_cache(maxsize=4)
-def _tensors(text: bytes, data_bytes: int, max_header: int) -> Mapping[str, TensorInfo]:
+def _parse_tensors(text: bytes, data_bytes: int, max_header: int) -> Mapping[str, TensorInfo]:
     """A header's tensors by name. Remembered, for the adapters of one federation have the same headers."""
     if not text.startswith(b"{"):
         raise InputError("header: expected an object, found another first byte")
@@ -82,7 +82,7 @@ def _tensors(text: bytes, data_bytes: int, max_header: int) -> Mapping[str, Tens
         raise InputError(
             f"header: expected at most {max_header // LEAST_ENTRY_BYTES:,} tensors, found {len(entries):,}"
         )
-    tensors = {key: _entry(key, value) for key, value in entries.items()}
+    tensors = {key: _parse_entry(key, value) for key, value in entries.items()}
     position = 0
     for key, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != position:
@@ -96,14 +96,14 @@ def _tensors(text: bytes, data_bytes: int, max_header: int) -> Mapping[str, Tens
     return MappingProxyType(tensors)
 
 
-def _entry(key: str, value: Any) -> TensorInfo:
+def _parse_entry(key: str, value: Any) -> TensorInfo:
     if not key.isascii() or not key.isprintable() or not 0 < len(key) <= 256:
         raise InputError(f"header: tensor name {key[:80]!a} is not 1 to 256 printable ASCII characters")
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise InputError(f"header: tensor {key!r} must have dtype, shape and data_offsets alone")
+        raise InputError(f"header: tensor {key!r} must have only dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise InputError(f"header: tensor {key!r} has an unknown dtype {shown(dtype)}")
+        raise InputError(f"header: tensor {key!r} has an unknown dtype {describe_value(dtype)}")
     for part, what in ((shape, "shape"), (offsets, "data_offsets")):
         if not isinstance(part, list) or len(part) > 8 or any(type(x) is not int or not 0 <= x < 2**48 for x in part):
             raise InputError(f"header: tensor {key!r} has an unusable {what}")

@@ -30,7 +30,7 @@ MAX_SIGNATURE_BYTES = 2_000
 _MAGIC = b"SSHSIG"
 _VERSION = 1
 _BEGIN, _END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
-_LINE = 70  # characters of base64 in a line, as ssh-keygen writes them
+_LINE_LENGTH = 70  # characters of base64 in a line, as ssh-keygen writes them
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Signer:
     private: Ed25519PrivateKey
     public: str
 
+    @classmethod
+    def of(cls, private: Ed25519PrivateKey) -> Signer:
+        return cls(private, _public_line(private.public_key()))
+
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.public)
@@ -48,12 +52,12 @@ class Signer:
 # --- the wire form ----------------------------------------------------------------------------------
 
 
-def _text(data: bytes) -> bytes:
+def _string(data: bytes) -> bytes:
     """An SSH string: its length as an unsigned 32-bit big-endian number, then its bytes."""
     return struct.pack(">I", len(data)) + data
 
 
-def _take(data: bytes, position: int) -> tuple[bytes, int]:
+def _read_string(data: bytes, position: int) -> tuple[bytes, int]:
     """The SSH string at `position` and where the next field begins; ValueError where it is cut off."""
     if len(data) < position + 4:
         raise ValueError("is cut off")
@@ -64,25 +68,31 @@ def _take(data: bytes, position: int) -> tuple[bytes, int]:
     return data[position + 4 : end], end
 
 
-def _blob(public: Ed25519PublicKey) -> bytes:
-    raw = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-    return _text(ALGORITHM.encode()) + _text(raw)
+def _public_line(public: Ed25519PublicKey) -> str:
+    return public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
 
 
-def _line(blob: bytes) -> str:
-    return f"{ALGORITHM} {base64.b64encode(blob).decode()}"
+def _key_blob(public_line: str) -> bytes:
+    return base64.b64decode(public_line.split(" ")[1])
 
 
-def _signed(message: bytes) -> bytes:
+def _bytes_to_sign(message: bytes) -> bytes:
     """What is really signed: the magic, the namespace, the name of the hash and the hash of the message."""
     return b"".join(
-        [_MAGIC, _text(NAMESPACE.encode()), _text(b""), _text(HASH.encode()), _text(hashlib.sha512(message).digest())]
+        [
+            _MAGIC,
+            _string(NAMESPACE.encode()),
+            _string(b""),
+            _string(HASH.encode()),
+            _string(hashlib.sha512(message).digest()),
+        ]
     )
 
 
-def _armor(blob: bytes) -> bytes:
+def armor(blob: bytes) -> bytes:
+    """The text of a `.sig` file around the bytes of a signature."""
     text = base64.b64encode(blob).decode()
-    lines = [text[start : start + _LINE] for start in range(0, len(text), _LINE)]
+    lines = [text[start : start + _LINE_LENGTH] for start in range(0, len(text), _LINE_LENGTH)]
     return ("\n".join([_BEGIN, *lines, _END]) + "\n").encode()
 
 
@@ -92,14 +102,14 @@ def sign(signer: Signer, message: bytes) -> bytes:
         [
             _MAGIC,
             struct.pack(">I", _VERSION),
-            _text(_blob(signer.private.public_key())),
-            _text(NAMESPACE.encode()),
-            _text(b""),
-            _text(HASH.encode()),
-            _text(_text(ALGORITHM.encode()) + _text(signer.private.sign(_signed(message)))),
+            _string(_key_blob(signer.public)),
+            _string(NAMESPACE.encode()),
+            _string(b""),
+            _string(HASH.encode()),
+            _string(_string(ALGORITHM.encode()) + _string(signer.private.sign(_bytes_to_sign(message)))),
         ]
     )
-    return _armor(blob)
+    return armor(blob)
 
 
 def verify(message: bytes, signature: bytes, name: str) -> str:
@@ -117,23 +127,23 @@ def verify(message: bytes, signature: bytes, name: str) -> str:
         blob = base64.b64decode("".join(lines[1:-2]), validate=True)
     except (binascii.Error, ValueError):
         raise InputError(f"{name}: is not base64") from None
-    if _armor(blob) != signature:  # another spelling of the same signature is another file
+    if armor(blob) != signature:  # another spelling of the same signature is another file
         raise InputError(f"{name}: is not written as ssh-keygen writes signatures")
     try:
-        public, raw = _parse(blob)
+        public, raw = _parse_signature(blob)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from None
     try:
-        public.verify(raw, _signed(message))
+        public.verify(raw, _bytes_to_sign(message))
     except InvalidSignature:
         raise TrustError(
             f"{name}: the signature does not hold for {name.removesuffix('.sig').rsplit('/', 1)[-1]}",
             hint="the record or its signature was changed after it was signed; ask for the folder again",
         ) from None
-    return _line(_blob(public))
+    return _public_line(public)
 
 
-def _parse(blob: bytes) -> tuple[Ed25519PublicKey, bytes]:
+def _parse_signature(blob: bytes) -> tuple[Ed25519PublicKey, bytes]:
     """The key and the raw signature of an unarmoured signature; ValueError says what is not as we expect it."""
     if blob[:6] != _MAGIC:
         raise ValueError("is not an SSH signature: its magic is missing")
@@ -144,7 +154,7 @@ def _parse(blob: bytes) -> tuple[Ed25519PublicKey, bytes]:
         raise ValueError(f"expected signature version {_VERSION}, found {version}")
     fields, position = [], 10
     for _ in range(5):
-        field, position = _take(blob, position)
+        field, position = _read_string(blob, position)
         fields.append(field)
     if position != len(blob):
         raise ValueError("has bytes after its end")
@@ -155,16 +165,16 @@ def _parse(blob: bytes) -> tuple[Ed25519PublicKey, bytes]:
         raise ValueError("uses a reserved field")
     if hash_name != HASH.encode():
         raise ValueError(f"expected hash {HASH!r}, found {hash_name[:40].decode('latin-1')!a}")
-    algorithm, position = _take(signature, 0)
-    raw, position = _take(signature, position)
+    algorithm, position = _read_string(signature, 0)
+    raw, position = _read_string(signature, position)
     if algorithm != ALGORITHM.encode() or position != len(signature) or len(raw) != 64:
         raise ValueError(f"expected a signature of kind {ALGORITHM}")
-    return _parse_blob(key), raw
+    return _parse_key(key), raw
 
 
-def _parse_blob(blob: bytes) -> Ed25519PublicKey:
-    algorithm, position = _take(blob, 0)
-    raw, position = _take(blob, position)
+def _parse_key(blob: bytes) -> Ed25519PublicKey:
+    algorithm, position = _read_string(blob, 0)
+    raw, position = _read_string(blob, position)
     if algorithm != ALGORITHM.encode() or position != len(blob) or len(raw) != 32:
         raise ValueError(f"expected a key of kind {ALGORITHM}, found {algorithm[:40].decode('latin-1')!a}")
     return Ed25519PublicKey.from_public_bytes(raw)
@@ -183,7 +193,7 @@ def parse_public(text: str, name: str) -> str:
         )
     try:
         blob = base64.b64decode(parts[1], validate=True)
-        line = _line(_blob(_parse_blob(blob)))
+        line = _public_line(_parse_key(blob))
     except (binascii.Error, ValueError) as error:
         reason = "is not base64" if isinstance(error, binascii.Error) else str(error)
         raise InputError(f"{name}: {reason}") from None
@@ -192,18 +202,18 @@ def parse_public(text: str, name: str) -> str:
     return line
 
 
-def _digest(public: str) -> bytes:
-    return hashlib.sha256(base64.b64decode(public.split(" ")[1])).digest()
+def _key_digest(public: str) -> bytes:
+    return hashlib.sha256(_key_blob(public)).digest()
 
 
 def fingerprint(public: str) -> str:
     """SHA256:… of a public key line, as `ssh-keygen -l` shows it."""
-    return "SHA256:" + base64.b64encode(_digest(public)).decode().rstrip("=")
+    return "SHA256:" + base64.b64encode(_key_digest(public)).decode().rstrip("=")
 
 
-def spoken(public: str) -> str:
+def fingerprint_digits(public: str) -> str:
     """The same fingerprint as eight groups of five digits, for two people on the telephone (132 bits)."""
-    digits = f"{int.from_bytes(_digest(public)) % 10**40:040d}"
+    digits = f"{int.from_bytes(_key_digest(public)) % 10**40:040d}"
     return " ".join(digits[start : start + 5] for start in range(0, 40, 5))
 
 
@@ -212,13 +222,12 @@ def create(path: Path, passphrase: str | None, comment: str) -> Signer:
 
     ConflictError where one of the two exists.
     """
-    private = Ed25519PrivateKey.generate()
-    public = _line(_blob(private.public_key()))
+    signer = Signer.of(Ed25519PrivateKey.generate())
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:
         encryption = serialization.BestAvailableEncryption(passphrase.encode())
-    data = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, encryption)
-    line = f"{public} {comment}".strip() + "\n"
+    data = signer.private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, encryption)
+    line = f"{signer.public} {comment}".strip() + "\n"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     for target, content, mode in ((path, data, 0o600), (public_path(path), line.encode(), 0o644)):
         try:
@@ -231,7 +240,7 @@ def create(path: Path, passphrase: str | None, comment: str) -> Signer:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    return Signer(private, public)
+    return signer
 
 
 def public_path(path: Path) -> Path:
@@ -242,7 +251,7 @@ def is_encrypted(data: bytes) -> bool:
     """Whether a private key file asks for a passphrase."""
     try:
         body = base64.b64decode(b"".join(data.strip().split(b"\n")[1:-1]), validate=True)
-        cipher, _ = _take(body, len(b"openssh-key-v1\0"))
+        cipher, _ = _read_string(body, len(b"openssh-key-v1\0"))
     except (binascii.Error, ValueError):
         return False
     return body.startswith(b"openssh-key-v1\0") and cipher != b"none"
@@ -265,7 +274,7 @@ def load(path: Path, passphrase: str | None) -> Signer:
         raise InputError(f"{path}: is not a usable private key in OpenSSH's form, {reason}") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise InputError(f"{path}: is a private key of another kind, expected {ALGORITHM}")
-    return Signer(private, _line(_blob(private.public_key())))
+    return Signer.of(private)
 
 
 def refuse_inside(path: Path, workspace: Path) -> None:

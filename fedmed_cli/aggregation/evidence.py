@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.low_rank import gram_of_innovations, update_norm
-from fedmed_cli.aggregation import weighting
-from fedmed_cli.aggregation.state import Case, Submission
+from fedmed_cli.aggregation import shares
+from fedmed_cli.aggregation.state import AcceptedContribution, SiteState
 from fedmed_cli.errors import CombineError
-from fedmed_cli.records.aggregate import Weights
 
 CLIP_FROM_SITES = 3
 PAIRWISE_UP_TO = 100
@@ -21,74 +21,74 @@ COPY_COSINE = 0.999
 
 
 def collect(
-    parent: Adapter, submissions: Mapping[str, Submission], clip: float | None, rule: Weights
-) -> tuple[dict[str, Case], np.ndarray | None]:
-    """A case for each site, in the order of names, with all that its files say; and the Gram matrix of the updates.
+    parent: Adapter,
+    contributions: Mapping[str, AcceptedContribution],
+    clip: float | None,
+    claim: Literal["tokens", "examples"] | None,
+) -> tuple[dict[str, SiteState], np.ndarray | None]:
+    """The state of each site, in the order of names, with all that its files say; and the updates' Gram matrix.
 
-    The matrix is (sites, sites); above 100 sites there is none, which keeps time and memory linear. CombineError
-    where no site claims any data.
+    The matrix is (sites, sites); above 100 sites there is none, which keeps time and memory linear. `claim` is what
+    sites count by before any evidence (None: all alike). CombineError where no site claims any data.
     """
-    sites = sorted(submissions)
-    adapters = [submissions[site].adapter for site in sites]
-    if len(sites) <= PAIRWISE_UP_TO:
+    names = sorted(contributions)
+    adapters = [contributions[name].adapter for name in names]
+    if len(names) <= PAIRWISE_UP_TO:
         gram = gram_of_innovations(parent, adapters)
         norms = [math.sqrt(max(0.0, squared)) for squared in np.diag(gram)]
     else:
         gram = None
         norms = [update_norm(parent, adapter) for adapter in adapters]
-    cases = {site: Case(submissions[site], norm) for site, norm in zip(sites, norms, strict=True)}
-    _relate(cases, gram)
-    _clip(cases, clip)
-    _set_prior(cases, rule)
-    return cases, gram
+    sites = {name: SiteState(contributions[name], norm) for name, norm in zip(names, norms, strict=True)}
+    _compare_updates(sites, gram)
+    _shorten_updates(sites, clip)
+    _set_claimed_weights(sites, claim)
+    return sites, gram
 
 
-def _relate(cases: Mapping[str, Case], gram: np.ndarray | None) -> None:
-    sites = list(cases)
-    for case in cases.values():
-        if case.norm == 0:
-            case.reasons.append("sent an empty update: its adapter equals the one it started from")
+def _compare_updates(sites: Mapping[str, SiteState], gram: np.ndarray | None) -> None:
+    names = list(sites)
+    for site in sites.values():
+        if site.norm == 0:
+            site.reasons.append("sent an empty update: its adapter equals the one it started from")
     if gram is None:
-        for case in cases.values():
-            case.reasons.append(f"not compared with the others: {len(sites)} sites are more than {PAIRWISE_UP_TO}")
+        for site in sites.values():
+            site.reasons.append(f"not compared with the others: {len(names)} sites are more than {PAIRWISE_UP_TO}")
         return
-    for i, site in enumerate(sites):
-        case = cases[site]
-        for j, other in enumerate(sites):
-            if i != j and case.norm > 0 and cases[other].norm > 0:
-                cosine = float(np.clip(gram[i, j] / (case.norm * cases[other].norm), -1, 1))
-                case.cosines[other] = cosine
+    for i, site in enumerate(sites.values()):
+        for j, name in enumerate(names):
+            if i != j and site.norm > 0 and sites[name].norm > 0:
+                cosine = float(np.clip(gram[i, j] / (site.norm * sites[name].norm), -1, 1))
+                site.cosines[name] = cosine
                 if cosine >= COPY_COSINE:
-                    case.copies.append(other)
-        if case.copies:
-            case.reasons.append(f"sent the same update as {', '.join(case.copies)} (cosine {COPY_COSINE} or more)")
+                    site.copies.append(name)
+        if site.copies:
+            site.reasons.append(f"sent the same update as {', '.join(site.copies)} (cosine {COPY_COSINE} or more)")
 
 
-def _clip(cases: Mapping[str, Case], clip: float | None) -> None:
-    if clip is None or len(cases) < CLIP_FROM_SITES:
+def _shorten_updates(sites: Mapping[str, SiteState], clip: float | None) -> None:
+    if clip is None or len(sites) < CLIP_FROM_SITES:
         return
-    limit = clip * statistics.median(case.norm for case in cases.values())
-    for case in cases.values():
-        if case.norm > limit:
-            case.clip_factor = limit / case.norm
-            case.reasons.append(f"update norm {case.norm:.3g} is above {clip:g} x the median, shortened to {limit:.3g}")
+    limit = clip * statistics.median(site.norm for site in sites.values())
+    for site in sites.values():
+        if site.norm > limit:
+            site.clip_factor = limit / site.norm
+            site.reasons.append(f"update norm {site.norm:.3g} is above {clip:g} x the median, shortened to {limit:.3g}")
 
 
-def _set_prior(cases: Mapping[str, Case], rule: Weights) -> None:
-    """What each site would count before any evidence: the rule's own weights, or its capped tokens."""
-    by = rule if rule in ("examples", "uniform") else "tokens"
-    claims: dict[str, float] = {}
-    for site, case in cases.items():
-        record = case.submission.record
-        claims[site] = {"tokens": record.num_tokens, "examples": record.num_examples, "uniform": 1}[by]
-        if by != "uniform":
-            case.reasons.append(f"claims {int(claims[site]):,} {by} of training data")
-    if by == "tokens":
-        claims, cap = weighting.capped(claims)
-        for case in cases.values():
-            if case.submission.record.num_tokens > cap:
-                case.reasons.append(f"capped at {int(cap):,} tokens, twice the median claim")
+def _set_claimed_weights(sites: Mapping[str, SiteState], claim: Literal["tokens", "examples"] | None) -> None:
+    claims: dict[str, float] = dict.fromkeys(sites, 1.0)
+    if claim is not None:
+        for name, site in sites.items():
+            record = site.contribution.record
+            claims[name] = record.num_tokens if claim == "tokens" else record.num_examples
+            site.reasons.append(f"claims {int(claims[name]):,} {claim} of training data")
+    if claim == "tokens":
+        claims, cap = shares.cap_claims(claims)
+        for site in sites.values():
+            if site.contribution.record.num_tokens > cap:
+                site.reasons.append(f"capped at {int(cap):,} tokens, twice the median claim")
     if sum(claims.values()) <= 0:
-        raise CombineError(f"the weights of all sites are 0: no site claims any {by}")
-    for site, share in weighting.normalised(claims).items():
-        cases[site].prior = share
+        raise CombineError(f"the weights of all sites are 0: no site claims any {claim}")
+    for name, share in shares.normalise(claims).items():
+        sites[name].claimed_weight = share

@@ -8,21 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter, Factors, initial_factors, plan_adapter
-from fedmed_cli.adapters.low_rank import product_norm, truncate, weighted_product
+from fedmed_cli.adapters.low_rank import squared_norm, truncate, weighted_product
 from fedmed_cli.errors import CombineError
 from fedmed_cli.records.aggregate import Truncation
 from fedmed_cli.records.plan import Plan
 
 Momentum = tuple[float, Adapter] | None
-Rule = Callable[[Plan, Adapter, Sequence[Adapter], Sequence[float], Momentum], tuple[Adapter, Truncation]]
+Combine = Callable[[Plan, Adapter, Sequence[Adapter], Sequence[float], Momentum], tuple[Adapter, Truncation]]
 
 
 def svd(
-    plan: Plan,
-    parent: Adapter,
-    adapters: Sequence[Adapter],
-    coefficients: Sequence[float],
-    momentum: Momentum = None,
+    plan: Plan, parent: Adapter, adapters: Sequence[Adapter], coefficients: Sequence[float], momentum: Momentum = None
 ) -> tuple[Adapter, Truncation]:
     """The best adapter of the plan's rank: the truncated SVD of the exact weighted mean (Eckart-Young)."""
     initial = initial_factors(plan)
@@ -36,11 +32,7 @@ def svd(
 
 
 def stack(
-    plan: Plan,
-    parent: Adapter,
-    adapters: Sequence[Adapter],
-    coefficients: Sequence[float],
-    momentum: Momentum = None,
+    plan: Plan, parent: Adapter, adapters: Sequence[Adapter], coefficients: Sequence[float], momentum: Momentum = None
 ) -> tuple[Adapter, Truncation]:
     """The exact weighted mean, by concatenation (FLoRA, arXiv 2409.05976), at the sum of the ranks.
 
@@ -61,11 +53,7 @@ def stack(
 
 
 def factor_mean(
-    plan: Plan,
-    parent: Adapter,
-    adapters: Sequence[Adapter],
-    coefficients: Sequence[float],
-    momentum: Momentum = None,
+    plan: Plan, parent: Adapter, adapters: Sequence[Adapter], coefficients: Sequence[float], momentum: Momentum = None
 ) -> tuple[Adapter, Truncation]:
     """The weighted means of A and of B (FedIT, arXiv 2305.05644): biased, for comparison. Ranks must be equal."""
     for module in plan.modules:
@@ -75,23 +63,27 @@ def factor_mean(
             raise CombineError(f"factor-mean needs adapters of one rank in each module: {module} has ranks {shown}")
     if momentum is not None:
         raise CombineError("factor-mean has no server momentum: it depends on the choice of factors")
-    kept = 1 - math.fsum(coefficients)
+    parent_share = 1 - math.fsum(coefficients)
     factors: dict[str, Factors] = {}
     errors: dict[str, tuple[float, float]] = {}
     for module in plan.modules:
         pairs = [parent.factors[module], *(adapter.factors[module] for adapter in adapters)]
         a, b = (
-            np.sum([c * pair[i].astype(np.float64) for c, pair in zip([kept, *coefficients], pairs, strict=True)], 0)
+            np.sum(
+                [c * pair[i].astype(np.float64) for c, pair in zip([parent_share, *coefficients], pairs, strict=True)],
+                0,
+            )
             for i in (0, 1)
         )
         factors[module] = (a.astype(np.float32), b.astype(np.float32))
         left, right = weighted_product(module, parent, adapters, coefficients, momentum)
         difference = (np.hstack([left, -plan.scale(module) * b]), np.vstack([right, a]))
-        errors[module] = (product_norm(difference), product_norm((left, right)))
+        errors[module] = (squared_norm(difference), squared_norm((left, right)))
     return plan_adapter(plan, factors), _truncation(errors)
 
 
-RULES: dict[str, Rule] = {"svd": svd, "stack": stack, "factor-mean": factor_mean}
+# The rows of `records/combining.METHODS`.
+COMBINE: dict[str, Combine] = {"svd": svd, "stack": stack, "factor-mean": factor_mean}
 
 
 def _truncation(errors: Mapping[str, tuple[float, float]]) -> Truncation:

@@ -13,7 +13,7 @@ CENTRED_CLIPPING_STEPS = 5
 SMOOTHING = 1e-6
 TOLERANCE = 1e-12
 
-Robust = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+Mean = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
 def mean(gram: np.ndarray, weights: np.ndarray, num_malicious: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def geometric_median(gram: np.ndarray, weights: np.ndarray, num_malicious: int) 
 
     gram: (sites, sites), weights: (sites,) with sum 1. CombineError unless n ≥ 2f + 1.
     """
-    _require("geometric-median", len(weights), 2 * num_malicious + 1, num_malicious)
+    _check_number("geometric-median", len(weights), 2 * num_malicious + 1, num_malicious)
     smallest = SMOOTHING * np.sqrt(max(float(np.diag(gram).max()), 0.0))
     coefficients = weights
     for _ in range(WEISZFELD_STEPS):
@@ -44,7 +44,7 @@ def multi_krum(gram: np.ndarray, weights: np.ndarray, num_malicious: int) -> np.
     CombineError unless n ≥ 2f + 3. Ties go by the order of the sites.
     """
     count = len(weights)
-    _require("multi-krum", count, 2 * num_malicious + 3, num_malicious)
+    _check_number("multi-krum", count, 2 * num_malicious + 3, num_malicious)
     norms = np.diag(gram)
     squared = np.maximum(norms[:, None] + norms[None, :] - 2 * gram, 0.0)
     np.fill_diagonal(squared, np.inf)
@@ -62,7 +62,7 @@ def centred_clipping(gram: np.ndarray, weights: np.ndarray, num_malicious: int) 
 
     The coefficients need not sum to 1. CombineError unless n ≥ 2f + 1.
     """
-    _require("centred-clipping", len(weights), 2 * num_malicious + 1, num_malicious)
+    _check_number("centred-clipping", len(weights), 2 * num_malicious + 1, num_malicious)
     radius = float(np.median(np.sqrt(np.maximum(np.diag(gram), 0.0))))
     coefficients = np.zeros(len(weights))
     for _ in range(CENTRED_CLIPPING_STEPS):
@@ -79,15 +79,16 @@ def distances_to(gram: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.maximum(squared, 0.0)))
 
 
-def _require(rule: str, found: int, wanted: int, num_malicious: int) -> None:
-    if found < wanted:
+def _check_number(name: str, num_sites: int, fewest: int, num_malicious: int) -> None:
+    if num_sites < fewest:
         raise CombineError(
-            f"{rule} against {num_malicious} malicious sites needs at least {wanted} contributions, found {found}",
+            f"{name} against {num_malicious} malicious sites needs at least {fewest} contributions, found {num_sites}",
             hint="lower --num-malicious, or take another --robust",
         )
 
 
-ROBUST: dict[str, Robust] = {
+# The rows of `records/combining.ROBUST_MEANS`.
+MEANS: dict[str, Mean] = {
     "none": mean,
     "geometric-median": geometric_median,
     "multi-krum": multi_krum,

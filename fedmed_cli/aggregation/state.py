@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
-from fedmed_cli.aggregation.methods import RULES
+from fedmed_cli.aggregation.methods import Combine, Momentum
 from fedmed_cli.intervals import Losses, paired_interval
-from fedmed_cli.records.aggregate import Truncation, Weights
+from fedmed_cli.records.aggregate import Truncation, Verdict
+from fedmed_cli.records.combining import WEIGHTINGS
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan
-
-DEFAULT_CLIP = 1.5
+from fedmed_cli.records.scores import Scores
 
 
 @dataclass(frozen=True)
-class Submission:
+class AcceptedContribution:
     """A contribution that passed the gate: its adapter, its record, and the digest of that record's file."""
 
     adapter: Adapter
@@ -29,44 +29,55 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Examiner:
+class Evaluator:
     """The coordinator's own examples: `losses(adapter)` measures one adapter on all of them.
 
-    `groups` are what intervals resample, `homes` the site each example was taken from (empty: unknown).
+    `groups` are what intervals resample, `example_sites` the site each example was taken from (empty: unknown).
     """
 
     digest: str
     groups: Sequence[str]
-    homes: Sequence[str]
+    example_sites: Sequence[str]
     losses: Callable[[Adapter], Losses]
+
+    def gain(self, first: Losses, second: Losses) -> Interval:
+        """How much better `second` is than `first`, in nats per answer token."""
+        return paired_interval(first, second, self.groups)
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How to combine. `server_lr` None asks for a search; `clip` None switches the norm clip off."""
+class AggregationSettings:
+    """How to combine, by the names of `records/combining.py`.
+
+    `server_lr` None asks for a search; `clip` None switches the norm clip off.
+    """
 
     method: str = "svd"
-    weights: Weights = "tokens"
+    weights: str = "tokens"
     robust: str = "none"
     num_malicious: int = 1
-    clip: float | None = DEFAULT_CLIP
+    clip: float | None = 1.5
     server_lr: float | None = 1.0
     server_momentum: float = 0.0
 
     @property
     def measures(self) -> bool:
-        """Whether these rules use the coordinator's examples where there are some."""
-        return self.weights == "agentic" or self.server_lr is None
+        """Whether the coordinator's examples are used where there are some."""
+        return WEIGHTINGS[self.weights].measures or self.server_lr is None
 
 
 @dataclass
-class Case:
-    """What is known and decided of one site while the round is being combined."""
+class SiteState:
+    """What is known and decided of one site while the round is being combined.
 
-    submission: Submission
+    `claimed_weight` is the site's share by claims of data, before any evidence; `gain` and `left_out_gain` are in
+    nats per answer token.
+    """
+
+    contribution: AcceptedContribution
     norm: float
     clip_factor: float = 1.0
-    prior: float = 0.0
+    claimed_weight: float = 0.0
     weight: float = 0.0
     rejected: bool = False
     cosines: dict[str, float] = field(default_factory=dict)
@@ -77,28 +88,36 @@ class Case:
     score: float | None = None
     reasons: list[str] = field(default_factory=list)
 
+    @property
+    def verdict(self) -> Verdict:
+        if self.rejected:
+            return "rejected"
+        return "clipped" if self.clip_factor < 1 else "accepted"
+
 
 @dataclass
-class Round:
-    """One round being decided: its sites, how alike their updates are, and how to build and measure what they give."""
+class RoundState:
+    """One round being decided: its sites, how similar their updates are, and how to build and measure what they give.
+
+    `gram` holds the inner products of the updates, (sites, sites); None above 100 sites.
+    """
 
     plan: Plan
     parent: Adapter
-    rules: Rules
-    cases: dict[str, Case]
+    sites: dict[str, SiteState]
     gram: np.ndarray | None
-    examiner: Examiner | None
-    before: Adapter | None
+    evaluator: Evaluator | None = None
+    scores: Sequence[Scores] = ()
+    momentum: Momentum = None
 
     def coefficients(self, weights: Mapping[str, float], server_lr: float) -> list[float]:
         """η·w_i·γ_i for each site in order."""
-        return [server_lr * weights.get(site, 0.0) * case.clip_factor for site, case in self.cases.items()]
+        return [server_lr * weights.get(name, 0.0) * site.clip_factor for name, site in self.sites.items()]
 
-    def build(self, coefficients: Sequence[float], method: str | None = None) -> tuple[Adapter, Truncation]:
-        """The adapter of these coefficients, one a site, with the rules' momentum, by their method or another."""
-        momentum = (self.rules.server_momentum, self.before) if self.before and self.rules.server_momentum else None
-        adapters = [case.submission.adapter for case in self.cases.values()]
-        return RULES[method or self.rules.method](self.plan, self.parent, adapters, coefficients, momentum)
+    def build(self, combine: Combine, coefficients: Sequence[float]) -> tuple[Adapter, Truncation]:
+        """The adapter of these coefficients, one a site, with the round's momentum."""
+        adapters = [site.contribution.adapter for site in self.sites.values()]
+        return combine(self.plan, self.parent, adapters, coefficients, self.momentum)
 
     def norm(self, coefficients: Sequence[float]) -> float:
         """‖Σ c_i·D_i‖ over all modules together; only where there is a Gram matrix."""
@@ -109,15 +128,5 @@ class Round:
     def clipped_gram(self) -> np.ndarray:
         """The Gram matrix of γ_i·D_i, (sites, sites); only where there is one."""
         assert self.gram is not None
-        factors = np.array([case.clip_factor for case in self.cases.values()])
+        factors = np.array([site.clip_factor for site in self.sites.values()])
         return np.asarray(self.gram * np.outer(factors, factors))
-
-    def losses(self, adapter: Adapter) -> Losses:
-        """An adapter's losses on the coordinator's examples."""
-        assert self.examiner is not None
-        return self.examiner.losses(adapter)
-
-    def against(self, first: Losses, second: Losses) -> Interval:
-        """How much better `second` is than `first`."""
-        assert self.examiner is not None
-        return paired_interval(first, second, self.examiner.groups)

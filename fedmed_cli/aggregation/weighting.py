@@ -1,109 +1,107 @@
-"""How much each site counts: from its claims, from what the coordinator measured, or from other sites' scores."""
+"""How much each site counts: by its claims, by what the coordinator measured, or by what sites measured."""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
-TOKEN_CAP = 2.0
-GAIN_SHARE, ERROR_SHARE = 0.6, 0.4
-SMALLEST_SPREAD = 0.02
-LARGEST_Z = 3.0
-TEMPERATURE = 2.0
-LARGEST_SHARE = 2.0
-SMALLEST_PRIOR_SHARE = 0.25
+from fedmed_cli.aggregation import shares
+from fedmed_cli.aggregation.examine import reject_and_weigh
+from fedmed_cli.aggregation.state import RoundState
+from fedmed_cli.errors import CombineError
+from fedmed_cli.records.digests import short
+
+# Of the demo that fedmed re-creates (three hospitals, Mistral-7B-Instruct-v0.2).
+DEMO_LOSS_SHARE, DEMO_VARIANCE_SHARE = 0.6, 0.4
+DEMO_QUALITY_SHARE, DEMO_DATA_SHARE = 0.7, 0.3
+DEMO_SMALLEST_QUALITY = 0.1
+DEMO_OUTLIER = 5.0  # nats from the mean improvement; beyond that the variance counts half
 
 
-@dataclass(frozen=True)
-class SelfReport:
-    """What a site says about its own loss before and after, and its number of examples."""
-
-    initial: float
-    final: float
-    num_examples: int
+def by_claims(state: RoundState) -> None:
+    """The shares of claimed data."""
+    for site in state.sites.values():
+        site.weight = site.claimed_weight
 
 
-def capped(claims: Mapping[str, float]) -> tuple[dict[str, float], float]:
-    """Claims cut at twice their median, and that cap: no site gains by claiming more."""
-    cap = TOKEN_CAP * statistics.median(claims.values())
-    return {site: min(claim, cap) for site, claim in claims.items()}, cap
+def crosseval(state: RoundState) -> None:
+    """By the other sites' scores: for each adapter the median over the reports of all but its own site.
 
-
-def normalised(values: Mapping[str, float]) -> dict[str, float]:
-    """Values divided by their sum, which must be above 0."""
-    total = sum(values[site] for site in sorted(values))
-    return {site: values[site] / total for site in values}
-
-
-def self_reported(reports: Mapping[str, SelfReport]) -> dict[str, float]:
-    """The rule of the demo that fedmed re-creates, kept for comparison: it trusts what sites say of themselves.
-
-    imp = initial − final, dev = |imp − mean(imp)|, L = 1 − (final − min)/(max − min), V = 1 − dev/max(dev),
-    halved where dev > 5, q = max(0.6·L + 0.4·V, 0.1), w ∝ 0.7·q + 0.3·n/Σn. Where all agree, L and V are 1.
+    CombineError where fewer than half of the sites scored an adapter.
     """
-    sites = sorted(reports)
-    final = np.array([reports[site].final for site in sites])
-    gain = np.array([reports[site].initial for site in sites]) - final
-    count = np.array([reports[site].num_examples for site in sites], dtype=float)
+    gains, errors = {}, {}
+    for name, site in state.sites.items():
+        digest = site.contribution.record.adapter
+        reports = [
+            one.gains[digest]
+            for one in state.scores
+            if one.site != name and one.parent == state.parent.digest and digest in one.gains
+        ]
+        fewest = math.ceil(len(state.sites) / 2)
+        if len(reports) < fewest:
+            raise CombineError(
+                f"crosseval: site {name}'s adapter {short(digest)} was scored by {len(reports)} other sites, "
+                f"expected at least {fewest}",
+                hint="each hospital runs 'fedmed compare score --site SITE' with all contributions in adapters/, "
+                "and sends scores/SITE.json",
+            )
+        gains[name] = statistics.median(report.gain for report in reports)
+        errors[name] = statistics.median(report.standard_error for report in reports)
+        site.reasons.append(f"gains {gains[name]:+.4f} nats in the median of {len(reports)} other sites' scores")
+    scores = shares.scores_of_gains(gains, errors)
+    claimed = {name: site.claimed_weight for name, site in state.sites.items()}
+    for name, weight in shares.weights_of_scores(claimed, scores).items():
+        state.sites[name].weight, state.sites[name].score = weight, scores[name]
+
+
+def self_reported(state: RoundState) -> None:
+    """By the rule of the demo that fedmed re-creates, for comparison: it trusts what sites say of themselves.
+
+    CombineError where a site reports no validation loss.
+    """
+    initial, final = [], []
+    for name, site in state.sites.items():
+        record = site.contribution.record
+        if record.validation_before is None or record.validation_after is None:
+            raise CombineError(f"--weights self-reported: site {name} reports no validation loss")
+        initial.append(record.validation_before.mean)
+        final.append(record.validation_after.mean)
+        reported = f"loss {initial[-1]:.4f} before, {final[-1]:.4f} after"
+        site.reasons.append(f"weighted by what it says of itself: {reported}")
+    num_examples = [site.contribution.record.num_examples for site in state.sites.values()]
+    weights = demo_weights(np.array(initial), np.array(final), np.array(num_examples, dtype=float))
+    for site, weight in zip(state.sites.values(), weights, strict=True):
+        site.weight = float(weight)
+
+
+def demo_weights(initial: np.ndarray, final: np.ndarray, num_examples: np.ndarray) -> np.ndarray:
+    """imp = initial − final, dev = |imp − mean(imp)|, L = 1 − (final − min)/(max − min), V = 1 − dev/max(dev),
+    halved where dev > 5, q = max(0.6·L + 0.4·V, 0.1), w ∝ 0.7·q + 0.3·n/Σn. Where all agree, L and V are 1.
+
+    All arrays are (sites,); the weights have sum 1.
+    """
+    gain = initial - final
     deviation = np.abs(gain - gain.mean())
     spread = final.max() - final.min()
-    by_loss = 1 - (final - final.min()) / spread if spread > 0 else np.ones(len(sites))
-    by_variance = 1 - deviation / deviation.max() if deviation.max() > 0 else np.ones(len(sites))
-    by_variance[deviation > 5] /= 2
-    quality = np.maximum(GAIN_SHARE * by_loss + ERROR_SHARE * by_variance, 0.1)
-    share = count / count.sum() if count.sum() > 0 else np.full(len(sites), 1 / len(sites))
-    weight = 0.7 * quality + 0.3 * share
-    return dict(zip(sites, (float(w) for w in weight / weight.sum()), strict=True))
+    by_loss = 1 - (final - final.min()) / spread if spread > 0 else np.ones(len(final))
+    by_variance = 1 - deviation / deviation.max() if deviation.max() > 0 else np.ones(len(final))
+    by_variance[deviation > DEMO_OUTLIER] /= 2
+    quality = np.maximum(DEMO_LOSS_SHARE * by_loss + DEMO_VARIANCE_SHARE * by_variance, DEMO_SMALLEST_QUALITY)
+    total = num_examples.sum()
+    data_share = num_examples / total if total > 0 else np.full(len(final), 1 / len(final))
+    weight = DEMO_QUALITY_SHARE * quality + DEMO_DATA_SHARE * data_share
+    return np.asarray(weight / weight.sum())
 
 
-def robust_z(values: Sequence[float]) -> np.ndarray:
-    """clip((x − median) / max(1.4826·MAD, 0.02 nats), −3, 3): (sites,)."""
-    x = np.asarray(values, dtype=float)
-    middle = np.median(x)
-    spread = max(1.4826 * float(np.median(np.abs(x - middle))), SMALLEST_SPREAD)
-    return np.asarray(np.clip((x - middle) / spread, -LARGEST_Z, LARGEST_Z))
-
-
-def scores(gains: Mapping[str, float], errors: Mapping[str, float]) -> dict[str, float]:
-    """0.6·z(−gain) + 0.4·z(standard error) for each site; lower is better."""
-    sites = sorted(gains)
-    by_gain = robust_z([-gains[site] for site in sites])
-    by_error = robust_z([errors[site] for site in sites])
-    total = GAIN_SHARE * by_gain + ERROR_SHARE * by_error
-    return dict(zip(sites, (float(value) for value in total), strict=True))
-
-
-def scored(
-    prior: Mapping[str, float], score: Mapping[str, float], temperature: float = TEMPERATURE
-) -> dict[str, float]:
-    """Weights ∝ prior·exp(−score / temperature), bounded."""
-    tilted = normalised({site: prior[site] * float(np.exp(-score[site] / temperature)) for site in prior})
-    return bounded(tilted, prior)
-
-
-def bounded(weights: Mapping[str, float], prior: Mapping[str, float]) -> dict[str, float]:
-    """Weights of sum 1 between a quarter of the site's prior and 2/k; what is cut off goes to the others in proportion.
-
-    Found by bisection on the common factor of what lies between the bounds, which is where no bound binds
-    any more after sharing out the excess again and again.
-    """
-    sites = sorted(weights)
-    low = np.array([SMALLEST_PRIOR_SHARE * prior[site] for site in sites])
-    high = np.full(len(sites), min(1.0, LARGEST_SHARE / len(sites)))
-    low = np.minimum(low, high)
-    raw = np.array([max(weights[site], 1e-300) for site in sites])
-    under, over = 0.0, 1.0
-    while np.clip(raw * over, low, high).sum() < 1 and over < 1e300:
-        over *= 2
-    for _ in range(200):
-        factor = (under + over) / 2
-        if np.clip(raw * factor, low, high).sum() < 1:
-            under = factor
-        else:
-            over = factor
-    result = np.clip(raw * over, low, high)
-    result /= result.sum()
-    return dict(zip(sites, (float(w) for w in result), strict=True))
+# The rows of `records/combining.WEIGHTINGS`: each sets the sites' weights, and their reasons.
+WEIGH: dict[str, Callable[[RoundState], None]] = {
+    "agentic": reject_and_weigh,
+    "tokens": by_claims,
+    "examples": by_claims,
+    "uniform": by_claims,
+    "crosseval": crosseval,
+    "self-reported": self_reported,
+}

@@ -52,7 +52,7 @@ def choose_adapter(
                 )
             say("there is no global adapter yet: the base model answers")
             return BASE
-        adapter = gate.read_global(workspace.global_adapter(newest), plan).adapter
+        adapter = archive.archived_global(workspace, plan, newest).adapter
         return Chosen(f"global adapter of round {newest} ({short(adapter.digest)})", adapter)
     assert name is not None
     if name == "best":

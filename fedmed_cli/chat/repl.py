@@ -13,9 +13,9 @@ from fedmed_cli.chat.choose_adapter import Chosen
 from fedmed_cli.chat.conversation import LABEL, Conversation, Reply, check_length
 from fedmed_cli.chat.guardrails import check
 from fedmed_cli.chat.guardrails.check import Finding, Level
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records.chat import Chat
+from fedmed_cli.workspace.durable import write_file
 
 # Each command with its argument and what it does, in the order that /help shows.
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -15,6 +15,7 @@ import typer
 import typer.core
 
 from fedmed_cli import __version__
+from fedmed_cli.cli.options import expand
 from fedmed_cli.errors import FedmedError, InputError, Interrupted, MachineError
 
 # Where each command is: module of fedmed_cli.cli.commands, and its function. Help lists them in this order.
@@ -98,7 +99,7 @@ def make_app(only: str | None = None) -> typer.Typer:
         name, _, subcommand = words.partition(" ")
         if only not in (None, name):
             continue
-        command = _guard(getattr(_module(module), function))
+        command = _guard(expand(getattr(_module(module), function)))
         if subcommand:
             groups[name].command(subcommand)(command)
         elif any(other.startswith(f"{name} ") for other in COMMANDS):

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from fedmed_cli.data import corpus
 from fedmed_cli.data.columns import BadRow, Layout, find_layout, turns_left_out
 from fedmed_cli.errors import ConflictError, InputError, MachineError
-from fedmed_cli.records.digests import sha256_json
+from fedmed_cli.records.digests import sha256_file, sha256_json
 
 CORPUS = "corpus"
 BATCH_ROWS = 8192
@@ -240,7 +240,7 @@ class Source:
             if self.kind == "corpus":
                 self._digest = sha256_json(corpus.examples()[: self.limit])
             else:
-                digests = [_file_digest(path) for path in self.paths]
+                digests = [sha256_file(path) for path in self.paths]
                 self._digest = digests[0] if len(digests) == 1 else sha256_json(digests)
         return self._digest
 
@@ -375,11 +375,6 @@ def _state(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     return found.st_size, found.st_mtime_ns
-
-
-def _file_digest(path: Path) -> str:
-    with _opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hub_rows(name: str) -> Iterator[Mapping[str, Any]]:

@@ -14,12 +14,12 @@ import numpy as np
 from fedmed_cli.data import identifiers, partition, row_index, split_files, topics
 from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches, merge
 from fedmed_cli.data.sources import DEFAULT_MAX_BAD, BadRows, Source
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import ConflictError, InputError, UsageError
 from fedmed_cli.events import Say, StageProgress
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import BadRowCounts, NearDuplicates, SiteCounts, SplitRecord
 from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace.durable import write_file
 
 MAX_ATTEMPTS = 3
 MAX_LABELS = 10_000  # of all sites together, in the record

@@ -19,7 +19,7 @@ from fedmed_cli.data.near_duplicates import Sketches, tokens
 from fedmed_cli.data.partition import NOWHERE, SETS
 from fedmed_cli.data.row_index import repeated_keys
 from fedmed_cli.data.sources import Batch, TableBatch, json_lines
-from fedmed_cli.durable import sync_tree
+from fedmed_cli.workspace.durable import sync_tree
 
 Format = Literal["jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = ("jsonl", "parquet")

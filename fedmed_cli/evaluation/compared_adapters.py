@@ -8,10 +8,9 @@ from pathlib import Path
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.aggregation.methods import factor_mean
-from fedmed_cli.errors import CombineError, TrustError, UsageError
+from fedmed_cli.errors import CombineError, UsageError
 from fedmed_cli.events import Say
 from fedmed_cli.records.comparison import Score
-from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 
@@ -40,7 +39,7 @@ def workspace_adapters(
                 say(f"site {site}: its last adapter is of round {last.round_number}, the newest round is {newest}")
     for number in range(1 if all_rounds else max(newest, 1), newest + 1):
         name = GLOBAL if number == newest else f"{GLOBAL}-{number}"
-        _add_named(adapters, name, gate.read_global(workspace.global_adapter(number), plan).adapter)
+        _add_named(adapters, name, archive.archived_global(workspace, plan, number).adapter)
     mean = _mean_of_factors(workspace, plan, newest, say) if newest else None
     if mean is not None:
         _add_named(adapters, FACTOR_MEAN, mean)
@@ -58,8 +57,7 @@ def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) ->
 
     That is how most federations of LoRA adapters aggregate; None, said, where it cannot be made here.
     """
-    record = gate.read_global(workspace.global_adapter(newest), plan).aggregate
-    assert record is not None
+    record = archive.archived_global(workspace, plan, newest).record
     used = {site: decision for site, decision in record.sites.items() if decision.verdict != "rejected"}
     missing = [site for site in used if not (workspace.round(newest) / site).is_dir()]
     if missing:
@@ -67,15 +65,10 @@ def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) ->
             say(f"no {FACTOR_MEAN}: rounds/{newest:03d} does not hold the contribution of {', '.join(missing)}")
         return None  # a hospital's workspace: it has never had the others' contributions
     contributions = []
-    for site, decision in used.items():
-        path = workspace.round(newest) / site
-        adapter = gate.read_folder(path, plan).adapter
-        if adapter.digest != decision.adapter:
-            raise TrustError(
-                f"{workspace.relative(path)}: expected adapter {short(decision.adapter)}…, which the round's record "
-                f"names, found {short(adapter.digest)}…"
-            )
-        contributions.append(adapter)
+    for site in used:
+        folder = archive.archived_contribution(workspace, plan, newest, site)
+        archive.check_as_filed(folder, record)
+        contributions.append(folder.adapter)
     weights = [record.server_lr * decision.weight * decision.clip_factor for decision in used.values()]
     if record.server_momentum:
         say(f"{FACTOR_MEAN} is without the round's server momentum: it has no meaning for factors")

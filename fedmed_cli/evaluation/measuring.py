@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from fedmed_cli.adapters.adapter import Adapter
-from fedmed_cli.aggregation.state import Examiner
+from fedmed_cli.aggregation.state import Evaluator
 from fedmed_cli.data.examples import Example, home_site, set_digest
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Progress
 from fedmed_cli.intervals import Losses
@@ -25,6 +24,7 @@ from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Run
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace.durable import write_file
 
 BATCH_TOKENS = 2048
 BATCH_EXAMPLES = 16
@@ -87,14 +87,9 @@ def prepare(lm: LanguageModel, plan: Plan, examples: Sequence[Example], group_by
             encoded.append(tokens)
     if not fitting:
         raise InputError(f"none of {len(examples)} examples fits into max_length {plan.training.max_length}")
-    return EvaluationSet(
-        fitting,
-        encoded,
-        [example.group(group_by) for example in fitting],
-        set_digest(fitting),
-        len(examples) - len(fitting),
-        sum(tokens.truncated for tokens in encoded),
-    )
+    groups = [example.group(group_by) for example in fitting]
+    truncated = sum(tokens.truncated for tokens in encoded)
+    return EvaluationSet(fitting, encoded, groups, set_digest(fitting), len(examples) - len(fitting), truncated)
 
 
 def measure(
@@ -165,13 +160,13 @@ def compute_cached(
     return losses
 
 
-def examiner(
+def evaluator(
     workspace: Workspace, plan: Plan, lm: LanguageModel, items: EvaluationSet, progress: Progress | None = None
-) -> Examiner:
+) -> Evaluator:
     """The coordinator's measuring of adapters on `items`, remembered in the workspace."""
-    return Examiner(
+    return Evaluator(
         digest=items.digest,
         groups=items.groups,
-        homes=[home_site(example) for example in items.examples],
+        example_sites=[home_site(example) for example in items.examples],
         losses=lambda adapter: measure_cached(workspace, plan, lm, adapter, items, progress),
     )

@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,21 +16,23 @@ from fedmed_cli.adapters import adapter, card, gate
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.archive import starting_adapter
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle
-from fedmed_cli.adapters.gate import AdapterFolder
+from fedmed_cli.adapters.folder import AGGREGATE_NAME
+from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.aggregation.combine import Combination, combine
-from fedmed_cli.aggregation.state import Examiner, Rules, Submission
+from fedmed_cli.aggregation.state import AcceptedContribution, AggregationSettings, Evaluator
 from fedmed_cli.data import coordinator_examples
-from fedmed_cli.durable import new_folder, syncing, write_new
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.events import Say
 from fedmed_cli.federation.staging import stage
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
+from fedmed_cli.records.combining import METHODS, WEIGHTINGS
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.trust import keys
 from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace.durable import new_folder, syncing, write_new
 
 if TYPE_CHECKING:
     from fedmed_cli.adapters.signatures import Signer
@@ -45,6 +47,18 @@ class RoundResult:
     num_bytes: int
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """What a round is made of. `before` is the global adapter before `parent`, where there is server momentum."""
+
+    round_number: int
+    parent: Adapter
+    before: Adapter | None
+    contributions: dict[str, AcceptedContribution]
+    excluded: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
 def default_weights(workspace: Workspace) -> str:
     """ "agentic" where the coordinator has examples to measure on, else "tokens"."""
     return "agentic" if coordinator_examples.half(workspace, "decide") else "tokens"
@@ -53,12 +67,12 @@ def default_weights(workspace: Workspace) -> str:
 def aggregate(
     workspace: Workspace,
     paths: Sequence[Path],
-    rules: Rules,
+    settings: AggregationSettings,
     *,
     exclude: Sequence[str] = (),
     output: Path | None = None,
     dry_run: bool = False,
-    examiner: Examiner | None = None,
+    make_evaluator: Callable[[], Evaluator | None] | None = None,
     require_signatures: bool = False,
     signer: Signer | None = None,
     say: Say = lambda message: None,
@@ -66,207 +80,72 @@ def aggregate(
     """Combine the contributions in `paths` and write `rounds/NNN/`, or with `output` only that folder.
 
     A contribution that does not pass the gate aborts (its FedmedError gets the hint to exclude its site).
-    With `dry_run` nothing is written. `examiner` measures on the coordinator's examples, for the rules that
-    need it. With `signer` the record is signed. `say` is told of what is skipped and of what is not signed.
-    The caller holds the workspace's lock.
+    With `dry_run` nothing is written. `make_evaluator` is called when all contributions have passed; it measures on the
+    coordinator's examples, for the settings that need it. With `signer` the record is signed. `say` is told of what is
+    skipped and of what is not signed. The caller holds the workspace's lock.
     """
     started = time.perf_counter()
     plan = workspace.read_plan()
-    for site in exclude:
-        if site not in plan.sites.names:
-            raise UsageError(f"--exclude {site}: the plan has no such site ({', '.join(plan.sites.names)})")
-    if rules.method == "stack" and output is None and not dry_run:
-        raise UsageError(
-            "--method stack makes an adapter of a higher rank, for release: no round can start from it",
-            hint="add --output DIR; for the next round use --method svd",
+    _check_request(plan, settings, exclude, output, dry_run)
+    folders = _choose_folders(paths, exclude, say)
+    target = None if dry_run else output or workspace.round(workspace.newest_round() + 1)
+    with _open_staging(workspace, target) as staged:
+        archive = staged if output is None else staged / "sites"
+        policy = SignaturePolicy(require_signatures, say)
+        passed = _admit(folders, plan, exclude, archive, policy)
+        inputs = _make_inputs(workspace, plan, passed, settings, exclude, say, is_new_round=output is None)
+        scores = (
+            _read_scores(workspace, plan, inputs.round_number, say) if WEIGHTINGS[settings.weights].reads_scores else ()
         )
-    chosen = _candidates(paths, exclude, say)
-    round_number = _round_of(workspace, chosen, output)
-    if output is not None and output.exists():
-        raise ConflictError(f"{output} exists already", hint="name another folder with --output")
-    parent = starting_adapter(workspace, plan, round_number)
-    before = starting_adapter(workspace, plan, round_number - 1) if round_number > 1 else None
-    if rules.server_momentum and before is None:
-        say("no server momentum in round 1: there is no step before it")
-    target = None if dry_run else output or workspace.round(round_number)
-    with _stage(workspace, target) as folder:
-        archive = folder if output is None else folder / "sites"
-        signers: dict[str, str] = {}
-        submissions = _admit(chosen, plan, round_number, parent, exclude, archive, require_signatures, signers, say)
-        _check_number(plan, submissions)
-        missing = tuple(site for site in plan.sites.names if site not in submissions and site not in exclude)
-        if missing:
-            say(f"no contribution from {', '.join(missing)}")
-        scores = _read_scores(workspace, plan, round_number, say) if rules.weights == "crosseval" else ()
+        evaluator = make_evaluator() if make_evaluator else None
         # Copies that are thrown away need not reach the disk.
         with contextlib.nullcontext() if output is not None or dry_run else syncing(archive):
-            result = combine(plan, parent, submissions, rules, before=before, examiner=examiner, scores=scores)
-        files = _global_files(plan, result, round_number, rules)
-        record = Aggregate(
-            round=round_number,
-            plan=plan.digest,
-            sites_digest=plan.sites.digest,
-            base_fingerprint=plan.base.fingerprint,
-            parent=parent.digest,
-            adapter=result.adapter.digest,
-            method=rules.method,  # type: ignore[arg-type]  # one of RULES, which the command checked
-            weights=rules.weights,
-            robust=rules.robust,  # type: ignore[arg-type]  # likewise
-            num_malicious=rules.num_malicious,
-            clip=rules.clip,
-            server_lr=result.server_lr,
-            server_momentum=rules.server_momentum,
-            sites=result.decisions,
-            missing=missing,
-            excluded=tuple(sorted(exclude)),
-            examination=result.examination,
-            truncation=result.truncation,
-            files=adapter.file_digests(result.adapter, files),
-            parent_record=_parent_record(workspace, round_number),
-            signers=dict(sorted(signers.items())),
-            run={
-                "created": utc_now(),
-                "seconds": round(time.perf_counter() - started, 3),
-                "python": platform.python_version(),
-                "machine": platform.machine(),
-            },
+            result = combine(
+                plan,
+                inputs.parent,
+                inputs.contributions,
+                settings,
+                before=inputs.before,
+                evaluator=evaluator,
+                scores=scores,
+            )
+        files = _make_files(plan, result, inputs.round_number, settings)
+        record = _make_record(
+            workspace, plan, settings, inputs, result, adapter.file_digests(result.adapter, files), started
         )
-        files[gate.AGGREGATE_NAME] = record.to_bytes()
-        files |= keys.signed(gate.AGGREGATE_NAME, files, signer)
+        files[AGGREGATE_NAME] = record.to_bytes()
+        files |= keys.sign_record(AGGREGATE_NAME, files, signer)
         num_bytes = sum(map(len, files.values()))
         if target is None:
             return RoundResult(record, None, num_bytes)
-        home = folder if output is not None else folder / "global"
+        home = staged / "global" if output is None else staged
         home.mkdir(exist_ok=True)
         for name, data in files.items():
             write_new(home / name, data)
         if output is not None:
             shutil.rmtree(archive)
-    if output is not None:
-        return RoundResult(record, output, num_bytes)
-    workspace.log(
-        "aggregate",
-        round=round_number,
-        method=rules.method,
-        weights=rules.weights,
-        server_lr=record.server_lr,
-        num_sites=len(submissions),
-        num_rejected=sum(site.verdict == "rejected" for site in record.sites.values()),
-        adapter=record.adapter,
-        truncation=record.truncation.overall,
-    )
-    return RoundResult(record, workspace.global_adapter(round_number), num_bytes)
+    if output is None:
+        _log(workspace, record)
+    return RoundResult(record, output or workspace.global_adapter(record.round), num_bytes)
 
 
-def check(
-    workspace: Workspace,
-    plan: Plan,
-    paths: Sequence[Path],
-    exclude: Sequence[str],
-    output: Path | None,
-    require_signatures: bool = False,
+def _check_request(
+    plan: Plan, settings: AggregationSettings, exclude: Sequence[str], output: Path | None, dry_run: bool
 ) -> None:
-    """Pass every contribution through the gate and keep none: the errors of `aggregate`, before a model is loaded."""
-    chosen = _candidates(paths, exclude, lambda message: None)
-    round_number = _round_of(workspace, chosen, output)
-    parent = starting_adapter(workspace, plan, round_number)
-    for path in chosen:
-        folder = _gate(path, plan, round_number, parent.digest)
-        _check_signer(folder, plan, require_signatures, lambda message: None)
-
-
-def _round_of(workspace: Workspace, paths: Sequence[Path], output: Path | None) -> int:
-    """The next round; for a result that goes elsewhere, an archived round may be combined anew."""
-    newest = workspace.newest_round() + 1
-    return newest if output is None else min(newest, *(_stated_round(path) for path in paths))
-
-
-@contextlib.contextmanager
-def _stage(workspace: Workspace, target: Path | None) -> Iterator[Path]:
-    """Where contributions are copied to: the folder that becomes `target`, or one that is thrown away."""
-    if target is not None:
-        with new_folder(target) as folder:
-            yield folder
-        return
-    workspace.private.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=workspace.private, prefix=".dry-run.", suffix=".tmp") as name:
-        yield Path(name)
-
-
-def _admit(
-    paths: Sequence[Path],
-    plan: Plan,
-    round_number: int,
-    parent: Adapter,
-    exclude: Sequence[str],
-    archive: Path,
-    require_signatures: bool,
-    signers: dict[str, str],
-    say: Say,
-) -> dict[str, Submission]:
-    """Read each folder through the gate and copy it into the archive, one in memory at a time.
-
-    `signers` is given the fingerprint of each key that the plan pins and that signed.
-    """
-    submissions: dict[str, Submission] = {}
-    homes: dict[str, Path] = {}
-    for path in paths:
-        folder = _gate(path, plan, round_number, parent.digest)
-        assert folder.contribution is not None
-        site = folder.contribution.site
-        fingerprint = _check_signer(folder, plan, require_signatures, say)
-        if site in homes:
-            raise CombineError(f"site {site} appears in two folders: {homes[site]} and {path}")
-        if site in exclude:
-            say(f"{path}: left out (--exclude {site})")
-            continue
-        homes[site] = path
-        if fingerprint is not None:
-            signers[site] = fingerprint
-        submissions[site] = stage(folder, archive / site)
-    return submissions
-
-
-def _check_number(plan: Plan, submissions: dict[str, Submission]) -> None:
-    if len(submissions) < plan.sites.min_sites:
-        raise CombineError(
-            f"the plan wants contributions from at least {plan.sites.min_sites} sites, found "
-            f"{len(submissions)}{' (' + ', '.join(sorted(submissions)) + ')' if submissions else ''}",
-            hint="wait for more sites, or lower min_sites in federation.toml",
+    for site in exclude:
+        if site not in plan.sites.names:
+            raise UsageError(f"--exclude {site}: the plan has no such site ({', '.join(plan.sites.names)})")
+    method = METHODS[settings.method]
+    if not method.starts_round and output is None and not dry_run:
+        raise UsageError(
+            f"--method {settings.method} makes an adapter {method.about}: no round can start from it",
+            hint="add --output DIR; for the next round use --method svd",
         )
+    if output is not None and output.exists():
+        raise ConflictError(f"{output} exists already", hint="name another folder with --output")
 
 
-def _global_files(plan: Plan, result: Combination, round_number: int, rules: Rules) -> dict[str, bytes]:
-    readme = card.global_card(
-        plan.base,
-        result.adapter,
-        round_number=round_number,
-        method=rules.method,
-        weights=rules.weights,
-        decisions=result.decisions,
-        examination=result.examination,
-        truncation=result.truncation,
-    )
-    return adapter.adapter_files(result.adapter, readme)
-
-
-def _read_scores(workspace: Workspace, plan: Plan, round_number: int, say: Say) -> list[Scores]:
-    """The hospitals' scores of this round; those of another plan or round are named and left out."""
-    found = {}
-    for path in sorted(workspace.scores.glob("*.json")):
-        record = Scores.read(path)
-        if record.site not in plan.sites.names:
-            raise CombineError(f"{path}: site {record.site} is not in the plan")
-        if record.plan != plan.digest or record.round != round_number:
-            say(f"{path}: skipped, it is of round {record.round} or of another plan")
-        elif record.site in found:
-            raise CombineError(f"{path}: site {record.site} has scored twice")
-        else:
-            found[record.site] = record
-    return list(found.values())
-
-
-def _candidates(paths: Sequence[Path], exclude: Sequence[str], say: Say) -> list[Path]:
+def _choose_folders(paths: Sequence[Path], exclude: Sequence[str], say: Say) -> list[Path]:
     chosen = []
     for path in paths:
         if path.is_file() and not is_bundle(path):
@@ -285,38 +164,185 @@ def _site_of(path: Path) -> str:
     return path.name.removesuffix(BUNDLE_SUFFIX)
 
 
-def _parent_record(workspace: Workspace, round_number: int) -> str | None:
-    """SHA-256 of the aggregate.json of the round before, so that records form a chain; None for round 1."""
+@contextlib.contextmanager
+def _open_staging(workspace: Workspace, target: Path | None) -> Iterator[Path]:
+    """Where contributions are copied to: the folder that becomes `target`, or one that is thrown away."""
+    if target is not None:
+        with new_folder(target) as folder:
+            yield folder
+        return
+    workspace.private.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=workspace.private, prefix=".dry-run.", suffix=".tmp") as name:
+        yield Path(name)
+
+
+def _admit(
+    paths: Sequence[Path], plan: Plan, exclude: Sequence[str], archive: Path, policy: SignaturePolicy
+) -> dict[Path, AcceptedContribution]:
+    """Read each folder through the gate and copy it into the archive, one in memory at a time."""
+    passed: dict[Path, AcceptedContribution] = {}
+    homes: dict[str, Path] = {}
+    for path in paths:
+        with _hint_to_exclude(path):
+            folder = gate.read_contribution(path, plan, policy=policy)
+        site = folder.record.site
+        if site in homes:
+            raise CombineError(f"site {site} appears in two folders: {homes[site]} and {path}")
+        if site in exclude:
+            policy.say(f"{path}: left out (--exclude {site})")
+            continue
+        homes[site] = path
+        passed[path] = stage(folder, archive / site)
+        del folder  # before the next one is read
+    return passed
+
+
+@contextlib.contextmanager
+def _hint_to_exclude(path: Path) -> Iterator[None]:
+    """Have a refusal of the contribution at `path` say how to go on without it."""
+    try:
+        yield
+    except FedmedError as error:
+        hint = "put the folders that the sites sent into adapters/, or name where they are"
+        if path.exists():
+            hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
+        raise type(error)(error.message, hint) from None
+
+
+def _make_inputs(
+    workspace: Workspace,
+    plan: Plan,
+    passed: Mapping[Path, AcceptedContribution],
+    settings: AggregationSettings,
+    exclude: Sequence[str],
+    say: Say,
+    is_new_round: bool,
+) -> _Inputs:
+    """Which round the contributions make, and what it starts from; an error where they are not all of it, or too few.
+
+    A result that goes elsewhere may be an archived round combined again.
+    """
+    round_number = workspace.newest_round() + 1
+    if not is_new_round:
+        round_number = min(round_number, *(one.record.round for one in passed.values()))
+    parent = starting_adapter(workspace, plan, round_number)
+    for path, one in passed.items():
+        with _hint_to_exclude(path):
+            gate.check_lineage(path, one.record, round_number, parent.digest)
+    contributions = {one.record.site: one for one in passed.values()}
+    if len(contributions) < plan.sites.min_sites:
+        raise CombineError(
+            f"the plan wants contributions from at least {plan.sites.min_sites} sites, found "
+            f"{len(contributions)}{' (' + ', '.join(sorted(contributions)) + ')' if contributions else ''}",
+            hint="wait for more sites, or lower min_sites in federation.toml",
+        )
+    missing = tuple(site for site in plan.sites.names if site not in contributions and site not in exclude)
+    if missing:
+        say(f"no contribution from {', '.join(missing)}")
+    if settings.server_momentum and round_number == 1:
+        say("no server momentum in round 1: there is no step before it")
+    has_step = settings.server_momentum and round_number > 1
+    before = starting_adapter(workspace, plan, round_number - 1) if has_step else None
+    return _Inputs(round_number, parent, before, contributions, tuple(sorted(exclude)), missing)
+
+
+def _read_scores(workspace: Workspace, plan: Plan, round_number: int, say: Say) -> list[Scores]:
+    """The hospitals' scores of this round; those of another plan or round are named and left out."""
+    by_site: dict[str, Scores] = {}
+    for path in sorted(workspace.scores.glob("*.json")):
+        record = Scores.read(path)
+        if record.site not in plan.sites.names:
+            raise CombineError(f"{path}: site {record.site} is not in the plan")
+        if record.plan != plan.digest or record.round != round_number:
+            say(f"{path}: skipped, it is of round {record.round} or of another plan")
+        elif record.site in by_site:
+            raise CombineError(f"{path}: site {record.site} has scored twice")
+        else:
+            by_site[record.site] = record
+    return list(by_site.values())
+
+
+def _make_files(plan: Plan, result: Combination, round_number: int, settings: AggregationSettings) -> dict[str, bytes]:
+    readme = card.global_card(
+        plan.base,
+        result.adapter,
+        round_number=round_number,
+        method=settings.method,
+        weights=settings.weights,
+        decisions=result.decisions,
+        examination=result.examination,
+        truncation=result.truncation,
+    )
+    return adapter.adapter_files(result.adapter, readme)
+
+
+def _make_record(
+    workspace: Workspace,
+    plan: Plan,
+    settings: AggregationSettings,
+    inputs: _Inputs,
+    result: Combination,
+    files: dict[str, str],
+    started: float,
+) -> Aggregate:
+    """The record of a round; `files` are the digests of its files, `started` the clock's reading when it began."""
+    return Aggregate(
+        round=inputs.round_number,
+        plan=plan.digest,
+        sites_digest=plan.sites.digest,
+        base_fingerprint=plan.base.fingerprint,
+        parent=inputs.parent.digest,
+        adapter=result.adapter.digest,
+        method=settings.method,
+        weights=settings.weights,
+        robust=settings.robust,
+        num_malicious=settings.num_malicious,
+        clip=settings.clip,
+        server_lr=result.server_lr,
+        server_momentum=settings.server_momentum,
+        sites=result.decisions,
+        missing=inputs.missing,
+        excluded=inputs.excluded,
+        examination=result.examination,
+        truncation=result.truncation,
+        files=files,
+        parent_record=_digest_parent_record(workspace, inputs.round_number),
+        signers=_list_signers(plan, inputs.contributions),
+        run={
+            "created": utc_now(),
+            "seconds": round(time.perf_counter() - started, 3),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+        },
+    )
+
+
+def _digest_parent_record(workspace: Workspace, round_number: int) -> str | None:
+    """SHA-256 of the previous round's aggregate.json, so that records form a chain; None for round 1."""
     if round_number == 1:
         return None
-    return sha256_bytes(read_file(workspace.global_adapter(round_number - 1) / gate.AGGREGATE_NAME))
+    return sha256_bytes(read_file(workspace.global_adapter(round_number - 1) / AGGREGATE_NAME))
 
 
-def _stated_round(path: Path) -> int:
-    record = gate.read_folder(path).contribution
-    if record is None:
-        raise InputError(f"{path}: has no {gate.CONTRIBUTION_NAME}")
-    return record.round
+def _list_signers(plan: Plan, sites: Iterable[str]) -> dict[str, str]:
+    """The fingerprint of each pinned key that signed: the gate took nothing else from those sites."""
+    pinned = {site: plan.sites.keys[site] for site in sorted(sites) if site in plan.sites.keys}
+    if not pinned:
+        return {}
+    from fedmed_cli.adapters.signatures import fingerprint
+
+    return {site: fingerprint(key) for site, key in pinned.items()}
 
 
-def _gate(path: Path, plan: Plan, round_number: int, parent: str) -> AdapterFolder:
-    try:
-        return gate.read_contribution(path, plan, round_number, parent)
-    except FedmedError as error:
-        raise _with_way_out(error, path) from None
-
-
-def _check_signer(folder: AdapterFolder, plan: Plan, require: bool, say: Say) -> str | None:
-    try:
-        return keys.check_signer(folder, plan, require, say)
-    except FedmedError as error:
-        raise _with_way_out(error, folder.path) from None
-
-
-def _with_way_out(error: FedmedError, path: Path) -> FedmedError:
-    """The error with the hint how to go on without that site."""
-    if path.exists():
-        error.hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
-    else:
-        error.hint = "put the folders that the sites sent into adapters/, or name where they are"
-    return error
+def _log(workspace: Workspace, record: Aggregate) -> None:
+    workspace.log(
+        "aggregate",
+        round=record.round,
+        method=record.method,
+        weights=record.weights,
+        server_lr=record.server_lr,
+        num_sites=len(record.sites),
+        num_rejected=sum(site.verdict == "rejected" for site in record.sites.values()),
+        adapter=record.adapter,
+        truncation=record.truncation.overall,
+    )

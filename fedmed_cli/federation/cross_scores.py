@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedmed_cli.adapters import archive, gate
+from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.data import site_data
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import measuring
@@ -11,7 +12,6 @@ from fedmed_cli.intervals import paired_interval, standard_error
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores, SiteScore
-from fedmed_cli.trust import keys
 from fedmed_cli.workspace import Workspace
 
 
@@ -22,19 +22,18 @@ def score(
     data = site_data.workspace_data(workspace, name)
     if not data.validation:
         raise InputError(f"site {name} has no validation examples to score with")
-    chosen = measuring.sample(data.validation, max_eval_samples, data.group_by)
-    if len(chosen) < len(data.validation):
-        events.say(f"site {name}: scoring on {len(chosen)} of {len(data.validation)} validation examples")
-    items = measuring.prepare(lm, plan, chosen, data.group_by)
+    sample = measuring.sample(data.validation, max_eval_samples, data.group_by)
+    if len(sample) < len(data.validation):
+        events.say(f"site {name}: scoring on {len(sample)} of {len(data.validation)} validation examples")
+    items = measuring.prepare(lm, plan, sample, data.group_by)
     round_number = workspace.newest_round() + 1
     parent = archive.starting_adapter(workspace, plan, round_number)
     start = measuring.measure_cached(workspace, plan, lm, parent, items, events.measured)
     gains = {}
+    policy = SignaturePolicy(say=events.say)
     for path in sorted(workspace.adapters.glob("*")):
         if path.is_dir() and not path.name.startswith("."):
-            folder = gate.read_contribution(path, plan, round_number, parent.digest)
-            keys.check_signer(folder, plan, False, events.say)
-            adapter = folder.adapter
+            adapter = gate.read_contribution(path, plan, (round_number, parent.digest), policy=policy).adapter
             losses = measuring.measure_cached(workspace, plan, lm, adapter, items, events.measured)
             gain = paired_interval(start, losses, items.groups).mean
             gains[adapter.digest] = SiteScore(gain, standard_error(start, losses, items.groups))

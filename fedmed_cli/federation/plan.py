@@ -36,24 +36,28 @@ class PlanOptions:
     seed: int | None = None
 
 
+# Where the plan's [lora] and [prompt] hold options of another name; [training] has the options' own names.
+_LORA = {
+    "lora_r": "r",
+    "lora_alpha": "alpha",
+    "lora_target_modules": "targets",
+    "use_rslora": "use_rslora",
+    "rank_pattern": "rank_pattern",
+    "alpha_pattern": "alpha_pattern",
+}
+_PROMPT = {"system_prompt": "system"}
+
+
 def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | None, say: Say) -> Plan:
     """A new plan from the given options and the defaults. UsageError names the option that does not fit."""
-    lora = {
-        "r": options.lora_r,
-        "alpha": options.lora_alpha,
-        "targets": options.lora_target_modules,
-        "use_rslora": options.use_rslora,
-        "rank_pattern": options.rank_pattern,
-        "alpha_pattern": options.alpha_pattern,
-    }
+    given = _list_given(options)
     training_names = {field.name for field in dataclasses.fields(Training)}
-    training = {name: value for name, value in dataclasses.asdict(options).items() if name in training_names}
     try:
         return Plan(
             base=bases.describe(options.base or bundled_base.NAME, options.revision, say),
-            lora=Lora(**_given(lora)),
-            prompt=Prompt(**_given({"system": options.system_prompt})),
-            training=Training(**_given(training)),
+            lora=Lora(**{field: given[option] for option, field in _LORA.items() if option in given}),
+            prompt=Prompt(**{field: given[option] for option, field in _PROMPT.items() if option in given}),
+            training=Training(**{name: value for name, value in given.items() if name in training_names}),
             sites=Sites(names, min_sites if min_sites is not None else len(names) // 2 + 1),
         )
     except ValueError as error:
@@ -73,38 +77,23 @@ def plan_for_sites(workspace: Workspace, options: PlanOptions, names: tuple[str,
 
 def check_options(options: PlanOptions, plan: Plan) -> None:
     """UsageError where a given option contradicts the plan. The base is checked by its fingerprint, later."""
-    agreed: dict[str, Any] = {
-        "learning_rate": plan.training.learning_rate,
-        "lr_scheduler_type": plan.training.lr_scheduler_type,
-        "lr_scheduler_rounds": plan.training.lr_scheduler_rounds,
-        "warmup_steps": plan.training.warmup_steps,
-        "fedprox_mu": plan.training.fedprox_mu,
-        "max_steps": plan.training.max_steps,
-        "max_length": plan.training.max_length,
-        "lora_r": plan.lora.r,
-        "lora_alpha": plan.lora.alpha,
-        "lora_target_modules": plan.lora.targets,
-        "use_rslora": plan.lora.use_rslora,
-        "rank_pattern": plan.lora.rank_pattern,
-        "alpha_pattern": plan.lora.alpha_pattern,
-        "system_prompt": plan.prompt.system,
-        "seed": plan.training.seed,
-    }
-    for name, value in agreed.items():
-        given = getattr(options, name)
-        if given is not None and given != value:
+    agreed = dataclasses.asdict(plan.training)
+    agreed |= {option: getattr(plan.lora, field) for option, field in _LORA.items()}
+    agreed |= {option: getattr(plan.prompt, field) for option, field in _PROMPT.items()}
+    for name, value in _list_given(options).items():
+        if name in agreed and value != agreed[name]:
             flag = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{flag} is {_text(given)}, but the plan has {_text(value)}",
+                f"{flag} is {_format_option(value)}, but the plan has {_format_option(agreed[name])}",
                 hint="omit this option: all sites must use the plan's value",
             )
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _list_given(options: PlanOptions) -> dict[str, Any]:
+    return {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
 
 
-def _text(value: Any) -> str:
+def _format_option(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}={number}" for key, number in sorted(value.items())) or "none"
     return ",".join(value) if isinstance(value, tuple) else str(value)

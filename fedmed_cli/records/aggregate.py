@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from fedmed_cli.records.checks import check_digest, check_files, check_not_negative, check_range, check_site_name
-from fedmed_cli.records.codec import Record, shown
+from fedmed_cli.records.checks import (
+    check_digest,
+    check_files,
+    check_key_fingerprint,
+    check_known,
+    check_not_negative,
+    check_range,
+    check_site_name,
+)
+from fedmed_cli.records.codec import Record
+from fedmed_cli.records.combining import METHODS, ROBUST_MEANS, WEIGHTINGS
 from fedmed_cli.records.measures import OVERALL, Interval, Loss, Run
-from fedmed_cli.records.plan import _FINGERPRINT
 
 Verdict = Literal["accepted", "clipped", "rejected"]
-Method = Literal["svd", "stack", "factor-mean"]
-Robust = Literal["none", "geometric-median", "multi-krum", "centred-clipping"]
-Weights = Literal["tokens", "examples", "uniform", "agentic", "crosseval", "self-reported"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Truncation:
 
 
 @dataclass(frozen=True)
-class Examination:
+class CoordinatorEvaluation:
     """What the coordinator measured on the examples that it decides with. These numbers are no result."""
 
     examples_digest: str
@@ -105,9 +110,9 @@ class Aggregate(Record):
     base_fingerprint: str
     parent: str
     adapter: str
-    method: Method
-    weights: Weights
-    robust: Robust
+    method: str
+    weights: str
+    robust: str
     num_malicious: int
     clip: float | None
     server_lr: float
@@ -115,7 +120,7 @@ class Aggregate(Record):
     sites: dict[str, SiteDecision]
     missing: tuple[str, ...]
     excluded: tuple[str, ...]
-    examination: Examination | None
+    examination: CoordinatorEvaluation | None
     truncation: Truncation
     files: dict[str, str]
     parent_record: str | None = None
@@ -133,6 +138,8 @@ class Aggregate(Record):
     def __post_init__(self) -> None:
         if self.round < 1:
             raise ValueError(f"round must be at least 1, found {self.round}")
+        for name, table in (("method", METHODS), ("weights", WEIGHTINGS), ("robust", ROBUST_MEANS)):
+            check_known(name, getattr(self, name), table)
         for name in ("plan", "sites_digest", "base_fingerprint", "parent", "adapter"):
             check_digest(name, getattr(self, name))
         if self.parent_record is not None:
@@ -140,8 +147,7 @@ class Aggregate(Record):
         for name in (*self.sites, *self.missing, *self.excluded, *self.signers):
             check_site_name(name)
         for name, signer in self.signers.items():
-            if not _FINGERPRINT.fullmatch(signer):
-                raise ValueError(f"signers.{name} must be 'SHA256:' and 43 characters, found {shown(signer)}")
+            check_key_fingerprint(f"signers.{name}", signer)
             if name not in self.sites:
                 raise ValueError(f"signers.{name}: no contribution of this site is named")
         if not self.sites:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 RESERVED_NAMES = frozenset({"base", "global", "best", "train", "test", "coordinator"})
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_KEY_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 
 
 def check_site_name(name: str) -> str:
@@ -31,6 +33,16 @@ def check_site_names(names: tuple[str, ...]) -> None:
 def check_digest(name: str, value: str) -> None:
     if not _DIGEST.fullmatch(value):
         raise ValueError(f"{name} must be 64 hexadecimal digits, found {value[:80]!r}")
+
+
+def check_key_fingerprint(name: str, value: str) -> None:
+    if not _KEY_FINGERPRINT.fullmatch(value):
+        raise ValueError(f"{name} must be 'SHA256:' and 43 characters, found {value[:80]!a}")
+
+
+def check_known(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, found {value[:80]!a}")
 
 
 def check_range(low: float, high: float, **values: float | None) -> None:

@@ -29,13 +29,13 @@ _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,40}")
 # Control characters (but tab and line feed), line and paragraph separators, and what turns the direction of text.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
-# Metadata of a field that came after the first release: left out of the file where it is None, 0 or empty.
-LATER = {"later": True}
+# Metadata of a field that came after the first release: omitted from the file where it is None, 0 or empty.
+OMIT_IF_EMPTY = {"omit_if_empty": True}
 
 T = TypeVar("T", bound="Record")
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A foreign value as an error may show it: short, and never the inside of a list or an object."""
     if isinstance(value, str):
         return ascii(value[:80])
@@ -54,8 +54,8 @@ def reason_of(error: ValueError) -> str:
 
 def control_character(text: str) -> str | None:
     """The first character of `text` that could steer a terminal, as U+XXXX; None where there is none."""
-    found = _CONTROLS.search(text)
-    return f"U+{ord(found.group()):04X}" if found else None
+    match = _CONTROLS.search(text)
+    return f"U+{ord(match.group()):04X}" if match else None
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
@@ -76,7 +76,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if not isinstance(value, str) or value not in typing.get_args(kind):
             known = ", ".join(map(str, typing.get_args(kind)))
-            raise ValueError(f"{where} must be one of {known}, found {shown(value)}")
+            raise ValueError(f"{where} must be one of {known}, found {describe_value(value)}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
@@ -104,7 +104,7 @@ def decode(kind: Any, value: Any, where: str) -> Any:
 
 
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
+def _type_hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
@@ -112,7 +112,7 @@ def decode_fields(kind: type, value: Any, where: str) -> Any:
     """Turn an object into the dataclass `kind`; ValueError for a missing, an unknown or an ill-typed field."""
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'the file'} must be an object, found {type(value).__name__}")
-    hints = _hints(kind)
+    hints = _type_hints(kind)
     known = {f.name: f for f in dataclasses.fields(kind)}
     prefix = f"{where}." if where else ""
     for name in value:
@@ -131,7 +131,7 @@ def encode(value: Any) -> Any:
     """Turn a dataclass into plain JSON values, keys sorted."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {f.name: getattr(value, f.name) for f in sorted(dataclasses.fields(value), key=lambda f: f.name)}
-        empty = {f.name for f in dataclasses.fields(value) if f.metadata.get("later") and not parts[f.name]}
+        empty = {f.name for f in dataclasses.fields(value) if f.metadata.get("omit_if_empty") and not parts[f.name]}
         return {name: encode(part) for name, part in parts.items() if name not in empty}
     if isinstance(value, dict):
         return {key: encode(part) for key, part in sorted(value.items())}
@@ -140,7 +140,7 @@ def encode(value: Any) -> Any:
     return value
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
@@ -149,11 +149,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _no_constant(text: str) -> Any:
+def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not a number")
 
 
-def _depth(value: Any) -> int:
+def _measure_depth(value: Any) -> int:
     deepest, level = 0, [value]
     while level:
         deepest += 1
@@ -184,7 +184,7 @@ def parse_json(data: bytes, name: str, max_bytes: int = MAX_RECORD_BYTES) -> Any
             f"{name}: expected at most {max_bytes * CONTAINERS_PER_BYTE:,.0f} lists and objects, found {containers:,}"
         )
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -199,13 +199,13 @@ def parse_json(data: bytes, name: str, max_bytes: int = MAX_RECORD_BYTES) -> Any
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except (UnicodeEncodeError, RecursionError):
             raise InputError(f"{name}: holds half a character (a lone surrogate), or is nested too deep") from None
-    if _depth(value) > MAX_DEPTH:
+    if _measure_depth(value) > MAX_DEPTH:
         raise InputError(f"{name}: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
 def read_file(path: Path, max_bytes: int = MAX_RECORD_BYTES, links: bool = True) -> bytes:
-    """Read a plain file whole, once; InputError where it is missing, unreadable, no plain file or too large.
+    """Read a plain file whole, once; InputError where it is missing, unreadable, too large or not a plain file.
 
     Without `links` the last part of `path` may not be one. What is returned is what was there while it was read,
     whatever happens to the file meanwhile: it is never memory-mapped.
@@ -222,14 +222,14 @@ def read_file(path: Path, max_bytes: int = MAX_RECORD_BYTES, links: bool = True)
         reason = "is a link" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
         raise InputError(f"{path}: {reason}") from None
     try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: is not a plain file")
-        if found.st_size > max_bytes:
-            raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found {found.st_size:,}")
+        if status.st_size > max_bytes:
+            raise InputError(f"{path}: expected at most {max_bytes:,} bytes, found {status.st_size:,}")
         parts, size = [], 0
         # Not more than the file says at once: a read of the limit would first reserve that much memory.
-        while part := os.read(handle, min(max(found.st_size - size, 0), MAX_READ) + 1):
+        while part := os.read(handle, min(max(status.st_size - size, 0), MAX_READ) + 1):
             parts.append(part)
             size += len(part)
             if size > max_bytes:
@@ -283,16 +283,16 @@ class Record:
 def check_header(value: dict[str, Any], kind: str, version: int, name: str) -> dict[str, Any]:
     """The fields after `format`, `version` and `fedmed_version`; InputError unless those are as expected."""
     rest = dict(value)
-    found = rest.pop("format", None)
-    if found != f"fedmed/{kind}":
-        raise InputError(f"{name}: expected format 'fedmed/{kind}', found {shown(found)}")
-    found = rest.pop("version", None)
-    if type(found) is not int or found != version:
+    stated = rest.pop("format", None)
+    if stated != f"fedmed/{kind}":
+        raise InputError(f"{name}: expected format 'fedmed/{kind}', found {describe_value(stated)}")
+    stated = rest.pop("version", None)
+    if type(stated) is not int or stated != version:
         raise InputError(
-            f"{name}: expected version {version}, found {shown(found)}",
+            f"{name}: expected version {version}, found {describe_value(stated)}",
             hint="a newer fedmed wrote this file; install that version to read it",
         )
     writer = rest.pop("fedmed_version", None)
     if not isinstance(writer, str) or not _VERSION.fullmatch(writer):
-        raise InputError(f"{name}: expected fedmed_version to be a version, found {shown(writer)}")
+        raise InputError(f"{name}: expected fedmed_version to be a version, found {describe_value(writer)}")
     return rest

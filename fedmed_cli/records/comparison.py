@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_name
-from fedmed_cli.records.codec import LATER, Record
+from fedmed_cli.records.codec import OMIT_IF_EMPTY, Record
 from fedmed_cli.records.measures import Interval, Run
 
 
@@ -34,7 +34,7 @@ class Score:
     num_tokens: int
     against_base: Interval | None
     against_global: Interval | None
-    tally: Tally | None = field(default=None, metadata=LATER)
+    tally: Tally | None = field(default=None, metadata=OMIT_IF_EMPTY)
 
     def __post_init__(self) -> None:
         for name in ("loss", "perplexity", "standard_error", "num_examples", "num_groups", "num_tokens"):
@@ -123,16 +123,16 @@ class Comparison(Record):
     seed: int
     adapters: dict[str, str | None]
     scores: dict[str, dict[str, Score]]
-    choices: MultipleChoice | None = field(default=None, metadata=LATER)
-    columns: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict, metadata=LATER)
-    generated: Generated | None = field(default=None, metadata=LATER)
-    num_skipped: int = field(default=0, metadata=LATER)
-    num_truncated: int = field(default=0, metadata=LATER)
-    on_other_sites: dict[str, Interval] = field(default_factory=dict, metadata=LATER)
-    recovered: Interval | None = field(default=None, metadata=LATER)
-    round: int | None = field(default=None, metadata=LATER)
-    site: str | None = field(default=None, metadata=LATER)
-    worst_sites: dict[str, str] = field(default_factory=dict, metadata=LATER)
+    choices: MultipleChoice | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    columns: dict[str, dict[str, dict[str, Score]]] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
+    generated: Generated | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    num_skipped: int = field(default=0, metadata=OMIT_IF_EMPTY)
+    num_truncated: int = field(default=0, metadata=OMIT_IF_EMPTY)
+    on_other_sites: dict[str, Interval] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
+    recovered: Interval | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    round: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    site: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    worst_sites: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     run: Run = field(default_factory=dict)
 
     def __post_init__(self) -> None:

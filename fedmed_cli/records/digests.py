@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+from fedmed_cli.errors import InputError
 
 
 def canonical_json(value: Any) -> bytes:
@@ -16,6 +19,15 @@ def canonical_json(value: Any) -> bytes:
 def sha256_bytes(data: bytes | bytearray | memoryview) -> str:
     """SHA-256 of a buffer, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, read in pieces; InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def sha256_json(value: Any) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from fedmed_cli.records.codec import LATER
+from fedmed_cli.records.codec import OMIT_IF_EMPTY
 
 MAX_RANK = 65536
 MIN_ALPHA = 1e-6  # so that dividing by a scaling stays finite
@@ -31,9 +31,9 @@ class Lora:
     r: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = ("q_proj", "v_proj")
-    use_rslora: bool = field(default=False, metadata=LATER)
-    rank_pattern: dict[str, int] = field(default_factory=dict, metadata=LATER)
-    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata=LATER)
+    use_rslora: bool = field(default=False, metadata=OMIT_IF_EMPTY)
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
 
     def __post_init__(self) -> None:
         for where, rank in {"r": self.r, **_named("rank_pattern", self.rank_pattern)}.items():

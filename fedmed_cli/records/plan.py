@@ -25,8 +25,7 @@ MAX_PLAN_BYTES = 200_000
 MAX_LAYERS = 1024
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.([A-Za-z0-9_]{1,100}|\*)){0,20}")
 # An Ed25519 key takes 51 bytes in OpenSSH's form, which are 68 characters of base64; all begin alike.
-_PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
-_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
+PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class Sites:
         for name, key in self.keys.items():
             if name != COORDINATOR and name not in self.names:
                 raise ValueError(f"sites.keys: {name[:80]!r} is neither a site nor {COORDINATOR}")
-            if not _PUBLIC_KEY.fullmatch(key):
+            if not PUBLIC_KEY.fullmatch(key):
                 raise ValueError(f"sites.keys.{name} must be 'ssh-ed25519 AAAA…' without a comment")
             if key in owners:
                 raise ValueError(f"sites.keys: {owners[key]} and {name} have the same key")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
-from fedmed_cli.adapters.gate import AGGREGATE_NAME, ALLOWED_NAMES, CONTRIBUTION_NAME
+from fedmed_cli.adapters.folder import AGGREGATE_NAME, ALLOWED_NAMES, CONTRIBUTION_NAME
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.checks import SITE_NAME

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmed_cli import __version__
-from fedmed_cli.durable import write_file
 from fedmed_cli.errors import ConflictError
 from fedmed_cli.events import Say
 from fedmed_cli.report import numbers, svg
@@ -15,6 +14,7 @@ from fedmed_cli.report.sections import federation, lineage, results, training, w
 from fedmed_cli.report.workspace_records import VerifyResult, WorkspaceRecords, read_records, verify_result
 from fedmed_cli.trust.verify import Verification
 from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_file
 
 REPORT_NAME = "report.html"
 _MARK = f'<meta name="generator" content="{GENERATOR}">'.encode()

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fedmed_cli.durable import write_file
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_file
 
 SECONDS_BETWEEN = 60.0
 

@@ -1,35 +1,44 @@
-"""Proving from a workspace's files alone what each global adapter was made of."""
+"""Proving only from a workspace's files what each global adapter was made of."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
+from fedmed_cli.adapters.archive import check_as_filed
 from fedmed_cli.adapters.bundle import is_bundle
-from fedmed_cli.adapters.gate import AGGREGATE_NAME, CONTRIBUTION_NAME, AdapterFolder
-from fedmed_cli.adapters.low_rank import product_norm
-from fedmed_cli.aggregation.methods import RULES
-from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
+from fedmed_cli.adapters.folder import (
+    AGGREGATE_NAME,
+    CONTRIBUTION_NAME,
+    AdapterFolder,
+    ContributionFolder,
+    GlobalFolder,
+)
+from fedmed_cli.adapters.low_rank import relate
+from fedmed_cli.adapters.signers import SignaturePolicy, check_signer, name_party
+from fedmed_cli.aggregation.methods import COMBINE
+from fedmed_cli.errors import FedmedError, InputError, TrustError
 from fedmed_cli.events import Say
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
-from fedmed_cli.records.digests import sha256_bytes, short
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
-from fedmed_cli.trust.keys import check_signer, party
 from fedmed_cli.workspace import Workspace
 
 RECOMPUTED_WITHIN = 1e-6
+COVERED, UNKNOWN_KEY, UNSIGNED = "covered", "unknown key", "none"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,21 +65,20 @@ class Verification:
     notes: list[str] = field(default_factory=list)
     faults: list[FedmedError] = field(default_factory=list)
 
-    def attempt(self, check: Callable[[], None]) -> None:
-        """Run a check; keep its fault and go on."""
+    def attempt(self, check: Callable[[], T]) -> T | None:
+        """Run a check; where it fails, keep its fault and return None."""
         try:
-            check()
+            return check()
         except FedmedError as error:
             self.faults.append(error)
+            return None
 
     def raise_faults(self) -> None:
         """Raise the first fault of trust, else the first of any kind."""
         if self.faults:
             first = next((fault for fault in self.faults if isinstance(fault, TrustError)), self.faults[0])
-            if len(self.faults) > 1:
-                first.message += f" ({len(self.faults)} faults in all)"
-                first.args = (first.message,)
-            raise first
+            count = f" ({len(self.faults)} faults in all)" if len(self.faults) > 1 else ""
+            raise type(first)(first.message + count, first.hint)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -87,202 +95,178 @@ def recompute(
     sites = sorted(record.sites)
     coefficients = [record.server_lr * record.sites[site].weight * record.sites[site].clip_factor for site in sites]
     momentum = (record.server_momentum, before) if before is not None and record.server_momentum else None
-    return RULES[record.method](plan, parent, [contributions[site] for site in sites], coefficients, momentum)[0]
-
-
-def relative_difference(one: Adapter, two: Adapter) -> float:
-    """‖s₁B₁A₁ − s₂B₂A₂‖ / ‖s₁B₁A₁‖ over all modules; CombineError where they adapt other modules."""
-    if set(one.factors) != set(two.factors):
-        raise CombineError("the two adapters adapt other modules")
-    cut = total = 0.0
-    for module, (a1, b1) in one.factors.items():
-        a2, b2 = two.factors[module]
-        left1, left2 = b1.astype(np.float64) * one.scale(module), b2.astype(np.float64) * two.scale(module)
-        right1, right2 = a1.astype(np.float64), a2.astype(np.float64)
-        cut += product_norm((np.hstack([left1, -left2]), np.vstack([right1, right2])))
-        total += product_norm((left1, right1))
-    return math.sqrt(max(0.0, cut) / total) if total > 0 else (0.0 if cut <= 0 else math.inf)
-
-
-# --- one folder -------------------------------------------------------------------------------------
+    return COMBINE[record.method](plan, parent, [contributions[site] for site in sites], coefficients, momentum)[0]
 
 
 def verify_folder(path: Path, workspace: Workspace, plan: Plan | None, require: bool) -> Verification:
     """Check one adapter folder or bundle: the gate, its signature, and the adapter it started from."""
     result = Verification()
-
-    def check() -> None:
-        folder = gate.read_folder(path, plan)
-        record = folder.contribution or folder.aggregate
-        if plan is None:
-            if require:
-                raise TrustError(f"{path}: there is no plan here, so no key is trusted")
-            result.notes.append("there is no plan here: the folder was checked against itself alone")
-        elif record is None:
-            raise InputError(f"{path}: holds no record, so nothing says where it comes from")
-        else:
-            check_signer(folder, plan, require, result.notes.append)
-            start = _digest_before(workspace, plan, record.round)
-            if start is None:
-                result.notes.append(f"round {record.round - 1} is not here, so where it started from is unproved")
-            elif record.parent != start:
-                raise _other_parent(path, record.parent, start, record.round)
-        signature = "none" if folder.signer is None else _trusted(folder, plan) or "unknown key"
-        number = record.round if record else None
-        whose = party(folder) if record else None
-        result.checked.append(Checked(str(path), number, whose, folder.adapter.digest, signature))
-
-    result.attempt(check)
+    if plan is not None:
+        result.attempt(partial(_Checks(workspace, plan, require, result).check_folder, path))
+    elif require:
+        result.faults.append(TrustError(f"{path}: there is no plan here, so no key is trusted"))
+    elif folder := result.attempt(partial(gate.read_from_anyone, path)):
+        result.notes.append("there is no plan here: the folder was checked only against itself")
+        signature = UNSIGNED if folder.signer is None else UNKNOWN_KEY
+        number = folder.record.round if folder.record else None
+        result.checked.append(Checked(str(path), number, folder.sender, folder.adapter.digest, signature))
     return result
-
-
-def _trusted(folder: AdapterFolder, plan: Plan | None) -> str | None:
-    """Whose pinned key signed a folder; None where no pinned key did."""
-    if plan is None or folder.signer is None:
-        return None
-    name = party(folder)
-    if plan.sites.keys.get(name) != folder.signer:
-        return None
-    return name if name == COORDINATOR else f"site {name}"
-
-
-def _other_parent(path: Path, found: str, expected: str, number: int) -> TrustError:
-    return TrustError(
-        f"{path}: started from adapter {short(found)}…, but round {number} starts from {short(expected)}…"
-    )
-
-
-def _digest_before(workspace: Workspace, plan: Plan, number: int) -> str | None:
-    """The digest of the adapter that a round starts from; None where the round before is not here."""
-    if number == 1:
-        return plan_adapter(plan, initial_factors(plan)).digest
-    before = workspace.global_adapter(number - 1)
-    return gate.read_global(before, plan).adapter.digest if before.is_dir() else None
-
-
-# --- the whole workspace ----------------------------------------------------------------------------
 
 
 def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: bool, say: Say) -> Verification:
     """Check every round from the newest to the first, the mailbox, and the records beside them.
 
-    With `again` each round is aggregated anew. `say` is told of each round as it is checked.
+    With `again` each round is recomputed. `say` is told of each round as it is checked.
     """
     result = Verification()
-    rounds = _Rounds(workspace, plan, again, require, result)
+    checks = _Checks(workspace, plan, require, result)
+    covered = None
     for number in range(workspace.newest_round(), 0, -1):
         say(f"round {number}")
-        rounds.check(number)
+        covered = checks.check_round(number, covered, again)
     for entry in sorted(workspace.rounds.iterdir()) if workspace.rounds.is_dir() else ():
         if not (entry.name.isdigit() and (entry / "global").is_dir()) and not entry.name.startswith("."):
             result.notes.append(f"{workspace.relative(entry)}: is not a round, and was not checked")
-    _check_mailbox(workspace, plan, require, result)
-    for path, read in _other_records(workspace):
-        result.attempt(lambda path=path, read=read: read(path))  # type: ignore[misc]
-    for orphan in sorted(path for place in (workspace.root,) for path in place.glob("**/.*.tmp")):
+    for path in sorted(workspace.adapters.iterdir()) if workspace.adapters.is_dir() else ():
+        if path.is_file() and not is_bundle(path):
+            result.notes.append(f"{workspace.relative(path)}: is a plain file, and was not checked")
+        elif not path.name.startswith("."):
+            result.attempt(partial(checks.check_mail, path))
+    for path, read in _list_other_records(workspace):
+        result.attempt(partial(read, path))
+    for orphan in sorted(workspace.root.glob("**/.*.tmp")):
         result.notes.append(f"{workspace.relative(orphan)}: left by an interrupted command; the next one clears it up")
     if not result.checked and not result.faults:
         result.notes.append("there is no adapter here yet")
     return result
 
 
-def _other_records(workspace: Workspace) -> list[tuple[Path, Callable[[Path], object]]]:
-    found: list[tuple[Path, Callable[[Path], object]]] = []
-    for path in sorted(workspace.data.glob("*/division.json")):
-        found.append((path, DivisionRecord.read))
-    for path in sorted(workspace.scores.glob("*.json")):
-        found.append((path, Scores.read))
-    for path, read in ((workspace.data / "split.json", SplitRecord.read), (workspace.root / "metrics.jsonl", _metrics)):
-        if path.exists():
-            found.append((path, read))
-    return found
+def _list_other_records(workspace: Workspace) -> list[tuple[Path, Callable[[Path], object]]]:
+    records: list[tuple[Path, Callable[[Path], object]]] = []
+    for place, pattern, read in (
+        (workspace.data, "*/division.json", DivisionRecord.read),
+        (workspace.scores, "*.json", Scores.read),
+        (workspace.data, "split.json", SplitRecord.read),
+        (workspace.root, "metrics.jsonl", read_metrics),
+    ):
+        records += [(path, read) for path in sorted(place.glob(pattern))]
+    return records
 
 
-def _metrics(path: Path) -> None:
-    read_metrics(path)
+class _Checks:
+    """The checks of one workspace. Each raises its fault, or has `result` keep it where others can still be made."""
 
+    def __init__(self, workspace: Workspace, plan: Plan, require: bool, result: Verification) -> None:
+        self.workspace, self.plan, self.result = workspace, plan, result
+        self.policy = SignaturePolicy(require, result.notes.append)
+        self.globals: dict[int, GlobalFolder | None] = {}
 
-class _Rounds:
-    """Walks from the newest round to the first, for a signed record vouches for the records before it."""
+    def check_folder(self, path: Path) -> AdapterFolder:
+        """A folder anywhere: what the gate asks, who signed it, and what it started from."""
+        folder = gate.read_from_anyone(path, self.plan)
+        name, record = self.workspace.relative(path), folder.record
+        if record is None:
+            raise InputError(f"{path}: holds no record, so nothing says where it comes from")
+        signature = self.vouch(folder, is_covered=False)
+        start = self.start(record.round)
+        if start is None:
+            self.result.notes.append(f"{name}: round {record.round - 1} is not here, so where it started is unproved")
+        else:
+            _check_parent(path, record, start.digest)
+        self.add(folder, signature)
+        return folder
 
-    def __init__(self, workspace: Workspace, plan: Plan, again: bool, require: bool, result: Verification) -> None:
-        self.workspace, self.plan, self.again, self.require, self.result = workspace, plan, again, require, result
-        self.covered: str | None = None  # SHA-256 of the aggregate.json that a trusted later record names
-        self.read: dict[int, AdapterFolder | None] = {}
+    def check_mail(self, path: Path) -> None:
+        """A contribution in adapters/."""
+        folder = self.check_folder(path)
+        record = folder.record
+        if not isinstance(record, Contribution):
+            raise InputError(f"{path}: has no {CONTRIBUTION_NAME}")
+        filed = self.workspace.round(record.round) / record.site / CONTRIBUTION_NAME
+        if filed.is_file() and read_file(filed) != folder.files[CONTRIBUTION_NAME]:
+            name = self.workspace.relative(path)
+            self.result.notes.append(f"{name}: is not what round {record.round} was made of")
 
-    def folder(self, number: int) -> AdapterFolder | None:
-        """A round's global folder through the gate, read once; its fault is kept."""
-        if number not in self.read:
-            self.read[number] = None
+    def check_round(self, number: int, covered: str | None, again: bool) -> str | None:
+        """A round: who signed it, its lineage, its contributions, and with `again` the arithmetic.
 
-            def read() -> None:
-                path = self.workspace.global_adapter(number)
-                folder = gate.read_global(path, self.plan)
-                assert folder.aggregate is not None
-                if folder.aggregate.round != number:
-                    raise TrustError(f"{path}: expected the record of round {number}, found {folder.aggregate.round}")
-                self.read[number] = folder
-
-            self.result.attempt(read)
-        return self.read[number]
-
-    def check(self, number: int) -> None:
-        """Check one round: signature or cover, lineage, contributions, and with `again` the arithmetic."""
+        `covered` is the digest of its record as a trusted record of the next round names it; returned is the same
+        for the previous round.
+        """
         path = self.workspace.global_adapter(number)
         if not path.is_dir():
             self.result.notes.append(f"round {number} is not here, so the lineage ends at round {number + 1}")
-            self.covered = None
-            return
-        folder = self.folder(number)
+            return None
+        folder = self.read_global(number)
         if folder is None:
-            self.covered = None
-            return
-        assert folder.aggregate is not None
-        record = folder.aggregate
-        signature = self._signature(folder, number)
-        trusted = signature in (COORDINATOR, "covered")
-        self.covered = record.parent_record if trusted else None
-        self.result.attempt(lambda: self._lineage(path, record, number))
-        contributions = self._contributions(record, number, trusted)
-        difference = self._again(folder, record, number, contributions) if self.again else None
-        name = self.workspace.relative(path)
-        self.result.checked.append(Checked(name, number, COORDINATOR, folder.adapter.digest, signature, difference))
+            return None
+        signature = self.result.attempt(partial(self.vouch, folder, covered == folder.record_digest)) or UNSIGNED
+        is_trusted = signature in (COORDINATOR, COVERED)
+        self.result.attempt(partial(self.check_lineage, folder))
+        contributions = self.check_contributions(folder, is_trusted)
+        difference = self.recompute(folder, contributions) if again else None
+        self.add(folder, signature, difference)
+        return folder.record.parent_record if is_trusted else None
 
-    def _signature(self, folder: AdapterFolder, number: int) -> str:
-        name = _trusted(folder, self.plan)
-        if name is not None:
-            return name
-        if self.covered is not None and sha256_bytes(folder.files[AGGREGATE_NAME]) == self.covered:
-            return "covered"
-        self.result.attempt(lambda: self._check_signer(folder))
-        return "none" if folder.signer is None else "unknown key"
+    def read_global(self, number: int) -> GlobalFolder | None:
+        """A round's global folder through the gate, read once; None where it has a fault, which is noted."""
+        if number not in self.globals:
 
-    def _check_signer(self, folder: AdapterFolder) -> None:
-        check_signer(folder, self.plan, self.require, self.result.notes.append)
+            def read() -> GlobalFolder:
+                path = self.workspace.global_adapter(number)
+                folder = gate.read_global(path, self.plan, policy=None)  # a later record may vouch for it
+                if folder.record.round != number:
+                    raise TrustError(f"{path}: expected the record of round {number}, found {folder.record.round}")
+                return folder
 
-    def _lineage(self, path: Path, record: Aggregate, number: int) -> None:
-        before = self.workspace.global_adapter(number - 1) if number > 1 else None
-        if before is not None and not before.is_dir():
-            return  # said where that round is looked for
-        parent = None if before is None else self.folder(number - 1)
-        if before is not None and parent is None:
-            return  # its fault is known
-        start = parent.adapter.digest if parent else _digest_before(self.workspace, self.plan, 1)
-        assert start is not None
-        if record.parent != start:
-            raise _other_parent(path, record.parent, start, number)
-        chained = sha256_bytes(parent.files[AGGREGATE_NAME]) if parent else None
+            self.globals[number] = self.result.attempt(read)
+        return self.globals[number]
+
+    def start(self, number: int) -> Adapter | None:
+        """The adapter that a round started from; None where it is not here or did not pass the gate."""
+        if number == 1:
+            return plan_adapter(self.plan, initial_factors(self.plan))
+        is_here = self.workspace.global_adapter(number - 1).is_dir()
+        folder = self.read_global(number - 1) if is_here else None
+        return folder.adapter if folder else None
+
+    def vouch(self, folder: AdapterFolder, is_covered: bool) -> str:
+        """Who vouches for a folder, as `Checked` has it; TrustError where the plan or the policy asks for more."""
+        sender, signer = folder.sender, folder.signer
+        if sender is not None and signer is not None and self.plan.sites.keys.get(sender) == signer:
+            return sender if sender == COORDINATOR else name_party(sender)
+        if is_covered:
+            return COVERED
+        check_signer(folder, self.plan, self.policy)
+        return UNSIGNED if signer is None else UNKNOWN_KEY
+
+    def add(self, folder: AdapterFolder, signature: str, difference: float | None = None) -> None:
+        """Note a folder that was checked."""
+        name, number = self.workspace.relative(folder.path), folder.record.round if folder.record else None
+        checked = Checked(name, number, folder.sender, folder.adapter.digest, signature, difference)
+        self.result.checked.append(checked)
+
+    def check_lineage(self, folder: GlobalFolder) -> None:
+        """The adapter that a round started from, and the record of the previous round, are those that it names."""
+        record, number = folder.record, folder.record.round
+        start = self.start(number)
+        if start is None:
+            return  # the previous round is checked on its own
+        _check_parent(folder.path, record, start.digest)
+        previous = self.read_global(number - 1) if number > 1 else None
+        chained = previous.record_digest if previous else None
         if record.parent_record is None and chained is not None:
-            self.result.notes.append(f"round {number}: its record does not name the record of the round before")
+            self.result.notes.append(f"round {number}: its record does not name the record of the previous round")
         elif record.parent_record != chained:
             raise TrustError(
-                f"{path}: {AGGREGATE_NAME} names the record {short(record.parent_record or 'none')} of the round "
-                f"before, found {short(chained or 'none')}",
+                f"{folder.path}: {AGGREGATE_NAME} names the record {short(record.parent_record or 'none')} of the "
+                f"previous round, found {short(chained or 'none')}",
                 hint="one of the two rounds was made again or changed",
             )
 
-    def _contributions(self, record: Aggregate, number: int, trusted: bool) -> dict[str, Adapter]:
-        """The contributions that the archive holds, by site; their faults are kept."""
+    def check_contributions(self, folder: GlobalFolder, is_trusted: bool) -> dict[str, ContributionFolder]:
+        """The contributions to a round that the archive holds, by site, where they have no fault."""
+        record, number = folder.record, folder.record.round
         home = self.workspace.round(number)
         present = {entry.name for entry in home.iterdir() if entry.name != "global" and not entry.name.startswith(".")}
         for name in sorted(present - set(record.sites)):
@@ -291,109 +275,49 @@ class _Rounds:
         if not present & set(record.sites):
             self.result.notes.append(f"round {number}: its contributions are not here (the coordinator keeps them)")
             return {}
-        found: dict[str, Adapter] = {}
-        for site, decision in sorted(record.sites.items()):
-            path = home / site
+        sound = {}
+        for site in sorted(record.sites):
+            contribution = self.result.attempt(partial(self.check_contribution, home / site, record, site, is_trusted))
+            if contribution is not None:
+                sound[site] = contribution
+        return sound
 
-            def check(
-                site: str = site, path: Path = path, wanted: tuple[str, str] = (decision.adapter, decision.contribution)
-            ) -> None:
-                if site not in present:
-                    raise TrustError(f"{path}: is missing, but the record of round {number} names it")
-                folder = gate.read_contribution(path, self.plan, number, record.parent)
-                if folder.contribution is None or folder.contribution.site != site:
-                    raise TrustError(f"{path}: expected a contribution of site {site}")
-                for what, stated, digest in (
-                    ("adapter", wanted[0], folder.adapter.digest),
-                    (CONTRIBUTION_NAME, wanted[1], sha256_bytes(folder.files[CONTRIBUTION_NAME])),
-                ):
-                    if stated != digest:
-                        raise TrustError(
-                            f"{path}: the record of round {number} names {what} {short(stated)}…, "
-                            f"found {short(digest)}…"
-                        )
-                signature = self._contribution_signature(folder, record.signers.get(site), trusted)
-                name = self.workspace.relative(path)
-                self.result.checked.append(Checked(name, number, site, folder.adapter.digest, signature))
-                found[site] = folder.adapter
+    def check_contribution(self, path: Path, record: Aggregate, site: str, is_trusted: bool) -> ContributionFolder:
+        """A contribution in the archive is the one that its round's record names; a trusted record vouches for it."""
+        if not path.exists():
+            raise TrustError(f"{path}: is missing, but the record of round {record.round} names it")
+        folder = gate.read_contribution(path, self.plan, (record.round, record.parent), site=site, policy=None)
+        check_as_filed(folder, record)
+        self.add(folder, self.vouch(folder, is_trusted))
+        return folder
 
-            self.result.attempt(check)
-        return found
-
-    def _contribution_signature(self, folder: AdapterFolder, stated: str | None, trusted: bool) -> str:
-        """How a contribution in the archive is vouched for. TrustError where its record's signature is gone."""
-        if stated is not None:
-            from fedmed_cli.adapters.signatures import fingerprint
-
-            if folder.signer is None or fingerprint(folder.signer) != stated:
-                found = fingerprint(folder.signer) if folder.signer else "no signature"
-                raise TrustError(f"{folder.path}: was signed with {stated} when it was aggregated, found {found}")
-        name = _trusted(folder, self.plan)
-        if name is not None:
-            return name
-        if trusted:
-            return "covered"
-        check_signer(folder, self.plan, self.require, self.result.notes.append)
-        return "none" if folder.signer is None else "unknown key"
-
-    def _start(self, number: int) -> Adapter | None:
-        """The adapter that a round started from; None where it is not here or did not pass the gate."""
-        if number == 1:
-            return plan_adapter(self.plan, initial_factors(self.plan))
-        folder = self.folder(number - 1) if self.workspace.global_adapter(number - 1).is_dir() else None
-        return folder.adapter if folder else None
-
-    def _again(
-        self, folder: AdapterFolder, record: Aggregate, number: int, contributions: dict[str, Adapter]
-    ) -> float | None:
-        starts = [self._start(number), self._start(number - 1) if number > 1 else None]
-        lacking = not set(record.sites) <= set(contributions) or starts[0] is None
-        if lacking or (record.server_momentum and number > 1 and starts[1] is None):
+    def recompute(self, folder: GlobalFolder, contributions: Mapping[str, ContributionFolder]) -> float | None:
+        """How far a round's adapter is from what its contributions give again; None, noted, where some are missing."""
+        record, number = folder.record, folder.record.round
+        start = self.start(number)
+        has_step = bool(record.server_momentum) and number > 1
+        before = self.start(number - 1) if has_step else None
+        if set(record.sites) - set(contributions) or start is None or (has_step and before is None):
             self.result.notes.append(f"round {number}: cannot be recomputed: some of its inputs are missing")
             return None
-        assert starts[0] is not None
-        result = recompute(self.plan, starts[0], starts[1], record, contributions)
+        adapters = {site: one.adapter for site, one in contributions.items()}
+        result = recompute(self.plan, start, before, record, adapters)
         if result.digest == folder.adapter.digest:
             return 0.0
-        difference = relative_difference(folder.adapter, result)
+        difference = relate(folder.adapter, result).relative_difference
         if not difference <= RECOMPUTED_WITHIN:
-            self.result.faults.append(
-                TrustError(
-                    f"{folder.path}: computed again from the recorded weights it differs by {difference:.1e}, "
-                    f"expected at most {RECOMPUTED_WITHIN:g}",
-                    hint="its record or its weights were changed, and the digests made to fit",
-                )
+            fault = TrustError(
+                f"{folder.path}: computed again from the recorded weights it differs by {difference:.1e}, "
+                f"expected at most {RECOMPUTED_WITHIN:g}",
+                hint="its record or its weights were changed, and the digests made to fit",
             )
+            self.result.faults.append(fault)
         return difference
 
 
-def _check_mailbox(workspace: Workspace, plan: Plan, require: bool, result: Verification) -> None:
-    """Check what lies in adapters/: each must start from the round before its own."""
-    for path in sorted(workspace.adapters.iterdir()) if workspace.adapters.is_dir() else ():
-        if path.name.startswith("."):
-            continue
-        if path.is_file() and not is_bundle(path):
-            result.notes.append(f"{workspace.relative(path)}: is a plain file, and was not checked")
-            continue
-
-        def check(path: Path = path) -> None:
-            folder = gate.read_folder(path, plan)
-            record = folder.contribution
-            if record is None:
-                raise InputError(f"{path}: has no {CONTRIBUTION_NAME}")
-            if record.site not in plan.sites.names:
-                raise CombineError(f"{path}: site {record.site} is not in the plan")
-            filed = workspace.round(record.round) / record.site / CONTRIBUTION_NAME
-            if filed.is_file() and read_file(filed) != folder.files[CONTRIBUTION_NAME]:
-                result.notes.append(f"{workspace.relative(path)}: is not what round {record.round} was made of")
-            start = _digest_before(workspace, plan, record.round)
-            if start is None:
-                result.notes.append(f"{workspace.relative(path)}: round {record.round - 1} is not here")
-            elif record.parent != start:
-                raise _other_parent(path, record.parent, start, record.round)
-            check_signer(folder, plan, require, result.notes.append)
-            signature = "none" if folder.signer is None else _trusted(folder, plan) or "unknown key"
-            name = workspace.relative(path)
-            result.checked.append(Checked(name, record.round, record.site, folder.adapter.digest, signature))
-
-        result.attempt(check)
+def _check_parent(path: Path, record: Contribution | Aggregate, expected: str) -> None:
+    if record.parent != expected:
+        raise TrustError(
+            f"{path}: started from adapter {short(record.parent)}…, "
+            f"but round {record.round} starts from {short(expected)}…"
+        )

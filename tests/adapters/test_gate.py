@@ -12,9 +12,10 @@ from helpers import bad_files, factories
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.adapters.archive import starting_adapter
+from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import FedmedError
-from fedmed_cli.trust import keys
+from fedmed_cli.records.digests import sha256_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +80,7 @@ def test_half_precision_is_read_as_it_is_meant(place, dtype):
     save_file(tensors, place.folder / bad_files.WEIGHTS, metadata={"format": "pt"})
     for name in (bad_files.RECORD, bad_files.SIGNATURE):
         (place.folder / name).unlink()
-    read = gate.read_folder(place.folder, plan).adapter
+    read = gate.read_from_anyone(place.folder, plan).adapter
     for module, (a, b) in read.factors.items():
         for name, array in (("A", a), ("B", b)):
             wanted = tensors[f"base_model.model.{module}.lora_{name}.weight"].float().numpy()
@@ -117,13 +118,13 @@ def test_a_file_that_shrinks_while_it_is_read_never_ends_the_process(place):
         thread.start()
         start.wait()
         try:
-            gate.read_folder(place.folder)
+            gate.read_from_anyone(place.folder)
         except FedmedError:
             refused += 1
         thread.join()
     assert refused == 100  # it is not what the record names in any case; what counts is that we are still here
     path.write_bytes(whole)
-    gate.read_folder(place.folder)
+    gate.read_from_anyone(place.folder)
 
 
 def test_a_file_that_grows_is_refused(tmp_path):
@@ -181,8 +182,10 @@ def test_an_excluded_bundle_is_left_out(place, capsys):
     assert main(["aggregate", "-C", str(place.root), "--exclude", "B"]) == 0
 
 
-def test_the_door_of_a_round_checks_the_signer(signed_once):
+def test_a_contribution_that_passes_has_its_record_and_its_signer(signed_once):
     workspace, plan = signed_once
-    start = starting_adapter(workspace, plan, 1).digest
-    folder = gate.read_contribution(workspace.contribution("B"), plan, 1, start)
-    assert keys.check_signer(folder, plan, require=True) == factories.SIGNERS["B"].fingerprint
+    start = (1, starting_adapter(workspace, plan, 1).digest)
+    folder = gate.read_contribution(workspace.contribution("B"), plan, start, policy=SignaturePolicy(required=True))
+    assert (folder.sender, folder.signer) == ("B", factories.SIGNERS["B"].public)
+    assert folder.record.adapter == folder.adapter.digest
+    assert folder.record_digest == sha256_bytes((folder.path / bad_files.RECORD).read_bytes())

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
-from fedmed_cli.adapters.gate import read_folder
+from fedmed_cli.adapters.gate import read_from_anyone
 from fedmed_cli.adapters.low_rank import cut_to_rank
-from fedmed_cli.aggregation.methods import RULES
+from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.chat import decoding
 from fedmed_cli.cli.app import main
 from fedmed_cli.models import bases, language_model
@@ -69,12 +69,12 @@ def loaded_by_peft(folder, tiny_base, adapter):
 def test_one_site_and_identical_sites_give_the_logits_that_peft_gave(kind, rule, tiny_base, tmp_path):
     plan = make_plan(bases.describe(str(tiny_base), None, print), **KINDS[kind])
     expected = saved_by_peft(tmp_path / "site", tiny_base, plan, plan.base.name, 1)
-    site = read_folder(tmp_path / "site", plan).adapter
+    site = read_from_anyone(tmp_path / "site", plan).adapter
     start = plan_adapter(plan, initial_factors(plan))
     base = logits(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32))
     assert (expected - base).abs().max() > 0.01
     for number, weights in enumerate(([1.0], [0.2, 0.5, 0.3])):
-        result, _ = RULES[rule](plan, start, [site] * len(weights), weights, None)
+        result, _ = COMBINE[rule](plan, start, [site] * len(weights), weights, None)
         found = loaded_by_peft(tmp_path / str(number), tiny_base, result)
         assert (found - expected).abs().max() < 1e-4
 
@@ -86,14 +86,14 @@ def test_the_stacked_adapter_has_the_logits_of_the_dense_mean(kind, tiny_base, t
     dense = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     for seed, weight in enumerate(weights):
         saved_by_peft(tmp_path / f"site{seed}", tiny_base, plan, plan.base.name, seed)
-        sites.append(read_folder(tmp_path / f"site{seed}", plan).adapter)
+        sites.append(read_from_anyone(tmp_path / f"site{seed}", plan).adapter)
         model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         merged = peft.PeftModel.from_pretrained(model, tmp_path / f"site{seed}").merge_and_unload()
         clean = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
         for module in plan.modules:
             change = merged.get_submodule(module).weight.data - clean.get_submodule(module).weight.data
             dense.get_submodule(module).weight.data += weight * change
-    result, _ = RULES["stack"](plan, plan_adapter(plan, initial_factors(plan)), sites, weights, None)
+    result, _ = COMBINE["stack"](plan, plan_adapter(plan, initial_factors(plan)), sites, weights, None)
     found = loaded_by_peft(tmp_path / "stack", tiny_base, result)
     assert (found - logits(dense)).abs().max() < 1e-4
 
@@ -118,7 +118,7 @@ def test_the_chat_merges_every_module_with_its_own_scaling(tiny_base, tmp_path, 
     expected = saved_by_peft(tmp_path / "site", tiny_base, plan, plan.base.name, 1)
     lm = language_model.load(bases.LocalBase(tiny_base, base), "cpu")
     decoder = decoding.MergedDecoder(lm, 64, is_int8=False)
-    decoder.use(read_folder(tmp_path / "site", plan).adapter)
+    decoder.use(read_from_anyone(tmp_path / "site", plan).adapter)
     assert (decoder.read(list(range(2, 40))) - expected[0, -1]).abs().max() < 1e-4
 
 
@@ -153,7 +153,7 @@ def test_two_rounds_with_rslora_patterns_and_a_site_of_lower_rank(tiny_base, tmp
     capsys.readouterr()
     final = gate.read_global(place.global_adapter(2), plan).adapter
     assert final.config["rank_pattern"] == {"model.layers.0.self_attn.q_proj": 6, "v_proj": 2}
-    lower = read_folder(place.round(2) / "B", plan).adapter
+    lower = read_from_anyone(place.round(2) / "B", plan).adapter
     assert {lower.rank(module) for module in plan.modules} == {2, 3}
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     before = logits(model)
@@ -233,8 +233,8 @@ def test_a_stack_of_very_many_sites_passes_the_gate(lora, tmp_path):
         rng = np.random.default_rng(seed)
         factors = {m: (a, rng.normal(0, 1e-5, b.shape).astype(np.float32)) for m, (a, b) in start.factors.items()}
         sites.append(plan_adapter(plan, factors))
-    result, _ = RULES["stack"](plan, start, sites, [1 / 129] * 129, None)
+    result, _ = COMBINE["stack"](plan, start, sites, [1 / 129] * 129, None)
     assert result.r == 1032
     for name, data in adapter_files(result, "x").items():
         (tmp_path / name).write_bytes(data)
-    assert read_folder(tmp_path).adapter.digest == result.digest
+    assert read_from_anyone(tmp_path).adapter.digest == result.digest

@@ -157,7 +157,7 @@ def test_fingerprints_can_be_read_aloud(config, capsys):
     assert "".join(groups).isdigit()
     assert main(["keys", "show", str(config / "new.pub"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) | {"path": ""} == value | {"path": "", "pinned": {}}
-    seen = {signatures.spoken(factories.make_signer(number).public) for number in range(200)}
+    seen = {signatures.fingerprint_digits(factories.make_signer(number).public) for number in range(200)}
     assert len(seen) == 200
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import cut_to_rank, decompose, gram_of_innovations, thin_qr
-from fedmed_cli.aggregation import weighting
+from fedmed_cli.aggregation import shares
 from fedmed_cli.aggregation.methods import factor_mean, stack, svd
-from fedmed_cli.aggregation.robust import ROBUST, distances_to
+from fedmed_cli.aggregation.robust import MEANS, distances_to
+from fedmed_cli.aggregation.weighting import demo_weights
 from fedmed_cli.errors import CombineError
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
@@ -131,12 +132,12 @@ def test_gauge_leaves_svd_unchanged_and_changes_factor_mean(plan):
 
 def test_the_order_of_the_sites_changes_no_bit(plan):
     from fedmed_cli.aggregation.combine import combine
-    from fedmed_cli.aggregation.state import Rules
+    from fedmed_cli.aggregation.state import AggregationSettings
 
-    submissions = {site: submission(plan, site, random_adapter(plan, i)) for i, site in enumerate("ABC", 1)}
+    contributions = {site: contribution(plan, site, random_adapter(plan, i)) for i, site in enumerate("ABC", 1)}
     parent = random_adapter(plan, 0)
     digests = {
-        combine(plan, parent, {site: submissions[site] for site in order}, Rules()).adapter.digest
+        combine(plan, parent, {site: contributions[site] for site in order}, AggregationSettings()).adapter.digest
         for order in ("ABC", "CBA", "BCA")
     }
     assert len(digests) == 1
@@ -243,7 +244,7 @@ def test_distances_from_the_gram_matrix(points):
 
 def test_geometric_median_minimises_the_sum_of_distances(points):
     weights = np.full(7, 1 / 7)
-    found = ROBUST["geometric-median"](points @ points.T, weights, 1) @ points
+    found = MEANS["geometric-median"](points @ points.T, weights, 1) @ points
 
     def cost(point):
         return weights @ np.linalg.norm(points - point, axis=1)
@@ -254,14 +255,14 @@ def test_geometric_median_minimises_the_sum_of_distances(points):
 
 
 def test_multi_krum_drops_the_outlier(points):
-    coefficients = ROBUST["multi-krum"](points @ points.T, np.full(7, 1 / 7), 1)
+    coefficients = MEANS["multi-krum"](points @ points.T, np.full(7, 1 / 7), 1)
     assert coefficients[-1] == 0
     assert coefficients[:-1] == pytest.approx(1 / 6)
 
 
 def test_centred_clipping_bounds_what_one_site_can_do(points):
     weights = np.full(7, 1 / 7)
-    found = ROBUST["centred-clipping"](points @ points.T, weights, 1) @ points
+    found = MEANS["centred-clipping"](points @ points.T, weights, 1) @ points
     assert np.linalg.norm(found - [1, 0, 0, 0]) < 0.5
     # The definition, with vectors instead of coefficients.
     radius, v = np.median(np.linalg.norm(points, axis=1)), np.zeros(4)
@@ -276,29 +277,21 @@ def test_centred_clipping_bounds_what_one_site_can_do(points):
 )
 def test_preconditions_are_refused_with_the_numbers(rule, sites, malicious, wanted):
     with pytest.raises(CombineError, match=f"at least {wanted} contributions, found {sites}"):
-        ROBUST[rule](np.eye(sites), np.full(sites, 1 / sites), malicious)
+        MEANS[rule](np.eye(sites), np.full(sites, 1 / sites), malicious)
 
 
 # --- weights ----------------------------------------------------------------------------------------
 
 
 def test_self_reported_is_the_rule_of_the_demo():
-    reports = {
-        "A": weighting.SelfReport(0.0375, 0.3217, 4520),
-        "B": weighting.SelfReport(0.2991, 0.0416, 2521),
-        "C": weighting.SelfReport(14.3051, 0.2043, 2959),
-    }
-    found = weighting.self_reported(reports)
-    assert found == pytest.approx({"A": 0.227493, "B": 0.547338, "C": 0.225169}, abs=5e-7)
+    before, after = np.array([0.0375, 0.2991, 14.3051]), np.array([0.3217, 0.0416, 0.2043])
+    weights = demo_weights(before, after, np.array([4520.0, 2521.0, 2959.0]))
+    assert weights == pytest.approx([0.227493, 0.547338, 0.225169], abs=5e-7)
 
 
 def test_self_reported_is_won_by_lying():
-    reports = {
-        "A": weighting.SelfReport(3.0, 2.0, 1000),
-        "B": weighting.SelfReport(3.0, 2.1, 1000),
-        "C": weighting.SelfReport(0.95, 0.0, 1000),  # claims loss 0 and the average improvement
-    }
-    assert weighting.self_reported(reports)["C"] > 0.55
+    before, after = np.array([3.0, 3.0, 0.95]), np.array([2.0, 2.1, 0.0])  # the last claims loss 0, and the mean gain
+    assert demo_weights(before, after, np.full(3, 1000.0))[-1] > 0.55
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -308,7 +301,7 @@ def test_bounds_hold_and_what_is_cut_goes_to_the_others_in_proportion(seed):
     sites = [f"S{i}" for i in range(k)]
     raw = dict(zip(sites, rng.dirichlet([0.3] * k), strict=True))
     prior = dict(zip(sites, rng.dirichlet([2.0] * k), strict=True))
-    found = weighting.bounded(raw, prior)
+    found = shares.bound_weights(raw, prior)
     assert sum(found.values()) == pytest.approx(1)
     free = []
     for site in sites:
@@ -323,12 +316,12 @@ def test_a_false_token_count_moves_a_weight_at_most_to_the_cap():
     """The worst case: one of k equal sites claims without limit. It gets 2/(k+1) instead of 1/k."""
     for k in (3, 5, 10):
         claims = {f"S{i}": 1000.0 for i in range(k)} | {"S0": 1e12}
-        share = weighting.normalised(weighting.capped(claims)[0])["S0"]
+        share = shares.normalise(shares.cap_claims(claims)[0])["S0"]
         assert share == pytest.approx(2 / (k + 1))
 
 
-def submission(plan, site, adapter, num_tokens=1000, before=3.0, after=2.5):
-    from fedmed_cli.aggregation.state import Submission
+def contribution(plan, site, adapter, num_tokens=1000, before=3.0, after=2.5):
+    from fedmed_cli.aggregation.state import AcceptedContribution
     from fedmed_cli.records.contribution import Contribution
     from fedmed_cli.records.measures import Loss
 
@@ -339,4 +332,4 @@ def submission(plan, site, adapter, num_tokens=1000, before=3.0, after=2.5):
         per_device_train_batch_size=2, losses=(1.0,), validation_before=Loss(before, 0.1, 10, 10, 100),
         validation_after=Loss(after, 0.1, 10, 10, 100), update_norm=1.0, files={},
     )  # fmt: skip
-    return Submission(adapter, record, "2" * 64)
+    return AcceptedContribution(adapter, record, "2" * 64)

@@ -6,17 +6,17 @@ import statistics
 
 import numpy as np
 import pytest
-from test_combine import dense, make_plan, submission
+from test_combine import contribution, dense, make_plan
 
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.aggregation.combine import combine
-from fedmed_cli.aggregation.state import Examiner, Rules
+from fedmed_cli.aggregation.state import AggregationSettings, Evaluator
 from fedmed_cli.cli import options
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.intervals import Losses
 from fedmed_cli.records.scores import Scores, SiteScore
 
-AGENTIC = Rules(weights="agentic")
+AGENTIC = AggregationSettings(weights="agentic")
 NUM_EXAMPLES = 60
 
 
@@ -40,7 +40,7 @@ def update(plan, parent, seed, size=1.0, direction=0):
     return plan_adapter(plan, factors)
 
 
-def examiner(plan, parent, seed=0, curve=8.0):
+def evaluator(plan, parent, seed=0, curve=8.0):
     """Loss of an adapter: 3 + noise_e + curve·‖W − target‖² + a small own slope of each example."""
     target = {m: dense(update(plan, parent, 0), m) for m in plan.modules}
     rng = np.random.default_rng(seed)
@@ -56,16 +56,16 @@ def examiner(plan, parent, seed=0, curve=8.0):
         return Losses(nll * tokens, tokens)
 
     groups = [f"g{i // 2}" for i in range(NUM_EXAMPLES)]
-    return Examiner("e" * 64, groups, [""] * NUM_EXAMPLES, losses)
+    return Evaluator("e" * 64, groups, [""] * NUM_EXAMPLES, losses)
 
 
 def honest(plan, parent, sites="ABC"):
-    return {site: submission(plan, site, update(plan, parent, i)) for i, site in enumerate(sites, 1)}
+    return {site: contribution(plan, site, update(plan, parent, i)) for i, site in enumerate(sites, 1)}
 
 
 def change(one, plan, edit):
     adapter = plan_adapter(plan, {m: edit(m, a, b) for m, (a, b) in one.adapter.factors.items()})
-    return submission(plan, one.record.site, adapter)
+    return contribution(plan, one.record.site, adapter)
 
 
 ATTACKS = {
@@ -78,9 +78,9 @@ ATTACKS = {
 @pytest.mark.parametrize("sites", ["ABC", "ABCDE"])
 @pytest.mark.parametrize("attack", sorted(ATTACKS))
 def test_one_harmful_update_is_rejected_with_its_reasons(plan, parent, sites, attack):
-    submissions = honest(plan, parent, sites)
-    submissions["B"] = change(submissions["B"], plan, ATTACKS[attack])
-    result = combine(plan, parent, submissions, AGENTIC, examiner=examiner(plan, parent))
+    contributions = honest(plan, parent, sites)
+    contributions["B"] = change(contributions["B"], plan, ATTACKS[attack])
+    result = combine(plan, parent, contributions, AGENTIC, evaluator=evaluator(plan, parent))
     verdicts = {site: one.verdict for site, one in result.decisions.items()}
     assert verdicts == dict.fromkeys(sites, "accepted") | {"B": "rejected"}
     bad = result.decisions["B"]
@@ -88,26 +88,30 @@ def test_one_harmful_update_is_rejected_with_its_reasons(plan, parent, sites, at
     assert bad.evidence.left_out_gain.low > 0
     assert "without it the round gains" in " ".join(bad.reasons)
     oracle = combine(
-        plan, parent, {s: one for s, one in submissions.items() if s != "B"}, AGENTIC, examiner=examiner(plan, parent)
+        plan,
+        parent,
+        {s: one for s, one in contributions.items() if s != "B"},
+        AGENTIC,
+        evaluator=evaluator(plan, parent),
     )
     assert result.adapter.digest == oracle.adapter.digest
 
 
 def test_without_an_attack_nobody_is_rejected_and_weights_stay_near_the_claims(plan, parent):
     for seed in range(20):
-        result = combine(plan, parent, honest(plan, parent, "ABCDE"), AGENTIC, examiner=examiner(plan, parent, seed))
+        result = combine(plan, parent, honest(plan, parent, "ABCDE"), AGENTIC, evaluator=evaluator(plan, parent, seed))
         assert {one.verdict for one in result.decisions.values()} == {"accepted"}
         for one in result.decisions.values():
             assert one.prior / 4 <= one.weight <= 2 / 5
     assert result.examination.result.mean < result.examination.parent.mean
 
 
-def idle(plan, parent, submissions, seed=0, **curve):
+def idle(plan, parent, contributions, seed=0, **curve):
     """How the coordinator decides on an update D that moves a twentieth of the way, then on one that moves a third."""
     found = []
     for size in (0.05, 0.35):
-        sent = submissions | {"D": submission(plan, "D", update(plan, parent, 9, size=size))}
-        result = combine(plan, parent, sent, AGENTIC, examiner=examiner(plan, parent, seed, **curve))
+        sent = contributions | {"D": contribution(plan, "D", update(plan, parent, 9, size=size))}
+        result = combine(plan, parent, sent, AGENTIC, evaluator=evaluator(plan, parent, seed, **curve))
         found.append(result.decisions)
     return found
 
@@ -132,26 +136,26 @@ def test_where_all_gains_are_small_nobody_is_rejected_for_bringing_little(plan, 
 
 
 def test_an_update_eight_times_too_long_is_shortened_and_kept(plan, parent):
-    submissions = honest(plan, parent)
-    submissions["C"] = change(submissions["C"], plan, lambda m, a, b: (a, 8 * b))
-    result = combine(plan, parent, submissions, AGENTIC, examiner=examiner(plan, parent))
+    contributions = honest(plan, parent)
+    contributions["C"] = change(contributions["C"], plan, lambda m, a, b: (a, 8 * b))
+    result = combine(plan, parent, contributions, AGENTIC, evaluator=evaluator(plan, parent))
     assert result.decisions["C"].verdict == "clipped"
     norms = sorted(one.evidence.update_norm for one in result.decisions.values())
     assert result.decisions["C"].clip_factor == pytest.approx(1.5 * norms[1] / norms[2])
 
 
 def test_an_empty_update_is_rejected_for_it_would_dilute(plan, parent):
-    submissions = honest(plan, parent) | {"D": submission(plan, "D", parent)}
-    result = combine(plan, parent, submissions, AGENTIC, examiner=examiner(plan, parent))
+    contributions = honest(plan, parent) | {"D": contribution(plan, "D", parent)}
+    result = combine(plan, parent, contributions, AGENTIC, evaluator=evaluator(plan, parent))
     assert result.decisions["D"].verdict == "rejected"
     assert "empty update" in result.decisions["D"].reasons[0]
 
 
 def test_copies_share_one_weight(plan, parent):
-    submissions = honest(plan, parent, "ABCD")
-    alone = combine(plan, parent, submissions, AGENTIC, examiner=examiner(plan, parent))
-    submissions["E"] = submission(plan, "E", submissions["D"].adapter)
-    result = combine(plan, parent, submissions, AGENTIC, examiner=examiner(plan, parent))
+    contributions = honest(plan, parent, "ABCD")
+    alone = combine(plan, parent, contributions, AGENTIC, evaluator=evaluator(plan, parent))
+    contributions["E"] = contribution(plan, "E", contributions["D"].adapter)
+    result = combine(plan, parent, contributions, AGENTIC, evaluator=evaluator(plan, parent))
     assert result.decisions["D"].evidence.copies == ("E",)
     assert result.decisions["D"].weight == pytest.approx(result.decisions["E"].weight)
     both = result.decisions["D"].weight + result.decisions["E"].weight
@@ -160,42 +164,43 @@ def test_copies_share_one_weight(plan, parent):
 
 
 def test_a_false_loss_moves_no_default_weight(plan, parent):
-    submissions = honest(plan, parent)
-    truth = combine(plan, parent, submissions, AGENTIC, examiner=examiner(plan, parent))
-    liar = submissions | {"A": submission(plan, "A", submissions["A"].adapter, before=9.0, after=0.0)}
+    contributions = honest(plan, parent)
+    truth = combine(plan, parent, contributions, AGENTIC, evaluator=evaluator(plan, parent))
+    liar = contributions | {"A": contribution(plan, "A", contributions["A"].adapter, before=9.0, after=0.0)}
     for weights in ("tokens", "agentic"):
-        rules = Rules(weights=weights)
+        settings = AggregationSettings(weights=weights)
         one, two = (
-            combine(plan, parent, x, rules, examiner=examiner(plan, parent)).adapter.digest for x in (submissions, liar)
+            combine(plan, parent, x, settings, evaluator=evaluator(plan, parent)).adapter.digest
+            for x in (contributions, liar)
         )
         assert one == two
-    assert combine(plan, parent, liar, Rules(weights="self-reported")).decisions["A"].weight > 0.5
+    assert combine(plan, parent, liar, AggregationSettings(weights="self-reported")).decisions["A"].weight > 0.5
     assert truth.decisions["A"].evidence.reported_gain == pytest.approx(0.5)
 
 
 def test_at_least_half_of_the_sites_stay(plan, parent):
-    submissions = honest(plan, parent)
+    contributions = honest(plan, parent)
     for site in "AB":
-        submissions[site] = change(submissions[site], plan, ATTACKS["sign flip"])
-    result = combine(plan, parent, submissions, AGENTIC, examiner=examiner(plan, parent))
+        contributions[site] = change(contributions[site], plan, ATTACKS["sign flip"])
+    result = combine(plan, parent, contributions, AGENTIC, evaluator=evaluator(plan, parent))
     assert sum(one.verdict != "rejected" for one in result.decisions.values()) == 2
 
 
 def test_all_empty_is_an_error(plan, parent):
-    submissions = {site: submission(plan, site, parent) for site in "ABC"}
+    contributions = {site: contribution(plan, site, parent) for site in "ABC"}
     with pytest.raises(CombineError, match="every contribution was rejected"):
-        combine(plan, parent, submissions, AGENTIC, examiner=examiner(plan, parent))
+        combine(plan, parent, contributions, AGENTIC, evaluator=evaluator(plan, parent))
     with pytest.raises(InputError, match="coordinator's examples"):
-        combine(plan, parent, submissions, AGENTIC)
+        combine(plan, parent, contributions, AGENTIC)
 
 
 def test_the_line_search_takes_the_longer_step_only_where_it_surely_helps(plan, parent):
-    short = {site: submission(plan, site, update(plan, parent, i, size=0.5)) for i, site in enumerate("ABC", 1)}
-    rules = dataclasses.replace(AGENTIC, server_lr=None)
-    result = combine(plan, parent, short, rules, examiner=examiner(plan, parent))
+    short = {site: contribution(plan, site, update(plan, parent, i, size=0.5)) for i, site in enumerate("ABC", 1)}
+    settings = dataclasses.replace(AGENTIC, server_lr=None)
+    result = combine(plan, parent, short, settings, evaluator=evaluator(plan, parent))
     assert result.server_lr == 2.0  # the target lies at twice the mean of the updates
     assert set(result.examination.server_lr_losses) == {"1", "1.5", "2", "3"}
-    result = combine(plan, parent, honest(plan, parent), rules, examiner=examiner(plan, parent))
+    result = combine(plan, parent, honest(plan, parent), settings, evaluator=evaluator(plan, parent))
     assert result.server_lr == 1.0
 
 
@@ -210,25 +215,25 @@ def test_the_line_search_takes_the_longer_step_only_where_it_surely_helps(plan, 
     ],
 )
 def test_the_step_is_searched_for_where_the_coordinator_measures(method, weights, given, wanted):
-    assert options.rules(method, weights, "none", None, 1.5, given, 0.0).server_lr == wanted
+    assert options.AggregationOptions(method=method, server_lr=given).settings(weights).server_lr == wanted
 
 
 def test_what_chose_the_step_is_recorded_under_any_weights(plan, parent):
-    short = {site: submission(plan, site, update(plan, parent, i, size=0.5)) for i, site in enumerate("ABC", 1)}
-    result = combine(plan, parent, short, Rules(server_lr=None), examiner=examiner(plan, parent))
+    short = {site: contribution(plan, site, update(plan, parent, i, size=0.5)) for i, site in enumerate("ABC", 1)}
+    result = combine(plan, parent, short, AggregationSettings(server_lr=None), evaluator=evaluator(plan, parent))
     assert result.server_lr == 2.0
     assert set(result.examination.server_lr_losses) == {"1", "1.5", "2", "3"}
     assert result.examination.examples_digest == "e" * 64
 
 
 def test_fedexp_is_its_formula(plan, parent):
-    submissions = {
-        site: submission(plan, site, update(plan, parent, i, direction=i)) for i, site in enumerate("ABC", 1)
+    contributions = {
+        site: contribution(plan, site, update(plan, parent, i, direction=i)) for i, site in enumerate("ABC", 1)
     }
-    result = combine(plan, parent, submissions, Rules(server_lr=None, weights="uniform", clip=None))
+    result = combine(plan, parent, contributions, AggregationSettings(server_lr=None, weights="uniform", clip=None))
     moves = [
         np.concatenate([(dense(s.adapter, m) - dense(parent, m)).ravel() for m in plan.modules])
-        for s in submissions.values()
+        for s in contributions.values()
     ]
     expected = sum(x @ x for x in moves) / (2 * 3 * np.sum(np.mean(moves, axis=0) ** 2))
     assert expected > 1.01
@@ -240,9 +245,9 @@ def score_file(plan, parent, site, gains):
 
 
 def test_crosseval_ignores_what_a_site_says_of_itself_and_one_liar(plan, parent):
-    submissions = honest(plan, parent, "ABCDE")
+    contributions = honest(plan, parent, "ABCDE")
     true = {"A": 0.10, "B": 0.10, "C": 0.10, "D": 0.02, "E": 0.10}
-    digests = {site: one.record.adapter for site, one in submissions.items()}
+    digests = {site: one.record.adapter for site, one in contributions.items()}
 
     def reports(liar=None):
         found = []
@@ -253,39 +258,40 @@ def test_crosseval_ignores_what_a_site_says_of_itself_and_one_liar(plan, parent)
             found.append(score_file(plan, parent, site, gains))
         return found
 
-    rules = Rules(weights="crosseval")
-    honest_weights = combine(plan, parent, submissions, rules, scores=reports()).decisions
+    settings = AggregationSettings(weights="crosseval")
+    honest_weights = combine(plan, parent, contributions, settings, scores=reports()).decisions
     assert honest_weights["D"].weight < honest_weights["A"].weight
-    lied = combine(plan, parent, submissions, rules, scores=reports(liar="D")).decisions
+    lied = combine(plan, parent, contributions, settings, scores=reports(liar="D")).decisions
     assert {s: one.weight for s, one in lied.items()} == pytest.approx(
         {s: one.weight for s, one in honest_weights.items()}
     )
-    few = {site: submissions[site] for site in "ABC"}
+    few = {site: contributions[site] for site in "ABC"}
     with pytest.raises(CombineError, match="at least 4 contributions, found 3"):
-        combine(plan, parent, few, rules, scores=reports())
+        combine(plan, parent, few, settings, scores=reports())
     with pytest.raises(CombineError, match="was scored by 2 other sites, expected at least 3"):
-        combine(plan, parent, submissions, rules, scores=reports()[:3])
+        combine(plan, parent, contributions, settings, scores=reports()[:3])
 
 
 def test_more_than_100_sites_are_combined_without_pairs(plan, parent):
     names = tuple(f"H{i:03d}" for i in range(1, 131))
     plan = make_plan(sites=names)
     one = update(plan, parent, 1)
-    submissions = {name: submission(plan, name, one) for name in names}
-    result = combine(plan, parent, submissions, Rules())
+    contributions = {name: contribution(plan, name, one) for name in names}
+    result = combine(plan, parent, contributions, AggregationSettings())
     assert all(site.weight == pytest.approx(1 / 130) for site in result.decisions.values())
     assert "more than 100" in result.decisions["H001"].reasons[0]
     module = next(iter(plan.modules))
     assert np.allclose(dense(result.adapter, module), dense(one, module), atol=1e-5)
     with pytest.raises(CombineError, match="at most 100 sites, found 130"):
-        combine(plan, parent, submissions, Rules(robust="geometric-median"))
+        combine(plan, parent, contributions, AggregationSettings(robust="geometric-median"))
 
 
 def test_momentum_makes_the_second_step_longer(plan, parent):
     before, start = parent, update(plan, parent, 1)
-    submissions = {site: submission(plan, site, update(plan, start, i)) for i, site in enumerate("AB", 3)}
+    contributions = {site: contribution(plan, site, update(plan, start, i)) for i, site in enumerate("AB", 3)}
     plain, moved = (
-        combine(plan, start, submissions, Rules(server_momentum=beta), before=before).adapter for beta in (0.0, 0.5)
+        combine(plan, start, contributions, AggregationSettings(server_momentum=beta), before=before).adapter
+        for beta in (0.0, 0.5)
     )
     module = next(iter(plan.modules))
     wanted = dense(plain, module) + 0.5 * (dense(start, module) - dense(before, module))

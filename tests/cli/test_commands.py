@@ -78,13 +78,28 @@ def test_every_command_has_help_with_an_example(words, capsys):
     assert "Example: fedmed" in capsys.readouterr().out
 
 
+def node_of(words):
+    node = typer.main.get_command(make_app())
+    for name in words.split():
+        node = node.commands[name]
+    return node
+
+
+@pytest.mark.parametrize("words", sorted(set(COMMANDS) - {"keys"}))
+def test_no_option_is_cut_in_80_columns(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words.split(), "--help"]) == 0
+    shown = capsys.readouterr().out.split()
+    names = [name for parameter in node_of(words).params for name in parameter.opts if name.startswith("-")]
+    assert len(names) > 3
+    assert [name for name in names if name not in shown] == []
+
+
 @pytest.mark.parametrize("words", sorted(set(COMMANDS) - {"keys"}))
 def test_help_shows_every_text_whole(words, capsys, monkeypatch):
     """What stands in brackets too, which rich would take as its markup."""
     monkeypatch.setenv("COLUMNS", "400")
-    node = typer.main.get_command(make_app())
-    for name in words.split():
-        node = node.commands[name]
+    node = node_of(words)
     assert main([*words.split(), "--help"]) == 0
     shown = "".join(capsys.readouterr().out.split())
     texts = [parameter.help.replace("\\[", "[") for parameter in node.params if getattr(parameter, "help", None)]

@@ -420,7 +420,7 @@ def test_options_that_would_be_ignored_are_refused_or_said(trained_workspace, fa
     assert "the plan has no such site" in fails(2, "compare", "--scores", "--site", "Z", "-C", root)
     argv = ["aggregate", "--weights", "tokens", "--max-eval-samples", "5", "-C", str(root)]
     assert main(argv) == 0
-    assert "nothing is measured with these rules" in capsys.readouterr().err
+    assert "nothing is measured with these settings" in capsys.readouterr().err
 
 
 def test_a_coordinator_with_too_few_examples_weighs_by_tokens(trained_workspace, capsys):

@@ -305,7 +305,7 @@ def test_stack_is_the_exact_mean_of_the_logits_deltas(trained_workspace, tiny_ba
             * one.factors[module][1].astype(np.float64)
             @ one.factors[module][0]
             for site in "ABC"
-            for one in [gate.read_folder(root / "adapters" / site).adapter]
+            for one in [gate.read_from_anyone(root / "adapters" / site).adapter]
         )
         weight = dense.get_submodule(module).weight
         weight.data += torch.from_numpy(delta).to(weight.dtype)

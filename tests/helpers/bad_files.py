@@ -477,7 +477,7 @@ quick(
 quick(
     "offsets that do not fit", 3, "has offsets that do not fit its shape [4, 17] of F32", _entry(FIRST, shape=[4, 17])
 )
-quick("an unknown field", 3, "must have dtype, shape and data_offsets alone", _entry(FIRST, stride=[1]))
+quick("an unknown field", 3, "must have only dtype, shape and data_offsets", _entry(FIRST, stride=[1]))
 quick("an unknown dtype", 3, "has an unknown dtype 'F128'", _entry(FIRST, dtype="F128"))
 quick("whole numbers as weights", 4, "has dtype I32, expected F32, F16 or BF16", _entry(FIRST, dtype="I32"))
 quick("a flat tensor", 4, "has shape [64], expected rank 4", _entry(FIRST, shape=[64]))
@@ -736,7 +736,7 @@ def _edit_blob(old, new):
     def change(place):
         blob = _blob(place)
         assert old in blob
-        place.write(SIGNATURE, signatures._armor(blob.replace(old, new, 1)))
+        place.write(SIGNATURE, signatures.armor(blob.replace(old, new, 1)))
 
     return change
 
@@ -787,13 +787,13 @@ quick(
     "a signature that is cut off",
     3,
     "contribution.json.sig: is cut off",
-    lambda p: p.write(SIGNATURE, signatures._armor(_blob(p)[:-1])),
+    lambda p: p.write(SIGNATURE, signatures.armor(_blob(p)[:-1])),
 )
 quick(
     "a signature with a tail",
     3,
     "has bytes after its end",
-    lambda p: p.write(SIGNATURE, signatures._armor(_blob(p) + b"x")),
+    lambda p: p.write(SIGNATURE, signatures.armor(_blob(p) + b"x")),
 )
 quick(
     "no signature in the file",
@@ -920,7 +920,7 @@ quick(
     "a bundle with a file of 8 GB",
     3,
     "adapter_config.json needs 8,589,934,591 bytes",
-    lambda p: p.bundle(lambda f: bundles._header(CONFIG, 8**11 - 1) + bytes(2048)),
+    lambda p: p.bundle(lambda f: bundles.header(CONFIG, 8**11 - 1) + bytes(2048)),
 )
 quick(
     "a bundle of seventeen files",

@@ -5,17 +5,18 @@ from dataclasses import replace
 import numpy as np
 from cryptography.hazmat.primitives import serialization
 
-from fedmed_cli.adapters import archive, card, gate
+from fedmed_cli.adapters import archive, card
 from fedmed_cli.adapters.adapter import adapter_files, plan_adapter
-from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, _blob, _line, sign
-from fedmed_cli.aggregation.state import Rules
-from fedmed_cli.durable import write_folder
+from fedmed_cli.adapters.folder import CONTRIBUTION_NAME
+from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, sign
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_folder
 
 SITES = ("A", "B", "C")
 
@@ -23,7 +24,7 @@ SITES = ("A", "B", "C")
 def make_signer(seed):
     """A key that is the same in every run."""
     private = Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32)
-    return Signer(private, _line(_blob(private.public_key())))
+    return Signer.of(private)
 
 
 SIGNERS = {name: make_signer(number) for number, name in enumerate((*SITES, "coordinator", "stranger"), 1)}
@@ -85,14 +86,13 @@ def contribution(plan, site, start, number=1, seed=None, signer=None):
         files={name: sha256_bytes(data) for name, data in files.items()},
         run={"created": "2026-01-01T00:00:00Z", "seconds": 1.5},
     )
-    files[gate.CONTRIBUTION_NAME] = record.to_bytes()
+    files[CONTRIBUTION_NAME] = record.to_bytes()
     if signer is not None:
-        name = gate.CONTRIBUTION_NAME
-        files[f"{name}.sig"] = sign(signer, files[name])
+        files[f"{CONTRIBUTION_NAME}.sig"] = sign(signer, files[CONTRIBUTION_NAME])
     return files
 
 
-def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
+def make_workspace(root, plan, num_rounds=0, mailbox=True, settings=AggregationSettings()):
     """A workspace with `num_rounds` rounds, and contributions to the next one in its mailbox."""
     workspace = Workspace(root)
     root.mkdir(parents=True)
@@ -107,7 +107,7 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True, rules=Rules()):
                 write_folder(workspace.contribution(site), dict(files))
         if number <= num_rounds:
             paths = [workspace.contribution(site) for site in SITES]
-            coordinator.aggregate(workspace, paths, rules, signer=SIGNERS["coordinator"] if signed else None)
+            coordinator.aggregate(workspace, paths, settings, signer=SIGNERS["coordinator"] if signed else None)
     return workspace
 
 

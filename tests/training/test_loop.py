@@ -344,7 +344,7 @@ def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(re
 def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monkeypatch):
     workspace, plan, lm, _ = ready
     data = site_data.workspace_data(workspace, "A")
-    choosing, reporting = site._choosing_half("A", data)
+    choosing, reporting = site.split_validation("A", data)
     assert len(choosing) + len(reporting) == len(data.validation)
     assert not {row.text_key for row in choosing} & {row.text_key for row in reporting}
 

@@ -9,13 +9,13 @@ from conftest import snapshot
 from helpers import factories
 from helpers.bad_files import RECORD, WEIGHTS
 
-from fedmed_cli.adapters import config as adapter_config
-from fedmed_cli.adapters import gate, signatures
+from fedmed_cli.adapters import archive, gate, signatures
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
-from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.adapters.low_rank import relate
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
+from fedmed_cli.federation import coordinator
 from fedmed_cli.records.digests import sha256_bytes
-from fedmed_cli.trust import verify
 from fedmed_cli.workspace import Workspace
 
 
@@ -47,12 +47,11 @@ def edit(path, **changes):
 def reseal_global(folder, sign=True, **changes):
     """Make a changed global folder's digests hold, and sign it, as a dishonest coordinator would."""
     record = json.loads((folder / "aggregate.json").read_text()) | changes
-    names = ("adapter_config.json", WEIGHTS, "README.md")
-    record["files"] = {name: sha256_bytes((folder / name).read_bytes()) for name in names}
-    config = adapter_config.check_config(json.loads((folder / "adapter_config.json").read_text()), "config")
-    record_adapter = gate._parse_adapter(config, (folder / WEIGHTS).read_bytes(), "", folder)
-    vars(record_adapter).pop("weights_digest", None)
-    record["adapter"] = record_adapter.digest
+    for name in ("aggregate.json", "aggregate.json.sig"):
+        (folder / name).unlink(missing_ok=True)
+    now = gate.read_from_anyone(folder)
+    record["files"] = {name: sha256_bytes(data) for name, data in now.files.items()}
+    record["adapter"] = now.adapter.digest
     (folder / "aggregate.json").write_text(json.dumps(record))
     if sign:
         data = (folder / "aggregate.json").read_bytes()
@@ -87,8 +86,8 @@ def test_a_recomputed_round_is_what_dense_matrices_give(workspace):
             one.adapter.scale(module) * one.adapter.factors[module][1].astype(float) @ one.adapter.factors[module][0]
         )
         mean = start.copy()
-        for site, decision in two.aggregate.sites.items():
-            adapter = gate.read_folder(workspace.round(2) / site).adapter
+        for site, decision in two.record.sites.items():
+            adapter = gate.read_from_anyone(workspace.round(2) / site).adapter
             product = adapter.scale(module) * adapter.factors[module][1].astype(float) @ adapter.factors[module][0]
             mean += decision.weight * decision.clip_factor * (product - start)
         u, s, vt = np.linalg.svd(mean)
@@ -100,17 +99,17 @@ def test_a_recomputed_round_is_what_dense_matrices_give(workspace):
 
 
 @pytest.mark.parametrize(
-    "rules",
+    "settings",
     [
-        Rules(server_lr=1.5, server_momentum=0.4),
-        Rules(method="factor-mean", weights="uniform"),
-        Rules(robust="geometric-median", clip=0.9),
-        Rules(server_lr=None),
+        AggregationSettings(server_lr=1.5, server_momentum=0.4),
+        AggregationSettings(method="factor-mean", weights="uniform"),
+        AggregationSettings(robust="geometric-median", clip=0.9),
+        AggregationSettings(server_lr=None),
     ],
-    ids=lambda rules: f"{rules.method} {rules.robust} {rules.server_lr} {rules.server_momentum}",
+    ids=lambda settings: f"{settings.method} {settings.robust} {settings.server_lr} {settings.server_momentum}",
 )
-def test_every_rule_gives_the_same_bytes_again(rules, tmp_path, capsys):
-    root = factories.make_workspace(tmp_path / "work", factories.make_plan(), 3, rules=rules).root
+def test_every_rule_gives_the_same_bytes_again(settings, tmp_path, capsys):
+    root = factories.make_workspace(tmp_path / "work", factories.make_plan(), 3, settings=settings).root
     assert main(["verify", "--recompute", "--json", "-C", str(root)]) == 0
     found = [one["difference"] for one in json.loads(capsys.readouterr().out)["checked"]]
     assert found.count(0.0) == 3
@@ -255,15 +254,13 @@ def test_every_fault_is_shown(signed, capsys):
     assert "(2 faults in all)" in err
 
 
-def test_an_unsigned_round_before_the_key_was_pinned_is_covered_by_the_signed_ones_after_it(tmp_path, capsys, fails):
+def test_a_round_from_before_the_keys_were_pinned_is_covered_by_the_coordinators_signature(tmp_path, capsys, fails):
     bare = factories.make_plan(signed=False)
     workspace = factories.make_workspace(tmp_path / "work", bare, 1)
     plan = factories.make_plan()
     workspace.plan_path.write_bytes(plan.to_bytes())
     assert "is not signed" in fails(7, "verify", "-C", workspace.root)
-    from fedmed_cli.adapters import archive
-    from fedmed_cli.federation import coordinator
-
+    reseal_global(workspace.global_adapter(1))  # as 'ssh-keygen -Y sign' does it
     start = archive.starting_adapter(workspace, plan, 2)
     for site in factories.SITES:
         for name, data in factories.contribution(plan, site, start, 2, signer=factories.SIGNERS[site]).items():
@@ -271,16 +268,20 @@ def test_an_unsigned_round_before_the_key_was_pinned_is_covered_by_the_signed_on
     coordinator.aggregate(
         workspace,
         [workspace.contribution(site) for site in factories.SITES],
-        Rules(),
+        AggregationSettings(),
         signer=factories.SIGNERS["coordinator"],
     )
     capsys.readouterr()
     assert main(["verify", "--require-signatures", "--json", "-C", str(workspace.root)]) == 0
     seen = {one["path"]: one["signature"] for one in json.loads(capsys.readouterr().out)["checked"]}
-    assert seen["rounds/001/global"] == "covered"
+    assert seen["rounds/001/global"] == "coordinator"
     assert seen["rounds/001/A"] == "covered"
     assert seen["rounds/002/global"] == "coordinator"
     assert seen["rounds/002/A"] == "site A"
+    (workspace.global_adapter(1) / "aggregate.json.sig").unlink()
+    assert main(["verify", "--require-signatures", "--json", "-C", str(workspace.root)]) == 0
+    seen = {one["path"]: one["signature"] for one in json.loads(capsys.readouterr().out)["checked"]}
+    assert seen["rounds/001/global"] == "covered"
     flip(workspace.global_adapter(1) / "README.md")
     assert main(["verify", "-q", "-C", str(workspace.root)]) == 7
 
@@ -309,7 +310,7 @@ def test_verifying_never_loads_torch_and_takes_one_folder(signed, tmp_path, caps
     argv = ["verify", str(signed.round(2) / "B"), "-C", str(tmp_path / "elsewhere")]
     capsys.readouterr()
     assert main(argv) == 0
-    assert "checked against itself alone" in capsys.readouterr().err
+    assert "checked only against itself" in capsys.readouterr().err
     assert "no key is trusted" in fails(7, *argv, "--require-signatures")
 
 
@@ -329,7 +330,7 @@ def test_an_interrupted_command_is_mentioned_and_is_no_fault(signed, capsys):
     assert "left by an interrupted command" in capsys.readouterr().err
 
 
-def test_relative_difference_is_that_of_the_products():
+def test_two_adapters_are_related_as_their_products_are():
     plan = factories.make_plan()
     start = plan_adapter(plan, initial_factors(plan))
     one, two = factories.trained(plan, start, 1), factories.trained(plan, start, 2)
@@ -337,6 +338,10 @@ def test_relative_difference_is_that_of_the_products():
         np.concatenate([(x.scale(m) * b.astype(float) @ a).ravel() for m, (a, b) in x.factors.items()])
         for x in (one, two)
     ]
-    expected = np.linalg.norm(dense[0] - dense[1]) / np.linalg.norm(dense[0])
-    assert verify.relative_difference(one, two) == pytest.approx(expected, rel=1e-9)
-    assert verify.relative_difference(one, one) < 1e-7
+    norms = [np.linalg.norm(x) for x in dense]
+    related = relate(one, two)
+    assert [related.first_norm, related.second_norm] == pytest.approx(norms, rel=1e-9)
+    assert related.difference_norm == pytest.approx(np.linalg.norm(dense[0] - dense[1]), rel=1e-9)
+    assert related.relative_difference == pytest.approx(related.difference_norm / max(norms), rel=1e-9)
+    assert related.cosine == pytest.approx(dense[0] @ dense[1] / (norms[0] * norms[1]), rel=1e-9)
+    assert relate(one, one).relative_difference < 1e-7

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmed_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from fedmed_cli.aggregation.state import Evaluator
 
 
 def aggregate(
@@ -15,13 +18,7 @@ def aggregate(
         list[Path] | None,
         typer.Argument(help=r"Contributions, folders or bundles \[all of adapters/].", show_default=False),
     ] = None,
-    weights: o.WeightsOption = None,
-    method: o.MethodOption = "svd",
-    robust: o.RobustOption = "none",
-    num_malicious: o.NumMaliciousOption = None,
-    clip: o.ClipOption = 1.5,
-    server_lr: o.ServerLrOption = None,
-    server_momentum: o.ServerMomentumOption = 0.0,
+    aggregation: o.AggregationOptions = o.AggregationOptions(),
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Exclude this site (repeatable).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the decisions and write nothing.")] = False,
     output: Annotated[
@@ -30,15 +27,10 @@ def aggregate(
     max_eval_samples: Annotated[
         int | None, typer.Option("--max-eval-samples", min=2, help="Coordinator's examples to measure on [100].")
     ] = None,
-    device: o.DeviceOption = "auto",
-    base: o.BaseOption = None,
-    base_wheel: o.BaseWheelOption = None,
+    model: o.ModelOptions = o.ModelOptions(),
     key: o.KeyOption = None,
     require_signatures: o.RequireSignaturesOption = False,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Combine the contributions to a round into its global adapter and file the round under rounds/.
 
@@ -49,44 +41,39 @@ def aggregate(
     """
     import contextlib
 
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.data import coordinator_examples
     from fedmed_cli.federation import coordinator
     from fedmed_cli.records.measures import COORDINATOR
     from fedmed_cli.trust.keys import signer_for
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan()
-    chosen = weights or coordinator.default_weights(place)
-    rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum)
-    signer = signer_for(COORDINATOR, plan, load_signer(screen, key, workspace))
+    settings = aggregation.settings(coordinator.default_weights(place))
+    signer = signer_for(COORDINATOR, plan, load_signer(screen, key, place.root))
     paths = folders or sorted(path for path in place.adapters.glob("*") if not path.name.startswith("."))
+    measures = settings.measures and bool(coordinator_examples.half(place, "decide"))
+    if not measures and (max_eval_samples or model.base or model.base_wheel):
+        screen.say("nothing is measured with these settings: --max-eval-samples, --base and --base-wheel have no use")
     with place.lock(), contextlib.ExitStack() as stack:
-        examiner = None
-        if rules.measures and coordinator_examples.half(place, "decide"):
-            # What the gate refuses need not wait for a model.
-            coordinator.check(place, plan, paths, exclude or (), output, require_signatures)
+
+        def make_evaluator() -> Evaluator | None:
             from fedmed_cli.cli.progress import step_events
             from fedmed_cli.evaluation import coordinator_set, measuring
-            from fedmed_cli.models import bases, language_model
 
-            lm = language_model.load(bases.find_for_plan(plan.base, base, base_wheel, screen.say), device, screen.say)
+            lm = model.load(model.find(plan.base, screen), screen)
             events = stack.enter_context(step_events(screen, "coordinator"))
             deciding = coordinator_set.coordinator_set(place, plan, lm, "decide", max_eval_samples, events.say)
-            examiner = measuring.examiner(place, plan, lm, deciding, events.measured) if deciding else None
-        elif max_eval_samples or base or base_wheel:
-            screen.say("nothing is measured with these rules: --max-eval-samples, --base and --base-wheel have no use")
+            return measuring.evaluator(place, plan, lm, deciding, events.measured) if deciding else None
+
         result = coordinator.aggregate(
             place,
             paths,
-            rules,
+            settings,
             exclude=tuple(exclude or ()),
             output=output,
             dry_run=dry_run,
-            examiner=examiner,
+            make_evaluator=make_evaluator if measures else None,
             require_signatures=require_signatures,
             signer=signer,
             say=screen.say,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,13 +22,8 @@ def chat(
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="Keep typed lines in .fedmed/chat_history for the next chat.")
     ] = False,
-    device: o.DeviceOption = "auto",
-    base: o.BaseOption = None,
-    base_wheel: o.BaseWheelOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    model: o.ModelOptions = o.ModelOptions(),
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Ask the base model with the newest global adapter, once or in a conversation.
 
@@ -41,28 +35,23 @@ def chat(
 
     from fedmed_cli.chat import choose_adapter
     from fedmed_cli.chat import conversation as chatting
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.models.bases import find_for_plan
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan()
     chosen = None if adapter == "best" else choose_adapter.choose_adapter(place, plan, adapter, screen.say)
     if question is None and not sys.stdin.isatty():
         question = sys.stdin.buffer.read(8 * chatting.MAX_QUESTION).decode("utf-8", "replace")
-    if question is None and as_json:
+    if question is None and screen.as_json:
         raise UsageError("--json answers one question", hint='give it as an argument: fedmed chat --json "…"')
     if question is not None:
         question = chatting.check_length(question)
-    local = find_for_plan(plan.base, base, base_wheel, screen.say)
+    local = model.find(plan.base, screen)
 
     from fedmed_cli.chat import decoding, repl
     from fedmed_cli.cli import terminal
-    from fedmed_cli.models import language_model
 
-    lm = language_model.load(local, device, screen.say, screen.detail)
+    lm = model.load(local, screen)
 
     def find(name: str | None) -> choose_adapter.Chosen:
         with screen.progress("measuring") as update:
@@ -82,7 +71,7 @@ def chat(
         history = place.private / "chat_history" if keep_history else None
         chat_session = repl.Session(screen, conversation, find, plan.base.fingerprint)
         chat_session.run(terminal.reader(repl.COMMANDS, plan.sites.names, history))
-    elif as_json:
+    elif screen.as_json:
         screen.result(chatting.to_json(conversation.ask(question), chosen))
     else:
         repl.ask_and_show(screen, conversation, question, set())

@@ -48,13 +48,8 @@ def compare(
         int, typer.Option("--max-new-tokens", min=1, help="Maximum tokens of a generated answer.")
     ] = 64,
     load_in_4bit: o.FourBitOption = False,
-    device: o.DeviceOption = "auto",
-    base: o.BaseOption = None,
-    base_wheel: o.BaseWheelOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    model: o.ModelOptions = o.ModelOptions(),
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
 
@@ -67,15 +62,11 @@ def compare(
         o.refuse_options_before_subcommand(context)
         return
     from fedmed_cli.cli.commands.report import renew_report
-    from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.models import bases
     from fedmed_cli.report.write import REPORT_NAME
-    from fedmed_cli.workspace import Workspace
+    from fedmed_cli.workspace.durable import write_file
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan()
     if site is not None and site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
@@ -97,11 +88,7 @@ def compare(
             pooled_input = gather(place, plan, screen.say)
         if not (adapters or pooled):
             screen.say("there is no adapter yet: only the base model is measured")
-        local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
-
-        from fedmed_cli.models import language_model
-
-        lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
+        lm = model.load(model.find(plan.base, screen), screen, load_in_4bit)
         if pooled_input is not None:
             from fedmed_cli.cli.progress import step_events
             from fedmed_cli.federation.pooled import pooled_adapter

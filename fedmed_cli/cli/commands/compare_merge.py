@@ -12,24 +12,18 @@ from fedmed_cli.cli import options as o
 
 def merge(
     files: Annotated[list[Path], typer.Argument(help="The hospitals' reports/compare-SITE.json.", show_default=False)],
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Merge what hospitals measured on their own test examples into one matrix, reports/matrix.json.
 
     Example: fedmed compare merge reports/compare-*.json
     """
-    from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import UsageError
     from fedmed_cli.evaluation import site_matrix
     from fedmed_cli.report.tables.comparison import matrix_parts
-    from fedmed_cli.workspace import Workspace
+    from fedmed_cli.workspace.durable import write_file
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan()
     if len(files) < 2:
         raise UsageError("compare merge takes two files or more, for example: compare merge reports/compare-*.json")

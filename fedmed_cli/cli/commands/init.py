@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fedmed_cli.cli import options as o
+from fedmed_cli.cli import parse
 
 
 def init(
@@ -15,70 +15,25 @@ def init(
     min_sites: Annotated[
         int | None, typer.Option("--min-sites", min=1, help=r"Minimum contributions per round \[more than half].")
     ] = None,
-    base: o.BaseOption = None,
-    revision: o.RevisionOption = None,
-    max_steps: o.MaxStepsOption = None,
-    learning_rate: o.LearningRateOption = None,
-    lr_scheduler_type: o.SchedulerOption = None,
-    warmup_steps: o.WarmupOption = None,
-    lr_scheduler_rounds: o.SchedulerRoundsOption = None,
-    fedprox_mu: o.FedproxOption = None,
-    max_length: o.MaxLengthOption = None,
-    lora_r: o.LoraROption = None,
-    lora_alpha: o.LoraAlphaOption = None,
-    lora_target_modules: o.LoraTargetsOption = None,
-    use_rslora: o.RsloraOption = None,
-    rank_pattern: o.RankPatternOption = None,
-    alpha_pattern: o.AlphaPatternOption = None,
-    system_prompt: o.SystemPromptOption = None,
-    seed: o.SeedOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    plan: o.PlanOptions = o.PlanOptions(),
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Write only the plan (federation.toml); use when each hospital keeps its own data.
 
     Example: fedmed init --names A,B,C --base smollm2-135m
     """
-    from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import ConflictError
-    from fedmed_cli.federation.plan import PlanOptions, make_plan
+    from fedmed_cli.federation.plan import make_plan
     from fedmed_cli.records.digests import short
-    from fedmed_cli.workspace import Workspace
+    from fedmed_cli.workspace.durable import write_file
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     if place.plan_path.exists():
         raise ConflictError(f"{place.plan_path} exists already", hint="use another folder with --workspace")
-    plan = make_plan(
-        PlanOptions(
-            base=base,
-            revision=revision,
-            learning_rate=learning_rate,
-            lr_scheduler_type=lr_scheduler_type,
-            warmup_steps=warmup_steps,
-            lr_scheduler_rounds=lr_scheduler_rounds,
-            fedprox_mu=fedprox_mu,
-            max_steps=max_steps,
-            max_length=max_length,
-            lora_r=lora_r,
-            lora_alpha=lora_alpha,
-            lora_target_modules=o.names("--lora-target-modules", lora_target_modules) if lora_target_modules else None,
-            use_rslora=use_rslora,
-            rank_pattern=o.pattern("--rank-pattern", rank_pattern, int),
-            alpha_pattern=o.pattern("--alpha-pattern", alpha_pattern, float),
-            system_prompt=system_prompt,
-            seed=seed,
-        ),
-        o.names("--names", names),
-        min_sites,
-        screen.say,
-    )
+    written = make_plan(plan.parsed(), parse.names("--names", names), min_sites, screen.say)
     with place.lock():
-        write_file(place.plan_path, plan.to_bytes())
+        write_file(place.plan_path, written.to_bytes())
     screen.result(
-        {"plan": plan.digest, "path": str(place.plan_path), "sites": list(plan.sites.names)},
-        f"wrote {place.plan_path} (plan {short(plan.digest)}): send this file to {', '.join(plan.sites.names)}",
+        {"plan": written.digest, "path": str(place.plan_path), "sites": list(written.sites.names)},
+        f"wrote {place.plan_path} (plan {short(written.digest)}): send this file to {', '.join(written.sites.names)}",
     )

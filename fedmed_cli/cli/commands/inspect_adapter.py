@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,10 +20,7 @@ def inspect_adapter(
     path: Annotated[Path, typer.Argument(help="An adapter's folder.")],
     other: Annotated[Path | None, typer.Argument(help="A second adapter, to compare with.")] = None,
     modules: Annotated[bool, typer.Option("--modules", help="Show every module.")] = False,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Show an adapter's rank, size, norms, spectrum, digest, record, signature and lineage. Never loads torch.
 
@@ -31,26 +28,24 @@ def inspect_adapter(
 
     Example: fedmed inspect-adapter adapters/B
     """
-    from fedmed_cli.adapters.inspect import relate
-    from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.workspace import Workspace
+    from fedmed_cli.adapters.low_rank import relate
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan() if place.plan_path.exists() else None
     if plan is None:
-        screen.say("no plan here: the adapter is checked against itself alone")
+        screen.say("no plan here: the adapter is checked only against itself")
     facts = _inspect(path, plan, screen)
-    value = {"adapter": facts.to_dict()}
+    value: dict[str, Any] = {"adapter": facts.to_dict()}
     from fedmed_cli.cli.tables.adapter import facts_group, modules_table, relation_group
 
-    shown: list[Part] = [facts_group(facts, plan), modules_table(facts, everything=modules)]
+    parts: list[Part] = [facts_group(facts, plan), modules_table(facts, everything=modules)]
     if other is not None:
         second = _inspect(other, plan, screen)
-        relation = relate(facts, second)
-        value |= {"other": second.to_dict(), "relation": relation}
-        shown += [facts_group(second, plan), relation_group(relation)]
-    screen.result(value, *shown)
+        relation = relate(facts.adapter, second.adapter)
+        names = ("cosine", "difference_norm", "relative_difference")
+        value |= {"other": second.to_dict(), "relation": {name: getattr(relation, name) for name in names}}
+        parts += [facts_group(second, plan), relation_group(relation)]
+    screen.result(value, *parts)
 
 
 def _inspect(path: Path, plan: Plan | None, screen: Screen) -> AdapterFacts:

@@ -23,25 +23,21 @@ def new(
     name: Annotated[str, typer.Option("--name", help="A comment in the public key, such as the site's name.")] = "",
     passphrase: Annotated[bool, typer.Option("--passphrase", help="Ask for a passphrase to protect it.")] = False,
     key: o.KeyOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Make a private key for this hospital or coordinator, readable by its owner alone.
+    """Make a private key for this hospital or coordinator, readable only by its owner.
 
     Example: fedmed keys new --name B --passphrase
     """
     import os
 
     from fedmed_cli.adapters.signatures import create, public_path, refuse_inside
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
     from fedmed_cli.trust.keys import default_key_path
 
-    screen = Screen(as_json, quiet, verbose)
+    screen, place = common.open()
     path = key or default_key_path()
-    refuse_inside(path, workspace)
+    refuse_inside(path, place.root)
     if not name.isprintable() or len(name) > 100:
         raise UsageError("--name: expected at most 100 printable characters")
     secret = None
@@ -51,8 +47,8 @@ def new(
         )
     signer = create(path, secret, name)
     screen.result(
-        _facts(signer.public, public_path(path)),
-        *_lines(signer.public),
+        _describe_key(signer.public, public_path(path)),
+        *_key_lines(signer.public),
         f"wrote {path} (keep it here) and {public_path(path)} (send it to the coordinator)",
     )
 
@@ -60,53 +56,50 @@ def new(
 def show(
     file: Annotated[Path | None, typer.Argument(help=r"A public key (….pub) \[your own].", show_default=False)] = None,
     key: o.KeyOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Show a public key, your own or a FILE, with its fingerprint, and the keys that the plan here pins.
 
     Example: fedmed keys show
     """
-    from fedmed_cli.adapters.signatures import MAX_KEY_BYTES, fingerprint, parse_public, public_path, spoken
-    from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.adapters.signatures import (
+        MAX_KEY_BYTES,
+        fingerprint,
+        fingerprint_digits,
+        parse_public,
+        public_path,
+    )
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.report.parts import Table
     from fedmed_cli.trust.keys import default_key_path
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     pinned = place.read_plan().sites.keys if place.plan_path.exists() else {}
     path = file or public_path(key or default_key_path())
     value: dict[str, Any] = {
         "pinned": {name: {"public": text, "fingerprint": fingerprint(text)} for name, text in pinned.items()}
     }
-    shown: list[Table | str] = []
+    lines: list[Table | str] = []
     if path.exists() or file is not None or key is not None:
         public = parse_public(read_file(path, MAX_KEY_BYTES).decode("utf-8", "replace"), str(path))
-        value |= _facts(public, path)
-        shown += _lines(public)
+        value |= _describe_key(public, path)
+        lines += _key_lines(public)
     elif not pinned:
         raise InputError(f"{path}: no such file", hint="make a key with 'fedmed keys new'")
     if pinned:
-        rows = [[name, fingerprint(text), spoken(text)] for name, text in pinned.items()]
-        shown.append(
+        rows = [[name, fingerprint(text), fingerprint_digits(text)] for name, text in pinned.items()]
+        lines.append(
             Table("Keys that the plan pins", ("who", "fingerprint", "to read aloud"), rows, frozenset({0, 1, 2}))
         )
-    screen.result(value, *shown)
+    screen.result(value, *lines)
 
 
 def trust(
     name: Annotated[str, typer.Argument(help="A site of the plan, or coordinator.")],
     public_key: Annotated[str, typer.Argument(help="Its public key: a file (….pub), or the line itself.")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace a key that is already pinned.")] = False,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Pin a public key in the plan: from then on nothing from NAME is taken unless that key signed it.
 
@@ -115,14 +108,11 @@ def trust(
     Example: fedmed keys trust B hospital-b.pub
     """
     from fedmed_cli.adapters.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
-    from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.durable import write_file
     from fedmed_cli.records.codec import read_file
     from fedmed_cli.trust.keys import pin
-    from fedmed_cli.workspace import Workspace
+    from fedmed_cli.workspace.durable import write_file
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     if public_key.startswith(ALGORITHM + " "):
         public = parse_public(public_key, "PUBLIC_KEY")
     else:
@@ -134,19 +124,24 @@ def trust(
         plan = pin(place.read_plan(), name, public, replace)
         write_file(place.plan_path, plan.to_bytes())
     screen.result(
-        _facts(public, place.plan_path) | {"name": name},
-        *_lines(public),
+        _describe_key(public, place.plan_path) | {"name": name},
+        *_key_lines(public),
         f"pinned for {name} in {place.plan_path}: read the fingerprint to its owner, then send this file to all sites",
     )
 
 
-def _facts(public: str, path: Path) -> dict[str, str]:
-    from fedmed_cli.adapters.signatures import fingerprint, spoken
+def _describe_key(public: str, path: Path) -> dict[str, str]:
+    from fedmed_cli.adapters.signatures import fingerprint, fingerprint_digits
 
-    return {"public": public, "fingerprint": fingerprint(public), "spoken": spoken(public), "path": str(path)}
+    return {
+        "public": public,
+        "fingerprint": fingerprint(public),
+        "spoken": fingerprint_digits(public),
+        "path": str(path),
+    }
 
 
-def _lines(public: str) -> list[Any]:
-    from fedmed_cli.adapters.signatures import fingerprint, spoken
+def _key_lines(public: str) -> list[Any]:
+    from fedmed_cli.adapters.signatures import fingerprint, fingerprint_digits
 
-    return [public, f"fingerprint    {fingerprint(public)}", f"to read aloud  {spoken(public)}"]
+    return [public, f"fingerprint    {fingerprint(public)}", f"to read aloud  {fingerprint_digits(public)}"]

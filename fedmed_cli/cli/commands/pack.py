@@ -15,10 +15,7 @@ def pack(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=r"The file to write \[FOLDER.fedmed.tar].", show_default=False)
     ] = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Make one file of an adapter folder that passed the gate: the same bytes whenever it is made.
 
@@ -29,22 +26,19 @@ def pack(
     from fedmed_cli.adapters import gate
     from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
     from fedmed_cli.adapters.bundle import pack as pack_files
-    from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.durable import write_file
     from fedmed_cli.errors import ConflictError, UsageError
     from fedmed_cli.records.digests import sha256_bytes
     from fedmed_cli.text import number_of_bytes
-    from fedmed_cli.workspace import Workspace
+    from fedmed_cli.workspace.durable import write_file
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     if output is not None and not output.name.endswith(BUNDLE_SUFFIX):
         raise UsageError(f"--output: expected a name that ends with {BUNDLE_SUFFIX}, found {output.name}")
     target = output or Path(folder.resolve().name + BUNDLE_SUFFIX)
     if target.exists():
         raise ConflictError(f"{target} exists already", hint="name another file with --output")
     plan = place.read_plan() if place.plan_path.exists() else None
-    passed = gate.read_folder(folder, plan)
+    passed = gate.read_from_anyone(folder, plan)
     data = pack_files(passed.files)
     write_file(target, data)
     screen.result(

@@ -25,10 +25,7 @@ def report(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check digests, signatures and lineage, and show what was found.")
     ] = False,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Write one HTML file about the federation: plan, data, losses, weights, comparison, bytes, lineage, limits.
 
@@ -36,14 +33,11 @@ def report(
 
     Example: fedmed report
     """
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.report.write import write_report
     from fedmed_cli.text import number_of_bytes
     from fedmed_cli.trust.verify import verify_workspace
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan()
     verification = verify_workspace(place, plan, False, False, screen.detail) if verify else None
     written = write_report(place, output, answers=answers, verification=verification, say=screen.say)

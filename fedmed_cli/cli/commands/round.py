@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,36 +18,14 @@ def run_round(
     rounds: Annotated[
         int | None, typer.Option("--rounds", min=1, help=r"Run until this round exists \[one more round].")
     ] = None,
-    max_steps: o.MaxStepsOption = None,
-    batch_size: o.BatchSizeOption = 2,
-    gradient_accumulation_steps: o.AccumulationOption = 1,
-    num_train_epochs: o.EpochsOption = None,
-    max_batch_tokens: o.BatchTokensOption = None,
-    gradient_checkpointing: o.CheckpointingOption = False,
-    load_in_4bit: o.FourBitOption = False,
-    eval_steps: o.EvalStepsOption = None,
-    early_stopping_patience: o.PatienceOption = None,
-    save_steps: o.SaveStepsOption = None,
-    logging_steps: o.LoggingStepsOption = 10,
-    report_to: o.ReportToOption = None,
+    training: o.TrainingOptions = o.TrainingOptions(),
     max_eval_samples: Annotated[
         int | None,
         typer.Option("--max-eval-samples", min=2, help="Examples to measure on [100]."),
     ] = None,
-    weights: o.WeightsOption = None,
-    method: o.MethodOption = "svd",
-    robust: o.RobustOption = "none",
-    num_malicious: o.NumMaliciousOption = None,
-    clip: o.ClipOption = 1.5,
-    server_lr: o.ServerLrOption = None,
-    server_momentum: o.ServerMomentumOption = 0.0,
-    device: o.DeviceOption = "auto",
-    base: o.BaseOption = None,
-    base_wheel: o.BaseWheelOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    aggregation: o.AggregationOptions = o.AggregationOptions(),
+    model: o.ModelOptions = o.ModelOptions(),
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Run whole rounds on one machine: train every site, aggregate, measure on the coordinator's examples.
 
@@ -56,24 +33,18 @@ def run_round(
 
     Example: fedmed round --rounds 3
     """
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.data import coordinator_examples
     from fedmed_cli.errors import TrustError
     from fedmed_cli.federation.coordinator import default_weights
-    from fedmed_cli.models import bases
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan()
     if plan.sites.keys:
         raise TrustError(
             f"the plan pins keys for {', '.join(plan.sites.keys)}: no one machine holds all of them",
             hint="each site runs 'fedmed train-local --key FILE', the coordinator 'fedmed aggregate'",
         )
-    chosen = weights or default_weights(place)
-    methods = ("svd", "factor-mean")
-    rules = o.rules(method, chosen, robust, num_malicious, clip, server_lr, server_momentum, methods)
+    settings = aggregation.settings(default_weights(place), start_rounds=True)
     newest = place.newest_round()
     until = rounds or newest + 1
     if until <= newest and coordinator_examples.is_reported(place, newest):
@@ -82,28 +53,14 @@ def run_round(
         lines = [f"round {until} exists already; the newest is {newest}"]
         screen.result({"rounds": [], "report": page}, *lines, *([f"wrote {page}"] if page else []))
         return
-    choices = o.training_choices(
-        max_steps=max_steps,
-        num_train_epochs=num_train_epochs,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        max_batch_tokens=max_batch_tokens,
-        gradient_checkpointing=gradient_checkpointing,
-        eval_steps=eval_steps,
-        early_stopping_patience=early_stopping_patience,
-        save_steps=save_steps,
-        logging_steps=logging_steps,
-        report_to=report_to,
-        max_eval_samples=max_eval_samples,
-    )
+    choices = training.choices(max_eval_samples)
     with place.lock(), contextlib.ExitStack() as stack:
-        local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
+        local = model.find(plan.base, screen)
 
         from fedmed_cli.cli.progress import step_events
         from fedmed_cli.cli.tables.round import summary_parts
         from fedmed_cli.events import Events
         from fedmed_cli.federation import simulation
-        from fedmed_cli.models import language_model
 
         def events_for(name: str, number: int) -> Events:
             stack.close()
@@ -112,23 +69,23 @@ def run_round(
             return stack.enter_context(step_events(screen, f"round {number} {name}"))
 
         summaries = []
-        lm = language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit)
+        lm = model.load(local, screen, training.load_in_4bit)
         for summary in simulation.run_rounds(
             place,
             plan,
             lm,
             until,
-            rules,
+            settings,
             choices=choices,
             max_eval_samples=max_eval_samples,
             events_for=events_for,
         ):
             stack.close()
             summaries.append(summary)
-            if not as_json:
+            if not screen.as_json:
                 screen.result(None, *summary_parts(summary), "")
         page = renew_report(place, screen)
-    if as_json:
+    if screen.as_json:
         screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page})
     else:
         there = (

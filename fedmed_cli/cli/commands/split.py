@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedmed_cli.cli import options as o
+from fedmed_cli.cli import parse
 
 DIVISION_PANEL = "How to divide"
 
@@ -118,27 +119,8 @@ def split(
         Path | None,
         typer.Option("--plot", help="Draw the hospitals' make-up into this PNG or SVG file.", dir_okay=False),
     ] = None,
-    base: o.BaseOption = None,
-    revision: o.RevisionOption = None,
-    max_steps: o.MaxStepsOption = None,
-    learning_rate: o.LearningRateOption = None,
-    lr_scheduler_type: o.SchedulerOption = None,
-    warmup_steps: o.WarmupOption = None,
-    lr_scheduler_rounds: o.SchedulerRoundsOption = None,
-    fedprox_mu: o.FedproxOption = None,
-    max_length: o.MaxLengthOption = None,
-    lora_r: o.LoraROption = None,
-    lora_alpha: o.LoraAlphaOption = None,
-    lora_target_modules: o.LoraTargetsOption = None,
-    use_rslora: o.RsloraOption = None,
-    rank_pattern: o.RankPatternOption = None,
-    alpha_pattern: o.AlphaPatternOption = None,
-    system_prompt: o.SystemPromptOption = None,
-    seed: o.SeedOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    plan: o.PlanOptions = o.PlanOptions(),
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Make hospitals out of one data set, and write the plan if there is none.
 
@@ -148,63 +130,42 @@ def split(
     Example: fedmed split --hospitals 3
     """
     from fedmed_cli.cli.progress import rows_progress
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.data import split as splitting
     from fedmed_cli.data.identifiers import MODES
     from fedmed_cli.data.sources import Source
     from fedmed_cli.data.split_files import FORMATS
-    from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
+    from fedmed_cli.federation.plan import plan_for_sites
     from fedmed_cli.records.digests import short
     from fedmed_cli.report.tables.split import split_parts
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
-    assigned = o.assignment(assign) if assign else None
-    plan_options = PlanOptions(
-        base=base,
-        revision=revision,
-        learning_rate=learning_rate,
-        lr_scheduler_type=lr_scheduler_type,
-        warmup_steps=warmup_steps,
-        lr_scheduler_rounds=lr_scheduler_rounds,
-        fedprox_mu=fedprox_mu,
-        max_steps=max_steps,
-        max_length=max_length,
-        lora_r=lora_r,
-        lora_alpha=lora_alpha,
-        lora_target_modules=o.names("--lora-target-modules", lora_target_modules) if lora_target_modules else None,
-        use_rslora=use_rslora,
-        rank_pattern=o.pattern("--rank-pattern", rank_pattern, int),
-        alpha_pattern=o.pattern("--alpha-pattern", alpha_pattern, float),
-        system_prompt=system_prompt,
-        seed=seed,
-    )
+    screen, place = common.open()
+    assigned = parse.assignment(assign) if assign else None
+    names = parse.names("--names", site_names) if site_names else tuple(assigned or splitting.default_names(hospitals))
     options = splitting.SplitOptions(
-        names=o.names("--names", site_names) if site_names else tuple(assigned or splitting.default_names(hospitals)),
+        names=names,
         by=by,
         assign=assigned,
         alpha=alpha,
-        sizes=o.numbers("--sizes", sizes) if sizes else None,
+        sizes=parse.numbers("--sizes", sizes) if sizes else None,
         min_size=min_size,
         labels_per_site=labels_per_site,
         label=label,
         num_topics=num_topics,
         group_by=group_by,
-        near_duplicates=o.similarity("--near-duplicates", near_duplicates),
+        near_duplicates=parse.similarity("--near-duplicates", near_duplicates),
         shares={"validation": validation_share, "coordinator": coordinator_share, "test": test_share},
         max_bad=max_bad,
-        phi=o.choice("--phi", phi, MODES),  # type: ignore[arg-type]  # one of MODES
-        file_format=o.choice("--format", file_format, FORMATS),  # type: ignore[arg-type]  # one of FORMATS
+        phi=parse.choice("--phi", phi, MODES),
+        file_format=parse.choice("--format", file_format, FORMATS),
     )
     if plot is not None:
         from fedmed_cli.report import split_plot
 
         split_plot.check(plot)
-    source = Source(dataset or ["corpus"], o.mapping("--columns", columns) if columns else None, limit)
+    source = Source(dataset or ["corpus"], parse.mapping("--columns", columns) if columns else None, limit)
     with place.lock(), rows_progress(screen, "split") as progress:
-        plan = plan_for_sites(place, plan_options, options.names, screen.say)
-        result = splitting.split(place, source, plan, options, screen.say, progress)
+        agreed = plan_for_sites(place, plan.parsed(), options.names, screen.say)
+        result = splitting.split(place, source, agreed, options, screen.say, progress)
     if plot is not None:
         split_plot.draw(result.record, plot)
         screen.say(f"wrote {plot}")

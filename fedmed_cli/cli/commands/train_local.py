@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedmed_cli.cli import options as o
+from fedmed_cli.cli import parse
 
 
 def train_local(
@@ -28,30 +29,14 @@ def train_local(
     global_adapter: Annotated[
         Path | None, typer.Option("--global", help="The coordinator's global adapter of the previous round.")
     ] = None,
-    max_steps: o.MaxStepsOption = None,
-    batch_size: o.BatchSizeOption = 2,
-    gradient_accumulation_steps: o.AccumulationOption = 1,
-    num_train_epochs: o.EpochsOption = None,
-    max_batch_tokens: o.BatchTokensOption = None,
-    gradient_checkpointing: o.CheckpointingOption = False,
-    load_in_4bit: o.FourBitOption = False,
-    eval_steps: o.EvalStepsOption = None,
-    early_stopping_patience: o.PatienceOption = None,
-    save_steps: o.SaveStepsOption = None,
-    logging_steps: o.LoggingStepsOption = 10,
-    report_to: o.ReportToOption = None,
+    training: o.TrainingOptions = o.TrainingOptions(),
     max_eval_samples: Annotated[
         int, typer.Option("--max-eval-samples", min=1, help="Validation examples to measure on.")
     ] = 100,
-    device: o.DeviceOption = "auto",
     key: o.KeyOption = None,
     require_signatures: o.RequireSignaturesOption = False,
-    base: o.BaseOption = None,
-    base_wheel: o.BaseWheelOption = None,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    model: o.ModelOptions = o.ModelOptions(),
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Train one hospital's adapter on its own examples and write adapters/SITE/, which may leave the hospital.
 
@@ -60,59 +45,43 @@ def train_local(
     Example: fedmed train-local --site B --data records.jsonl
     """
     from fedmed_cli.adapters import archive
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.data.examples import read_dataset
     from fedmed_cli.data.identifiers import MODES, Mode
     from fedmed_cli.errors import InputError, UsageError
     from fedmed_cli.federation.site import accept_global
-    from fedmed_cli.models import bases
     from fedmed_cli.trust.keys import signer_for
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     plan = place.read_plan()
     if site not in plan.sites.names:
         raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
-    phi_mode: Mode = o.choice("--phi", phi, MODES)  # type: ignore[assignment]  # one of MODES
-    alike = o.similarity("--near-duplicates", near_duplicates)
-    mapped = o.mapping("--columns", columns) if columns else None
-    signer = signer_for(site, plan, load_signer(screen, key, workspace))
-    choices = o.training_choices(
-        max_steps=max_steps,
-        num_train_epochs=num_train_epochs,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        max_batch_tokens=max_batch_tokens,
-        gradient_checkpointing=gradient_checkpointing,
-        eval_steps=eval_steps,
-        early_stopping_patience=early_stopping_patience,
-        save_steps=save_steps,
-        logging_steps=logging_steps,
-        report_to=report_to,
-        max_eval_samples=max_eval_samples,
-    )
+    phi_mode: Mode = parse.choice("--phi", phi, MODES)
+    similarity = parse.similarity("--near-duplicates", near_duplicates)
+    mapped = parse.mapping("--columns", columns) if columns else None
+    signer = signer_for(site, plan, load_signer(screen, key, place.root))
+    choices = training.choices(max_eval_samples)
     with place.lock():
         rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
-        accepted, round_number, start = None, place.newest_round() + 1, None
-        if global_adapter is not None:
-            folder, number, new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
-            accepted, round_number, start = folder if new else None, number + 1, folder.adapter
-        start = start or archive.starting_adapter(place, plan, round_number)
-        local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
+        accepted = None
+        if global_adapter is None:
+            round_number = place.newest_round() + 1
+            start = archive.starting_adapter(place, plan, round_number)
+        else:
+            folder, is_new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
+            accepted, round_number, start = folder if is_new else None, folder.record.round + 1, folder.adapter
+        local = model.find(plan.base, screen)
 
         from fedmed_cli.data import site_data
         from fedmed_cli.federation import site as core
-        from fedmed_cli.models import language_model
 
         if rows is None:
             examples = site_data.workspace_data(place, site)
         else:
             examples = site_data.file_data(
-                place, plan, site, rows, group_by, screen.say, near_duplicates=alike, phi_mode=phi_mode
+                place, plan, site, rows, group_by, screen.say, near_duplicates=similarity, phi_mode=phi_mode
             )
         from fedmed_cli.cli.progress import step_events
 
@@ -121,7 +90,7 @@ def train_local(
             result = core.train_local(
                 place,
                 plan,
-                language_model.load(local, device, screen.say, screen.detail, load_in_4bit=load_in_4bit),
+                model.load(local, screen, training.load_in_4bit),
                 site,
                 examples,
                 start,

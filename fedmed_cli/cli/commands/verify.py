@@ -18,37 +18,31 @@ def verify(
         bool, typer.Option("--recompute", help="Recompute every round and compare the result.")
     ] = False,
     require_signatures: o.RequireSignaturesOption = False,
-    workspace: o.WorkspaceOption = Path("."),
-    as_json: o.JsonOption = False,
-    quiet: o.QuietOption = False,
-    verbose: o.VerboseOption = False,
+    common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Check digests, signatures and lineage back to round 1. Changes nothing, never loads torch.
 
     Example: fedmed verify --recompute
     """
-    from fedmed_cli.cli.screen import Screen
     from fedmed_cli.errors import UsageError
     from fedmed_cli.report.tables.verification import checked_table
     from fedmed_cli.trust.verify import verify_folder, verify_workspace
-    from fedmed_cli.workspace import Workspace
 
-    screen = Screen(as_json, quiet, verbose)
-    place = Workspace(workspace, screen.say)
+    screen, place = common.open()
     if folder is not None:
         if recompute:
             raise UsageError("--recompute goes with the whole workspace, not with one folder")
         plan = place.read_plan() if place.plan_path.exists() else None
-        found = verify_folder(folder, place, plan, require_signatures)
+        result = verify_folder(folder, place, plan, require_signatures)
     else:
-        found = verify_workspace(place, place.read_plan(), recompute, require_signatures, screen.detail)
-    for note in found.notes:
+        result = verify_workspace(place, place.read_plan(), recompute, require_signatures, screen.detail)
+    for note in result.notes:
         screen.say(note)
-    for fault in found.faults if len(found.faults) > 1 else ():
+    for fault in result.faults if len(result.faults) > 1 else ():
         screen.say(f"fault: {fault.message}")
-    found.raise_faults()
+    result.raise_faults()
     screen.result(
-        found.to_dict(),
-        *([checked_table(found.checked)] if found.checked else []),
-        f"{len(found.checked)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
+        result.to_dict(),
+        *([checked_table(result.checked)] if result.checked else []),
+        f"{len(result.checked)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from fedmed_cli.adapters.inspect import AdapterFacts
+from fedmed_cli.adapters.low_rank import Relation
+from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.lora import described
 from fedmed_cli.records.plan import Plan
@@ -22,39 +25,34 @@ def facts_group(facts: AdapterFacts, plan: Plan | None) -> Group:
         ("bytes", numbers.saved_bytes(folder.num_bytes, facts.base_bytes or 0)),
         ("norm of s·B·A", f"{facts.norm:.4f}, effective rank {facts.effective_rank:.2f} (mean over modules)"),
     ]
-    contribution, aggregate = folder.contribution, folder.aggregate
-    if contribution:
+    record = folder.record
+    if isinstance(record, Contribution):
         rows += [
-            ("contribution", f"site {contribution.site}, round {contribution.round}, {contribution.max_steps} steps"),
-            ("claims", f"{contribution.num_examples:,} examples, {contribution.num_tokens:,} answer tokens"),
-            ("started from", contribution.parent),
-            ("plan", contribution.plan),
+            ("contribution", f"site {record.site}, round {record.round}, {record.max_steps} steps"),
+            ("claims", f"{record.num_examples:,} examples, {record.num_tokens:,} answer tokens"),
         ]
-    if aggregate:
-        weights = ", ".join(f"{name} {site.weight:.3f}" for name, site in aggregate.sites.items())
+    if isinstance(record, Aggregate):
+        weights = ", ".join(f"{name} {site.weight:.3f}" for name, site in record.sites.items())
         rows += [
-            ("global adapter", f"round {aggregate.round}, {aggregate.method}, weights {weights}"),
-            ("started from", aggregate.parent),
-            ("made of", ", ".join(f"{name} {short(site.adapter)}" for name, site in aggregate.sites.items())),
-            ("plan", aggregate.plan),
+            ("global adapter", f"round {record.round}, {record.method}, weights {weights}"),
+            ("made of", ", ".join(f"{name} {short(site.adapter)}" for name, site in record.sites.items())),
         ]
-    if not contribution and not aggregate:
+    if record is None:
         rows.append(("record", "none: no provenance record"))
+    else:
+        rows += [("started from", record.parent), ("plan", record.plan)]
     rows.append(("signature", _signature_text(facts, plan)))
     return Group(str(folder.path), [Pairs(rows)])
 
 
 def _signature_text(facts: AdapterFacts, plan: Plan | None) -> str:
     folder = facts.folder
-    if folder.signer is None:
+    if folder.signer is None or folder.sender is None:
         return "none"
     from fedmed_cli.adapters.signatures import fingerprint
-    from fedmed_cli.trust.keys import party
 
-    pinned = plan.sites.keys.get(party(folder)) if plan else None
-    known = (
-        f"the plan's key for {party(folder)}" if pinned == folder.signer else "a key that the plan does not pin for it"
-    )
+    pinned = plan is not None and plan.sites.keys.get(folder.sender) == folder.signer
+    known = f"the plan's key for {folder.sender}" if pinned else "a key that the plan does not pin for it"
     return f"{fingerprint(folder.signer)}, {known}"
 
 
@@ -73,11 +71,11 @@ def modules_table(facts: AdapterFacts, everything: bool) -> Table:
     return Table(title, ["module", "shape", "norm", "effective rank", "singular values"], rows, frozenset({4}))
 
 
-def relation_group(relation: dict[str, float]) -> Group:
+def relation_group(relation: Relation) -> Group:
     """How two adapters differ."""
     rows: list[tuple[str, str | Cell]] = [
-        ("cosine", f"{relation['cosine']:.4f}"),
-        ("norm of the difference", f"{relation['difference_norm']:.4f}"),
-        ("relative to the larger", f"{100 * relation['relative_difference']:.2f} %"),
+        ("cosine", f"{relation.cosine:.4f}"),
+        ("norm of the difference", f"{relation.difference_norm:.4f}"),
+        ("relative to the larger", f"{100 * relation.relative_difference:.2f} %"),
     ]
     return Group("The two adapters", [Pairs(rows)])

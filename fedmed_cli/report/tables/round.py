@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from fedmed_cli.records.aggregate import Aggregate, Examination, SiteDecision
+from fedmed_cli.records.aggregate import Aggregate, CoordinatorEvaluation, SiteDecision
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.scores import Scores
@@ -60,7 +60,7 @@ def _truncation_text(record: Aggregate) -> str:
     return numbers.percent(error.overall) + at
 
 
-def _examination_parts(seen: Examination, server_lr: float) -> list[Part]:
+def _examination_parts(seen: CoordinatorEvaluation, server_lr: float) -> list[Part]:
     parts: list[Part] = [
         Text(
             f"Decided on {numbers.count(seen.num_examples, 'example')} of the coordinator's "

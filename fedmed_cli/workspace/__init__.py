@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedmed_cli.durable import end_of_last_line, make_folders, sync_folder, write_all, write_folder
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.records.metrics import metric_line
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.workspace.durable import end_of_last_line, make_folders, sync_folder, write_all, write_folder
 
 PLAN_NAME = "federation.toml"
 DIVISION_NAME = "division.json"
