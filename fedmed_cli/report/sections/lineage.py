@@ -7,8 +7,9 @@ from fedmed_cli.records.digests import short
 from fedmed_cli.report import numbers
 from fedmed_cli.report.parts import Cell, Part, Section, Table, Text
 from fedmed_cli.report.tables.verification import checked_table
-from fedmed_cli.report.workspace_records import RoundRecords, VerifyResult, WorkspaceRecords
+from fedmed_cli.report.workspace_records import RoundRecords, WorkspaceRecords, without_root
 from fedmed_cli.text import number_of_bytes
+from fedmed_cli.trust.verify import Verification
 
 
 def bytes_section(records: WorkspaceRecords) -> Section:
@@ -53,9 +54,9 @@ def _share_text(size: int, base: int) -> str:
     return numbers.percent(size / base) if base else ""
 
 
-def lineage_section(records: WorkspaceRecords, verified: VerifyResult | None) -> Section:
+def lineage_section(records: WorkspaceRecords, verification: Verification | None) -> Section:
     """Which adapter was made of which, by the digests that the records name."""
-    parts = _verified_parts(verified)
+    parts = _verified_parts(records, verification)
     rows: list[list[str | Cell]] = []
     digests: list[list[str]] = []
     before: RoundRecords | None = None
@@ -82,30 +83,32 @@ def lineage_section(records: WorkspaceRecords, verified: VerifyResult | None) ->
     return Section("lineage", "Lineage", parts)
 
 
-def _verified_parts(verified: VerifyResult | None) -> list[Part]:
+def _verified_parts(records: WorkspaceRecords, verification: Verification | None) -> list[Part]:
     """What was checked of the records, and what that found."""
-    if verified is None:
+    if verification is None:
         about = (
             "Not verified: what follows is what the records say, compared with each other. Whether the weights have "
             "these digests, whether signatures hold and whether a round computed again gives the same adapter is what "
             "'fedmed verify --recompute' checks; 'fedmed report --verify' puts its result here."
         )
         return [Text(about, "note")]
-    if verified.faults:
+    if verification.faults:
         parts: list[Part] = [Text("Verified when this report was made, and it does not hold:", "fault")]
-        parts += [Text(f"Fault: {fault}.", "fault") for fault in verified.faults]
+        faults = [without_root(fault.message, records.workspace) for fault in verification.faults]
+        parts += [Text(f"Fault: {fault}.", "fault") for fault in faults]
     else:
         about = (
             "Verified when this report was made: the gate, digests, pinned signatures and lineage hold for all that is "
             "listed as checked. Rounds were not computed again."
         )
         parts = [Text(about)]
-    if verified.notes:
-        title = f"Not proved: {numbers.count(len(verified.notes), 'note')}"
-        rows = [[what, why] for what, _, why in (note.partition(": ") for note in verified.notes)]
+    if verification.notes:
+        title = f"Not proved: {numbers.count(len(verification.notes), 'note')}"
+        notes = [without_root(note, records.workspace) for note in verification.notes]
+        rows = [[what, why] for what, _, why in (note.partition(": ") for note in notes)]
         parts.append(Table(title, ["what", "why"], rows, frozenset({1}), folded=len(rows) > 3))
-    if verified.checked:
-        parts.append(checked_table(verified.checked))
+    if verification.checked:
+        parts.append(checked_table(verification.checked))
     return parts
 
 
