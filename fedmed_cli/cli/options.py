@@ -124,6 +124,14 @@ class CommonOptions:
         return screen, Workspace(self.workspace, screen.say)
 
 
+def refuse_options_before_subcommand(context: typer.Context) -> None:
+    """UsageError where a command's own options are given before a command of its own, which would not see them."""
+    for parameter in context.command.params:
+        if getattr(context.get_parameter_source(parameter.name or ""), "name", "") == "COMMANDLINE":
+            hint = f"{context.command_path} {context.invoked_subcommand} --help lists what it takes"
+            raise UsageError(f"{parameter.opts[0]}: goes after {context.invoked_subcommand}", hint=hint)
+
+
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
     """What the plan fixes, for the commands that write one."""
@@ -454,14 +462,3 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     expanded.__dict__["__signature__"] = inspect.Signature(parameters)
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
-
-
-def refuse_options_before_subcommand(context: typer.Context) -> None:
-    """UsageError where a command's own options are given before a command of its own, which would not see them."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(
-                f"{parameter.opts[0]}: goes after {context.invoked_subcommand}",
-                hint=f"{context.command_path} {context.invoked_subcommand} --help lists what it takes",
-            )

@@ -39,14 +39,14 @@ def workspace_adapters(
                 say(f"site {site}: its last adapter is of round {last.round_number}, the newest round is {newest}")
     for number in range(1 if all_rounds else max(newest, 1), newest + 1):
         name = GLOBAL if number == newest else f"{GLOBAL}-{number}"
-        _add(adapters, name, archive.archived_global(workspace, plan, number).adapter)
+        _add_named(adapters, name, archive.archived_global(workspace, plan, number).adapter)
     mean = _mean_of_factors(workspace, plan, newest, say) if newest else None
     if mean is not None:
-        _add(adapters, FACTOR_MEAN, mean)
+        _add_named(adapters, FACTOR_MEAN, mean)
     return adapters
 
 
-def _add(adapters: dict[str, Adapter], name: str, adapter: Adapter) -> None:
+def _add_named(adapters: dict[str, Adapter], name: str, adapter: Adapter) -> None:
     if name in adapters:
         raise UsageError(f"{name} is a site of this plan and the name of another row")
     adapters[name] = adapter

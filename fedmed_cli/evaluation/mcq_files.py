@@ -146,7 +146,7 @@ def _make_question(text: str, options: Sequence[str], answer: int) -> Question:
     return Question(text, tuple(options), tuple(LETTERS[: len(options)]), answer)
 
 
-def _from_options(row: Mapping[str, Any], first: int) -> Question:
+def _read_options(row: Mapping[str, Any], first: int) -> Question:
     """MedQA: `options` an object of letters, or a list of {key, value}, and the letter (or text) of the answer."""
     options = row.get("options")
     if isinstance(options, list) and all(isinstance(part, dict) and {"key", "value"} <= set(part) for part in options):
@@ -165,7 +165,7 @@ def _from_options(row: Mapping[str, Any], first: int) -> Question:
     raise BadRow("no_answer", "expected answer_idx or answer to be an option's letter or text")
 
 
-def _from_columns(row: Mapping[str, Any], first: int) -> Question:
+def _read_columns(row: Mapping[str, Any], first: int) -> Question:
     """MedMCQA: `opa` to `opd`, and `cop` the number of the right one, counted from `first`."""
     place = row.get("cop")
     if type(place) is not int:
@@ -174,7 +174,7 @@ def _from_columns(row: Mapping[str, Any], first: int) -> Question:
     return _make_question(text_of(row.get("question"), "question"), options, place - first)
 
 
-def _from_decision(row: Mapping[str, Any], first: int) -> Question:
+def _read_decision(row: Mapping[str, Any], first: int) -> Question:
     """PubMedQA: the abstract without its conclusion, a question about it, and `final_decision`."""
     context = row.get("contexts", row.get("context"))
     if isinstance(context, dict):
@@ -189,7 +189,7 @@ def _from_decision(row: Mapping[str, Any], first: int) -> Question:
 
 
 _READERS: dict[ChoiceLayout, Callable[[Mapping[str, Any], int], Question]] = {
-    "options": _from_options,
-    "columns": _from_columns,
-    "decision": _from_decision,
+    "options": _read_options,
+    "columns": _read_columns,
+    "decision": _read_decision,
 }

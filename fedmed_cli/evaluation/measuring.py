@@ -63,10 +63,10 @@ def sample(
     counts = {name: int(share) for name, share in exact.items()}
     for name in sorted(exact, key=lambda name: (counts[name] - exact[name], name))[: limit - sum(counts.values())]:
         counts[name] += 1
-    return [example for name in sorted(strata) for example in _by_turns(strata[name], group_by)[: counts[name]]]
+    return [example for name in sorted(strata) for example in _take_turns(strata[name], group_by)[: counts[name]]]
 
 
-def _by_turns(examples: Sequence[Example], group_by: str | None) -> list[Example]:
+def _take_turns(examples: Sequence[Example], group_by: str | None) -> list[Example]:
     """The first example of each group, then the second of each, and so on."""
     seen: Counter[str] = Counter()
     turns = []
@@ -87,14 +87,9 @@ def prepare(lm: LanguageModel, plan: Plan, examples: Sequence[Example], group_by
             encoded.append(tokens)
     if not fitting:
         raise InputError(f"none of {len(examples)} examples fits into max_length {plan.training.max_length}")
-    return EvaluationSet(
-        fitting,
-        encoded,
-        [example.group(group_by) for example in fitting],
-        set_digest(fitting),
-        len(examples) - len(fitting),
-        sum(tokens.truncated for tokens in encoded),
-    )
+    groups = [example.group(group_by) for example in fitting]
+    truncated = sum(tokens.truncated for tokens in encoded)
+    return EvaluationSet(fitting, encoded, groups, set_digest(fitting), len(examples) - len(fitting), truncated)
 
 
 def measure(

@@ -30,12 +30,12 @@ def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) ->
     for path in paths:
         data = read_file(path)
         record = Comparison.from_bytes(data, str(path))
-        site = _check(plan, path, record, records)
+        site = _check_record(plan, path, record, records)
         for name, digest in record.adapters.items():
             if name in adapters and adapters[name] != digest:
+                one, other = _short_digest(adapters[name]), _short_digest(digest)
                 raise CombineError(
-                    f"{first_files[name]} and {path}: {name!r} is adapter {_short(adapters[name])} in the one and "
-                    f"{_short(digest)} in the other",
+                    f"{first_files[name]} and {path}: {name!r} is adapter {one} in the one and {other} in the other",
                     hint="all hospitals compare the same adapters, after the same round",
                 )
             first_files.setdefault(name, path)
@@ -73,7 +73,7 @@ def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) ->
     )
 
 
-def _check(plan: Plan, path: Path, record: Comparison, records: Mapping[str, Comparison]) -> str:
+def _check_record(plan: Plan, path: Path, record: Comparison, records: Mapping[str, Comparison]) -> str:
     """The site that measured, where its file belongs to this plan and to no other file."""
     if record.site is None:
         raise InputError(
@@ -101,5 +101,5 @@ def _check(plan: Plan, path: Path, record: Comparison, records: Mapping[str, Com
     return record.site
 
 
-def _short(digest: str | None) -> str:
+def _short_digest(digest: str | None) -> str:
     return f"{short(digest)}…" if digest else "none"

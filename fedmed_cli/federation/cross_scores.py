@@ -22,10 +22,10 @@ def score(
     data = site_data.workspace_data(workspace, name)
     if not data.validation:
         raise InputError(f"site {name} has no validation examples to score with")
-    chosen = measuring.sample(data.validation, max_eval_samples, data.group_by)
-    if len(chosen) < len(data.validation):
-        events.say(f"site {name}: scoring on {len(chosen)} of {len(data.validation)} validation examples")
-    items = measuring.prepare(lm, plan, chosen, data.group_by)
+    sample = measuring.sample(data.validation, max_eval_samples, data.group_by)
+    if len(sample) < len(data.validation):
+        events.say(f"site {name}: scoring on {len(sample)} of {len(data.validation)} validation examples")
+    items = measuring.prepare(lm, plan, sample, data.group_by)
     round_number = workspace.newest_round() + 1
     parent = archive.starting_adapter(workspace, plan, round_number)
     start = measuring.measure_cached(workspace, plan, lm, parent, items, events.measured)

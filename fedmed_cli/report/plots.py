@@ -25,11 +25,11 @@ def draw(name: str, plot: Forest | Stacked | Curves) -> str:
     """A plot as SVG; `name` makes the ids in it unique on a page."""
     match plot:
         case Forest():
-            return _forest(name, plot)
+            return _draw_forest(name, plot)
         case Stacked():
-            return _stacked(name, plot)
+            return _draw_stacked(name, plot)
         case Curves():
-            return _curves(name, plot)
+            return _draw_curves(name, plot)
 
 
 def undrawn(plot: Forest | Stacked | Curves) -> str | None:
@@ -69,7 +69,7 @@ def _shorten(name: str) -> str:
     return shown if len(shown) <= MAX_NAME else shown[: MAX_NAME - 1] + "…"
 
 
-def _style(number: int) -> dict[str, Any]:
+def _series_style(number: int) -> dict[str, Any]:
     """Colour, dash and marker of a series: two of them differ in more than colour."""
     return {
         "color": svg.SERIES[number % svg.NUM_SERIES],
@@ -78,7 +78,7 @@ def _style(number: int) -> dict[str, Any]:
     }
 
 
-def _columns(names: Sequence[str]) -> int:
+def _legend_columns(names: Sequence[str]) -> int:
     """How many columns of a legend fit over a plot; a letter is about 6 points wide, a key 42."""
     return max(1, min(4, 320 // (6 * max(len(_shorten(name)) for name in names) + 42)))
 
@@ -87,7 +87,7 @@ def _add_legend(axes: Axes, names: Sequence[str]) -> None:
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=_columns(names),
+        ncols=_legend_columns(names),
         borderaxespad=0.2,
         columnspacing=1.0,
         fontsize=9.5,
@@ -96,10 +96,10 @@ def _add_legend(axes: Axes, names: Sequence[str]) -> None:
 
 def _legend_height(names: Sequence[str]) -> float:
     """Inches."""
-    return 0.1 + 0.18 * -(-len(names) // _columns(names))
+    return 0.1 + 0.18 * -(-len(names) // _legend_columns(names))
 
 
-def _curves(name: str, plot: Curves) -> str:
+def _draw_curves(name: str, plot: Curves) -> str:
     """Lines over steps or rounds, and a broken line where one round ends and the next begins."""
     names = list(plot.lines)[:MAX_SERIES]
 
@@ -110,7 +110,9 @@ def _curves(name: str, plot: Curves) -> str:
         for number, line in enumerate(names):
             xs, ys = zip(*plot.lines[line], strict=True)
             every = max(1, len(xs) // 8)
-            axes.plot(xs, ys, **_style(number), markersize=4, markevery=every, linewidth=1.6, label=_shorten(line))
+            axes.plot(
+                xs, ys, **_series_style(number), markersize=4, markevery=every, linewidth=1.6, label=_shorten(line)
+            )
         for place in plot.breaks:
             axes.axvline(place, color=svg.MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
         axes.set_xlabel(plot.x_label)
@@ -122,7 +124,7 @@ def _curves(name: str, plot: Curves) -> str:
     return svg.draw(name, 2.9 + _legend_height(names), fill)
 
 
-def _stacked(name: str, plot: Stacked) -> str:
+def _draw_stacked(name: str, plot: Stacked) -> str:
     """One horizontal bar a row, divided by part; hatches tell neighbours apart without colour."""
     names = list(plot.rows)
     values = {part: [float(row.get(part, 0)) for row in plot.rows.values()] for part in plot.parts}
@@ -155,7 +157,7 @@ def _stacked(name: str, plot: Stacked) -> str:
     return svg.draw(name, 0.75 + 0.34 * len(names) + _legend_height(list(values)), fill)
 
 
-def _forest(name: str, plot: Forest) -> str:
+def _draw_forest(name: str, plot: Forest) -> str:
     """Estimates with their intervals, one a line, and a line at 0."""
 
     def fill(figure: Figure) -> None:

@@ -73,10 +73,10 @@ def draw(name: str, height: float, fill: Callable[[Figure], None], width: float 
         figure = Figure(figsize=(width, height), layout="constrained")
         fill(figure)
         figure.savefig(buffer, format="svg")
-    return _for_page(buffer.getvalue())
+    return _convert(buffer.getvalue())
 
 
-def _for_page(text: str) -> str:
+def _convert(text: str) -> str:
     """Matplotlib's SVG with classes for colours, attributes for every other style, and no id that nothing names."""
     root = ET.fromstring(re.sub(r"<!DOCTYPE[^>]*>", "", text))
     for parent in root.iter():

@@ -21,7 +21,6 @@ from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
-from fedmed_cli.trust.verify import Checked, Verification
 from fedmed_cli.workspace import Workspace
 
 MAX_ANSWERS_BYTES = 1_000_000
@@ -54,21 +53,13 @@ class RoundRecords:
 
 
 @dataclass(frozen=True)
-class VerifyResult:
-    """What `verify` found when the report was made."""
-
-    checked: tuple[Checked, ...]
-    notes: tuple[str, ...]
-    faults: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class WorkspaceRecords:
     """What the report is made of. `problems` names each file that could not be read, and why.
 
     `answers` are the questions of `reports/answers.md`, each with the answer of each adapter.
     """
 
+    workspace: Workspace
     plan: Plan
     split: SplitRecord | None
     divisions: dict[str, DivisionRecord]
@@ -134,13 +125,6 @@ def without_root(text: str, workspace: Workspace) -> str:
     return re.sub(rf"(?<![\w./-]){re.escape(str(workspace.root))}/", "", text)
 
 
-def verify_result(verification: Verification, workspace: Workspace) -> VerifyResult:
-    """What `verify_workspace` found, as the report shows it."""
-    notes = tuple(without_root(note, workspace) for note in verification.notes)
-    faults = tuple(without_root(fault.message, workspace) for fault in verification.faults)
-    return VerifyResult(tuple(verification.checked), notes, faults)
-
-
 def read_records(workspace: Workspace) -> WorkspaceRecords:
     """Read the plan (InputError where it is missing or unreadable) and every record there is beside it."""
     plan = workspace.read_plan()
@@ -153,6 +137,7 @@ def read_records(workspace: Workspace) -> WorkspaceRecords:
     )
     archived = {number for number in numbers if workspace.global_adapter(number).is_dir()}
     return WorkspaceRecords(
+        workspace=workspace,
         plan=plan,
         rounds=tuple(_read_round(reader, number, measurements.get(number, {})) for number in numbers),
         waiting=_read_waiting(reader, archived),

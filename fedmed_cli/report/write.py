@@ -11,7 +11,7 @@ from fedmed_cli.events import Say
 from fedmed_cli.report import numbers, svg
 from fedmed_cli.report.page import GENERATOR, render
 from fedmed_cli.report.sections import federation, lineage, results, training, weights
-from fedmed_cli.report.workspace_records import VerifyResult, WorkspaceRecords, read_records, verify_result
+from fedmed_cli.report.workspace_records import WorkspaceRecords, read_records
 from fedmed_cli.trust.verify import Verification
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
@@ -52,8 +52,7 @@ def write_report(
         say("matplotlib is not installed: the report shows tables without plots")
     for problem in records.problems:
         say(f"left out of the report: {problem}")
-    verified = verify_result(verification, workspace) if verification else None
-    data = html(records, answers, verified).encode("utf-8")
+    data = html(records, answers, verification).encode("utf-8")
     write_file(target, data)
     return ReportFile(target, len(data), with_plots, records.problems)
 
@@ -65,10 +64,10 @@ def _is_report(path: Path) -> bool:
         return _MARK in file.read(4096)
 
 
-def html(records: WorkspaceRecords, answers: bool = True, verified: VerifyResult | None = None) -> str:
+def html(records: WorkspaceRecords, answers: bool = True, verification: Verification | None = None) -> str:
     """The report's page."""
     sections = [
-        federation.overview_section(records, verified),
+        federation.overview_section(records, verification),
         results.comparison_section(records),
         results.matrix_section(records),
         weights.weights_section(records),
@@ -77,7 +76,7 @@ def html(records: WorkspaceRecords, answers: bool = True, verified: VerifyResult
         federation.plan_section(records),
         results.answers_section(records, answers),
         lineage.bytes_section(records),
-        lineage.lineage_section(records, verified),
+        lineage.lineage_section(records, verification),
         federation.limits_section(),
     ]
     plan = records.plan

@@ -41,11 +41,11 @@ def facts_group(facts: AdapterFacts, plan: Plan | None) -> Group:
         rows.append(("record", "none: no provenance record"))
     else:
         rows += [("started from", record.parent), ("plan", record.plan)]
-    rows.append(("signature", _signature(facts, plan)))
+    rows.append(("signature", _signature_text(facts, plan)))
     return Group(str(folder.path), [Pairs(rows)])
 
 
-def _signature(facts: AdapterFacts, plan: Plan | None) -> str:
+def _signature_text(facts: AdapterFacts, plan: Plan | None) -> str:
     folder = facts.folder
     if folder.signer is None or folder.sender is None:
         return "none"

@@ -21,7 +21,7 @@ def picture(figure: Figure) -> list[Part]:
         case Forest():
             return [_forest_table(figure.plot)]
         case Stacked():
-            return _bars(figure.title, figure.plot)
+            return _bar_parts(figure.title, figure.plot)
     return [figure.table]
 
 
@@ -35,7 +35,7 @@ def _forest_table(plot: Forest) -> Table:
     return Table(title, ["adapter", "95 % interval"], rows, frozenset({1}))
 
 
-def _bars(title: str, plot: Stacked) -> list[Part]:
+def _bar_parts(title: str, plot: Stacked) -> list[Part]:
     """A bar for each row, as long as the row is large, with its largest parts in words; and what the marks mean."""
     parts = list(plot.parts)[: len(MARKS) - 1]
     largest = max(sum(row.values()) for row in plot.rows.values())

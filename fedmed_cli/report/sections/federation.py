@@ -9,8 +9,9 @@ from fedmed_cli.records.lora import described
 from fedmed_cli.report import numbers
 from fedmed_cli.report.parts import Cell, Pairs, Part, Section, Text
 from fedmed_cli.report.tables.comparison import verdict
-from fedmed_cli.report.workspace_records import VerifyResult, WorkspaceRecords
+from fedmed_cli.report.workspace_records import WorkspaceRecords
 from fedmed_cli.text import number_of_bytes
+from fedmed_cli.trust.verify import Verification
 
 LIMITS = (
     "Research evaluation, not for clinical use. No number here says that an answer is medically right.",
@@ -31,12 +32,12 @@ _SHOWN = frozenset(
 )
 
 
-def overview_section(records: WorkspaceRecords, verified: VerifyResult | None) -> Section:
+def overview_section(records: WorkspaceRecords, verification: Verification | None) -> Section:
     """The few facts that a reader wants first, then all that is missing."""
     plan = records.plan
     rows: list[tuple[str, str | Cell]] = [
         ("Base model", plan.base.name),
-        ("Sites", f"{len(plan.sites.names)} ({numbers.joined(_first(plan.sites.names))})"),
+        ("Sites", f"{len(plan.sites.names)} ({numbers.joined(_first_names(plan.sites.names))})"),
         ("Rounds aggregated", str(sum(one.aggregate is not None for one in records.rounds))),
     ]
     if records.split is not None:
@@ -48,8 +49,8 @@ def overview_section(records: WorkspaceRecords, verified: VerifyResult | None) -
     last = records.rounds[-1].aggregate if records.rounds else None
     if last is not None:
         verdicts = [f"{name} {one.verdict}" for name, one in last.sites.items()]
-        rows.append((f"Verdicts of round {last.round}", ", ".join(_first(verdicts))))
-    rows.append(("Verified", _verified(verified)))
+        rows.append((f"Verdicts of round {last.round}", ", ".join(_first_names(verdicts))))
+    rows.append(("Verified", _verified_text(verification)))
     sentences = [verdict(records.comparison)]
     if records.comparison is None:
         by_site = {site: verdict(comparison) for site, comparison in records.site_comparisons.items()}
@@ -63,11 +64,11 @@ def overview_section(records: WorkspaceRecords, verified: VerifyResult | None) -
     return Section("overview", "At a glance", parts)
 
 
-def _first(names: Sequence[str], most: int = 12) -> list[str]:
+def _first_names(names: Sequence[str], most: int = 12) -> list[str]:
     return [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
 
 
-def _verified(result: VerifyResult | None) -> str:
+def _verified_text(result: Verification | None) -> str:
     if result is None:
         return "no: this report repeats what the records say; 'fedmed verify' checks them"
     if result.faults:

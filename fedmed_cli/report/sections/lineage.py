@@ -7,8 +7,9 @@ from fedmed_cli.records.digests import short
 from fedmed_cli.report import numbers
 from fedmed_cli.report.parts import Cell, Part, Section, Table, Text
 from fedmed_cli.report.tables.verification import checked_table
-from fedmed_cli.report.workspace_records import RoundRecords, VerifyResult, WorkspaceRecords
+from fedmed_cli.report.workspace_records import RoundRecords, WorkspaceRecords, without_root
 from fedmed_cli.text import number_of_bytes
+from fedmed_cli.trust.verify import Verification
 
 
 def bytes_section(records: WorkspaceRecords) -> Section:
@@ -21,7 +22,7 @@ def bytes_section(records: WorkspaceRecords) -> Section:
         for site in sorted(one.contributions):
             size = one.files[site].folder_bytes
             up, transfers = up + size, transfers + 1
-            rows.append([f"{one.number}", f"{site} to the coordinator", f"{size:,}", _share(size, base)])
+            rows.append([f"{one.number}", f"{site} to the coordinator", f"{size:,}", _share_text(size, base)])
         if one.aggregate is None:
             continue
         sites = len(one.aggregate.sites)
@@ -29,10 +30,10 @@ def bytes_section(records: WorkspaceRecords) -> Section:
             unknown.append(f"round {one.number}: {', '.join(absent)}")
         size = one.files["global"].folder_bytes
         down, transfers = down + size * sites, transfers + sites
-        rows.append([f"{one.number}", f"global, to each of {sites} sites", f"{size:,}", _share(size, base)])
+        rows.append([f"{one.number}", f"global, to each of {sites} sites", f"{size:,}", _share_text(size, base)])
     for site, record in records.waiting.items():
         size = record.adapter_bytes
-        rows.append([f"{record.round}", f"{site}, waiting in adapters/", f"{size:,}", _share(size, base)])
+        rows.append([f"{record.round}", f"{site}, waiting in adapters/", f"{size:,}", _share_text(size, base)])
     if not rows:
         return Section("bytes", title, [Text("Nothing has been exchanged yet.", "missing")])
     columns = ["round", "what", "bytes", "share of the model"]
@@ -41,7 +42,7 @@ def bytes_section(records: WorkspaceRecords) -> Section:
         total = (
             f"In all {number_of_bytes(up)} from the sites and {number_of_bytes(down)} back to them. The same "
             f"{numbers.count(transfers, 'transfer')} of the whole model would be {number_of_bytes(base * transfers)}: "
-            f"the adapters are {_share(up + down, base * transfers)} of that."
+            f"the adapters are {_share_text(up + down, base * transfers)} of that."
         )
         parts.insert(0, Text(total))
     if unknown:
@@ -49,13 +50,13 @@ def bytes_section(records: WorkspaceRecords) -> Section:
     return Section("bytes", title, parts)
 
 
-def _share(size: int, base: int) -> str:
+def _share_text(size: int, base: int) -> str:
     return numbers.percent(size / base) if base else ""
 
 
-def lineage_section(records: WorkspaceRecords, verified: VerifyResult | None) -> Section:
+def lineage_section(records: WorkspaceRecords, verification: Verification | None) -> Section:
     """Which adapter was made of which, by the digests that the records name."""
-    parts = _verified_parts(verified)
+    parts = _verified_parts(records, verification)
     rows: list[list[str | Cell]] = []
     digests: list[list[str]] = []
     before: RoundRecords | None = None
@@ -65,8 +66,8 @@ def lineage_section(records: WorkspaceRecords, verified: VerifyResult | None) ->
             rows.append([str(one.number), Cell("no record of a global adapter", "gone"), "", "", ""])
         else:
             signers = ", ".join(record.signers) or "none"
-            started = _started_from(record, before)
-            rows.append([str(one.number), short(record.adapter), started, _made_of(record, one), signers])
+            started = _start_cell(record, before)
+            rows.append([str(one.number), short(record.adapter), started, _contributions_cell(record, one), signers])
             digests.append([f"round {one.number}, global", record.adapter])
             digests += [[f"round {one.number}, {site}", each.adapter] for site, each in record.sites.items()]
         before = one
@@ -82,34 +83,36 @@ def lineage_section(records: WorkspaceRecords, verified: VerifyResult | None) ->
     return Section("lineage", "Lineage", parts)
 
 
-def _verified_parts(verified: VerifyResult | None) -> list[Part]:
+def _verified_parts(records: WorkspaceRecords, verification: Verification | None) -> list[Part]:
     """What was checked of the records, and what that found."""
-    if verified is None:
+    if verification is None:
         about = (
             "Not verified: what follows is what the records say, compared with each other. Whether the weights have "
             "these digests, whether signatures hold and whether a round computed again gives the same adapter is what "
             "'fedmed verify --recompute' checks; 'fedmed report --verify' puts its result here."
         )
         return [Text(about, "note")]
-    if verified.faults:
+    if verification.faults:
         parts: list[Part] = [Text("Verified when this report was made, and it does not hold:", "fault")]
-        parts += [Text(f"Fault: {fault}.", "fault") for fault in verified.faults]
+        faults = [without_root(fault.message, records.workspace) for fault in verification.faults]
+        parts += [Text(f"Fault: {fault}.", "fault") for fault in faults]
     else:
         about = (
             "Verified when this report was made: the gate, digests, pinned signatures and lineage hold for all that is "
             "listed as checked. Rounds were not computed again."
         )
         parts = [Text(about)]
-    if verified.notes:
-        title = f"Not proved: {numbers.count(len(verified.notes), 'note')}"
-        rows = [[what, why] for what, _, why in (note.partition(": ") for note in verified.notes)]
+    if verification.notes:
+        title = f"Not proved: {numbers.count(len(verification.notes), 'note')}"
+        notes = [without_root(note, records.workspace) for note in verification.notes]
+        rows = [[what, why] for what, _, why in (note.partition(": ") for note in notes)]
         parts.append(Table(title, ["what", "why"], rows, frozenset({1}), folded=len(rows) > 3))
-    if verified.checked:
-        parts.append(checked_table(verified.checked))
+    if verification.checked:
+        parts.append(checked_table(verification.checked))
     return parts
 
 
-def _started_from(record: Aggregate, before: RoundRecords | None) -> str | Cell:
+def _start_cell(record: Aggregate, before: RoundRecords | None) -> str | Cell:
     """What a round started from, and whether the records before it agree."""
     parent, number = short(record.parent), record.round - 1
     if not number:
@@ -125,7 +128,7 @@ def _started_from(record: Aggregate, before: RoundRecords | None) -> str | Cell:
     return f"round {number}"
 
 
-def _made_of(record: Aggregate, one: RoundRecords) -> Cell:
+def _contributions_cell(record: Aggregate, one: RoundRecords) -> Cell:
     """The contributions by site: here and as the record names them, or not."""
     lines, kind = [], ""
     for site, decision in record.sites.items():

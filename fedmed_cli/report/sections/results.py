@@ -23,16 +23,16 @@ def comparison_section(records: WorkspaceRecords) -> Section:
         why = "There is no reports/compare.json: 'fedmed compare' measures adapters on held-out examples."
         parts.append(Text(why, "missing"))
     else:
-        parts += _one_comparison(records, records.comparison, "compare")
+        parts += _one_comparison_parts(records, records.comparison, "compare")
     for site, comparison in records.site_comparisons.items():
         title = f"Measured inside hospital {site}, on its own test examples"
-        parts.append(Group(title, _one_comparison(records, comparison, f"compare-{site}")))
+        parts.append(Group(title, _one_comparison_parts(records, comparison, f"compare-{site}")))
     if len(parts) > 1:
         parts.append(SHADES)
     return Section("comparison", "Comparison on held-out examples", parts)
 
 
-def _one_comparison(records: WorkspaceRecords, comparison: Comparison, name: str) -> list[Part]:
+def _one_comparison_parts(records: WorkspaceRecords, comparison: Comparison, name: str) -> list[Part]:
     parts: list[Part] = []
     if comparison.plan != records.plan.digest:
         parts.append(Text("This comparison was made under another plan than the one of this workspace.", "fault"))

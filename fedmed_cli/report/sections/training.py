@@ -10,7 +10,7 @@ from fedmed_cli.report import numbers
 from fedmed_cli.report.parts import Beside, Curves, Figure, Part, Section, Table, Text
 from fedmed_cli.report.plots import MAX_SERIES
 from fedmed_cli.report.tables.round import validation_table
-from fedmed_cli.report.tables.split import identifiers, near_duplicates, split_parts
+from fedmed_cli.report.tables.split import identifiers_text, near_duplicates_text, split_parts
 from fedmed_cli.report.workspace_records import RoundRecords, WorkspaceRecords
 
 BINS_A_ROUND = 25
@@ -22,7 +22,7 @@ def data_section(records: WorkspaceRecords) -> Section:
     parts: list[Part] = []
     if records.split is not None:
         parts += split_parts(records.split)
-        parts += _bad_rows([records.split.bad_rows])
+        parts += _bad_rows_text([records.split.bad_rows])
     if records.divisions:
         rows = [
             [
@@ -30,14 +30,14 @@ def data_section(records: WorkspaceRecords) -> Section:
                 *(f"{n:,}" for n in (one.train + one.validation + one.test, one.train, one.validation, one.test)),
                 f"{one.num_groups:,}",
                 one.group_by or "each example is its own",
-                near_duplicates(one.near_duplicates),
-                identifiers(one.phi, one.phi_found),
+                near_duplicates_text(one.near_duplicates),
+                identifiers_text(one.phi, one.phi_found),
             ]
             for name, one in records.divisions.items()
         ]
         columns = ["site", "examples", "train", "validation", "test", "groups", "group", "near-duplicates", "PHI scan"]
         parts.append(Table("Hospitals' own files, divided by a keyed hash", columns, rows, frozenset({6, 7, 8})))
-        parts += _bad_rows(one.bad_rows for one in records.divisions.values())
+        parts += _bad_rows_text(one.bad_rows for one in records.divisions.values())
     if not parts:
         parts.append(Text("There is no data/split.json and no data/SITE/division.json in this workspace.", "missing"))
         claims = {site: c for one in records.rounds_and_waiting for site, c in one.contributions.items()}
@@ -48,7 +48,7 @@ def data_section(records: WorkspaceRecords) -> Section:
     return Section("data", "Data", parts)
 
 
-def _bad_rows(sources: Iterable[dict[str, BadRowCounts]]) -> list[Part]:
+def _bad_rows_text(sources: Iterable[dict[str, BadRowCounts]]) -> list[Part]:
     counts = [
         f"{numbers.count(one.count, 'row')} ({kind.replace('_', ' ')})"
         for source in sources
@@ -128,11 +128,11 @@ def _step_parts(rounds: Sequence[RoundRecords]) -> list[Part]:
     return [
         Figure("steps", "Training loss over steps", plot, table),
         *([Text(" ".join(about))] if about else []),
-        *_note_of_series(lines),
+        *_series_note(lines),
     ]
 
 
-def _note_of_series(lines: dict[str, Points]) -> list[Part]:
+def _series_note(lines: dict[str, Points]) -> list[Part]:
     if len(lines) <= MAX_SERIES:
         return []
     return [Text(f"The plot shows the first {MAX_SERIES} of {len(lines)} lines; the table has all.", "note")]
@@ -164,7 +164,7 @@ def _validation_parts(rounds: Sequence[RoundRecords]) -> list[Part]:
         Figure("validation", "Validation loss over rounds", plot, table),
         Text(about),
         *(numbers.few_groups(min(groups)) if groups else []),
-        *_note_of_series(lines),
+        *_series_note(lines),
     ]
 
 

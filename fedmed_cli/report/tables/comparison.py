@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records.comparison import Comparison, Matrix, Score
-from fedmed_cli.records.measures import OVERALL
+from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.report import numbers
 from fedmed_cli.report.parts import Cell, Figure, Forest, Group, Part, Table, Text
@@ -40,15 +40,14 @@ def verdict(record: Comparison | None) -> str | None:
     change = score.against_base
     if change.low <= 0 <= change.high:
         return (
-            "These examples do not show a difference between the global adapter and the base model: the 95 % interval "
-            f"{numbers.interval(change)} nats includes 0."
+            "The held-out examples do not show a difference between the global adapter and the base model: the 95 % "
+            f"interval {numbers.interval(change)} nats includes 0."
         )
-    better = change.high < 0
+    better, lower = ("better", "lower") if change.high < 0 else ("worse", "higher")
     low, high = sorted((abs(change.low), abs(change.high)))
     return (
-        f"On these examples the global adapter is {'better' if better else 'worse'} than the base model: its loss "
-        f"is {'lower' if better else 'higher'} by {abs(change.mean):.4f} nats per answer token (95 % interval "
-        f"{low:.4f} to {high:.4f})."
+        f"On the held-out examples the global adapter is {better} than the base model: its loss is {lower} by "
+        f"{abs(change.mean):.4f} nats per answer token (95 % interval {low:.4f} to {high:.4f})."
     )
 
 
@@ -57,35 +56,25 @@ def comparison_parts(record: Comparison, plan: Plan, name: str = "compare") -> l
     scores = {name: record.scores[name] for name in in_order(record.scores, plan) if OVERALL in record.scores[name]}
     if not scores:
         return [Text("This comparison has no score on all examples together.", "missing")]
-    first = next(iter(scores.values()))
-    about = first[OVERALL]
-    parts: list[Part] = [
-        Text(
-            f"{numbers.count(about.num_examples, 'example')}{f' of site {record.site}' if record.site else ''}, from "
-            f"{record.examples} ({numbers.count(about.num_tokens, 'answer token')}). Losses are in nats per answer "
-            f"token; differences are paired by example, below 0 is better; the 95 % intervals resample "
-            f"{numbers.count(about.num_groups, 'group')} {record.num_resamples:,} times."
-        ),
-        *numbers.few_groups(about.num_groups),
-    ]
-    if record.num_skipped or record.num_truncated:
-        skipped = f"{record.num_skipped:,} examples were skipped: the question alone fills the maximum length"
-        parts.append(Text(f"{skipped}; {record.num_truncated:,} answers were cut there.", "note"))
-    parts += [*_overall_tables(scores), _forest(scores, name)]
-    sites = sorted(part for part in first if part != OVERALL)
-    by_site = {site: {name: one[site] for name, one in scores.items() if site in one} for site in sites}
-    if len(sites) > 1 or record.columns:
+    parts = _about_parts(record, next(iter(scores.values()))[OVERALL])
+    parts += _overall_tables({name: one[OVERALL] for name, one in scores.items()})
+    sites = sorted({part for one in scores.values() for part in one} - {OVERALL})
+    shares = {site: {name: one[site] for name, one in scores.items() if site in one} for site in sites}
+    if len(shares) < 2:
+        shares = {}  # the one site's share is the whole
+    parts.append(_forest_figure({name: one[OVERALL] for name, one in scores.items()}, shares, name))
+    if shares or record.columns:
         parts.append(STARS)
-    if len(sites) > 1:
-        parts.append(losses_table("Loss on each site's share of the examples", "site", by_site, plan))
-        parts += _worst_sites(record.worst_sites, by_site)
+    if shares:
+        parts.append(losses_table("Loss on each site's share of the examples", "site", shares, plan))
+        parts += _worst_sites_text(record.worst_sites, shares)
     for column, values in record.columns.items():
         parts.append(losses_table(f"Loss by {column}", column, values, plan, folded=True))
     if record.on_other_sites:
         rows = [[name, numbers.interval(one)] for name, one in record.on_other_sites.items()]
         title = "On the other sites' examples: global adapter against one site's (below 0: federating helped)"
         parts.append(Table(title, ["adapter of one site", "difference in nats, 95 %"], rows))
-    parts += _recovered(record)
+    parts += _recovered_text(record)
     if record.choices is not None:
         order = in_order(record.choices.adapters, plan)
         parts.append(Group("Multiple choice", multiple_choice_parts(record.choices, order)))
@@ -95,12 +84,28 @@ def comparison_parts(record: Comparison, plan: Plan, name: str = "compare") -> l
     return parts
 
 
-def _overall_tables(scores: Mapping[str, Mapping[str, Score]]) -> list[Part]:
+def _about_parts(record: Comparison, score: Score) -> list[Part]:
+    """What was measured on, and how sure that is."""
+    examples = numbers.count(score.num_examples, "example") + (f" of site {record.site}" if record.site else "")
+    tokens = numbers.count(score.num_tokens, "answer token")
+    about = (
+        f"{examples}, from {record.examples} ({tokens}). Losses are in nats per answer token; differences are paired "
+        f"by example, below 0 is better; the 95 % intervals resample {numbers.count(score.num_groups, 'group')} "
+        f"{record.num_resamples:,} times."
+    )
+    parts: list[Part] = [Text(about), *numbers.few_groups(score.num_groups)]
+    if record.num_skipped or record.num_truncated:
+        skipped = f"{record.num_skipped:,} examples were skipped: the question alone fills the maximum length"
+        parts.append(Text(f"{skipped}; {record.num_truncated:,} answers were cut there.", "note"))
+    return parts
+
+
+def _overall_tables(scores: Mapping[str, Score]) -> list[Part]:
     """Losses and differences to the base; and what else is compared, in a table of its own that fits 80 columns."""
     losses, others = [], []
-    for name, by_part in scores.items():
-        score, tally = by_part[OVERALL], by_part[OVERALL].tally
+    for name, score in scores.items():
         losses.append([name, numbers.loss(score), f"{score.perplexity:.2f}", numbers.interval(score.against_base)])
+        tally = score.tally
         counts = f"{tally.wins:,} / {tally.ties:,} / {tally.losses:,}" if tally else ""
         others.append([name, numbers.interval(score.against_global), counts])
     parts: list[Part] = [Table("Overall", ["adapter", "loss", "ppl", "against base, 95 %"], losses)]
@@ -110,22 +115,20 @@ def _overall_tables(scores: Mapping[str, Mapping[str, Score]]) -> list[Part]:
     return parts
 
 
-def _forest(scores: Mapping[str, Mapping[str, Score]], name: str) -> Part:
+def _forest_figure(overall: Mapping[str, Score], shares: Mapping[str, Mapping[str, Score]], name: str) -> Part:
     """Every adapter's difference to the base, overall and on each site's share."""
-    rows = {
-        adapter if part == OVERALL else f"{adapter} on {part}": by_part[part].against_base
-        for adapter, by_part in scores.items()
-        for part in sorted(by_part, key=lambda part: (part != OVERALL, part))
-    }
-    intervals = {label: interval for label, interval in rows.items() if interval is not None}
+    intervals: dict[str, Interval] = {}
+    for adapter, score in overall.items():
+        labels = {adapter: score} | {f"{adapter} on {site}": scores.get(adapter) for site, scores in shares.items()}
+        intervals |= {label: one.against_base for label, one in labels.items() if one and one.against_base}
     if not intervals:
         return Text("Only the base model was measured.", "missing")
     table = Table(
         "Difference to the base model (nats per answer token)",
         ["adapter and share", "mean", "95 % from", "to"],
-        [[label, *(numbers.signed(x) for x in (one.mean, one.low, one.high))] for label, one in intervals.items()],
+        [[label, *map(numbers.signed, (one.mean, one.low, one.high))] for label, one in intervals.items()],
     )
-    strong = [label for label in intervals if label in scores]
+    strong = [label for label in intervals if label in overall]
     shown = list(intervals) if len(intervals) <= MAX_FOREST_ROWS else strong[:MAX_FOREST_ROWS]
     plot = Forest({label: intervals[label] for label in shown}, frozenset(strong), "nats against the base")
     return Figure(f"forest-{name}", "Loss against the base model, 95 % intervals; left is better", plot, table)
@@ -191,7 +194,7 @@ def site_matrix_parts(
     ]
     if rows:
         parts.append(Table("Global adapter against the base", ["site", "difference in nats, 95 %"], rows))
-    parts += _worst_sites(worst_sites or {}, by_site)
+    parts += _worst_sites_text(worst_sites or {}, by_site)
     groups = {site: score.num_groups for site, scores in by_site.items() for score in scores.values()}
     few = [f"{site} ({number})" for site, number in groups.items() if number < FEW_GROUPS]
     if few:
@@ -201,7 +204,7 @@ def site_matrix_parts(
     return parts
 
 
-def _worst_sites(worst_sites: Mapping[str, str], by_site: Mapping[str, Mapping[str, Score]]) -> list[Part]:
+def _worst_sites_text(worst_sites: Mapping[str, str], by_site: Mapping[str, Mapping[str, Score]]) -> list[Part]:
     entries = []
     for adapter, site in worst_sites.items():
         score = by_site.get(site, {}).get(adapter) if adapter == GLOBAL else None
@@ -209,7 +212,7 @@ def _worst_sites(worst_sites: Mapping[str, str], by_site: Mapping[str, Mapping[s
     return [Text(f"Where each adapter gains least on the base: {'; '.join(entries)}.")] if entries else []
 
 
-def _recovered(record: Comparison) -> list[Part]:
+def _recovered_text(record: Comparison) -> list[Part]:
     """How much of the pooled adapter's gain the global one has."""
     if record.recovered is not None:
         low, high = (f"{100 * edge:.0f}" for edge in (record.recovered.low, record.recovered.high))

@@ -19,7 +19,7 @@ def round_parts(record: Aggregate) -> list[Part]:
     how += f", updates clipped above {record.clip:g} times the median norm" if record.clip is not None else ""
     how += f", server step {record.server_lr:g}" if record.server_lr != 1 else ""
     how += f", server momentum {record.server_momentum:g}" if record.server_momentum else ""
-    rows = [_decision(name, one) for name, one in record.sites.items()]
+    rows = [_decision_row(name, one) for name, one in record.sites.items()]
     reasons: list[tuple[str, str | Cell]] = [(name, Cell(lines=one.reasons)) for name, one in record.sites.items()]
     for names, verdict, why in (
         (record.missing, "missing", "sent nothing"),
@@ -29,7 +29,7 @@ def round_parts(record: Aggregate) -> list[Part]:
         reasons += [(name, why) for name in names]
     columns = ["site", "verdict", "weight", "by claims", "update norm", "measured gain"]
     parts: list[Part] = [
-        Text(f"{how}. Difference to the exact weighted mean: {_truncation(record)}."),
+        Text(f"{how}. Difference to the exact weighted mean: {_truncation_text(record)}."),
         Table(f"Decisions of round {record.round}", columns, rows, frozenset({1})),
         Text("Why, as the record says:"),
         Pairs(reasons),
@@ -40,27 +40,27 @@ def round_parts(record: Aggregate) -> list[Part]:
         )
         parts.append(Text(f"Rejected: {', '.join(rejected)}. {advice}in the round's archive.", "note"))
     if record.examination is not None:
-        parts += _examination(record.examination, record.server_lr)
+        parts += _examination_parts(record.examination, record.server_lr)
     if record.weights == "self-reported":
         parts.append(Text("Self-reported weights can be won by lying about the loss; they are for comparison.", "note"))
     return parts
 
 
-def _decision(name: str, one: SiteDecision) -> list[str | Cell]:
+def _decision_row(name: str, one: SiteDecision) -> list[str | Cell]:
     clipped = f" (to {one.clip_factor:.2f})" if one.clip_factor < 1 else ""
     gain = numbers.interval(one.evidence.gain) or "not measured"
     verdict = Cell(one.verdict + clipped, one.verdict)
     return [name, verdict, f"{one.weight:.3f}", f"{one.prior:.3f}", f"{one.evidence.update_norm:.3f}", gain]
 
 
-def _truncation(record: Aggregate) -> str:
+def _truncation_text(record: Aggregate) -> str:
     error = record.truncation
     worst = max(error.modules, key=lambda module: error.modules[module], default=None)
     at = f" (worst module {worst}: {numbers.percent(error.modules[worst])})" if worst is not None else ""
     return numbers.percent(error.overall) + at
 
 
-def _examination(seen: CoordinatorEvaluation, server_lr: float) -> list[Part]:
+def _examination_parts(seen: CoordinatorEvaluation, server_lr: float) -> list[Part]:
     parts: list[Part] = [
         Text(
             f"Decided on {numbers.count(seen.num_examples, 'example')} of the coordinator's "

@@ -25,7 +25,7 @@ def split_parts(record: SplitRecord) -> list[Part]:
             f"machine: {how}, seed {record.seed}. {groups}, each in one set only; the check of the written files found "
             f"{checks.get('texts_in_two_sets', 'no count of')} texts and "
             f"{checks.get('groups_in_two_sets', 'no count of')} groups in two sets.{moved} "
-            f"{near_duplicates(record.near_duplicates)}. {identifiers(record.phi, record.phi_found)}."
+            f"{near_duplicates_text(record.near_duplicates)}. {identifiers_text(record.phi, record.phi_found)}."
         )
     ]
     rows = [
@@ -39,7 +39,7 @@ def split_parts(record: SplitRecord) -> list[Part]:
     columns = ["site", "examples", "train", "validation", "coordinator", "test", "JS distance"]
     parts.append(Table("Examples of each site by set", columns, rows))
     parts.append(Text("JS is the Jensen-Shannon distance of a site's labels to the pool: 0 is alike, 1 is disjoint."))
-    parts += _labels(record)
+    parts += _labels_figure(record)
     sizes = tuple(counts.total for counts in record.sites.values())
     if record.requested_sizes and tuple(record.requested_sizes) != sizes:
         asked = ", ".join(map(str, record.requested_sizes))
@@ -49,7 +49,7 @@ def split_parts(record: SplitRecord) -> list[Part]:
     return parts
 
 
-def _labels(record: SplitRecord) -> list[Part]:
+def _labels_figure(record: SplitRecord) -> list[Part]:
     """The commonest labels of all sites by site, all others together; nothing where there are no labels."""
     labels = {name: dict(counts.labels) for name, counts in record.sites.items()}
     totals: Counter[str] = Counter()
@@ -72,19 +72,19 @@ def _labels(record: SplitRecord) -> list[Part]:
     return [Figure("labels", "What each site's examples are made of", Stacked(labels, common, "examples"), table)]
 
 
-def near_duplicates(found: NearDuplicates | None) -> str:
-    if found is None:
+def near_duplicates_text(record: NearDuplicates | None) -> str:
+    if record is None:
         return "Near-duplicates were not searched for: sets may hold nearly the same text"
-    about = f"(similarity {found.similarity:g} or more)"
-    if not found.num_rows:
+    about = f"(similarity {record.similarity:g} or more)"
+    if not record.num_rows:
         return f"No near-duplicates {about} were found"
     return (
-        f"{numbers.count(found.num_rows, 'near-duplicate')} {about} kept with what they resemble; the check of the "
-        f"written files found {found.num_torn:,} in two sets"
+        f"{numbers.count(record.num_rows, 'near-duplicate')} {about} kept with what they resemble; the check of the "
+        f"written files found {record.num_torn:,} in two sets"
     )
 
 
-def identifiers(mode: str, counts: dict[str, int]) -> str:
+def identifiers_text(mode: str, counts: dict[str, int]) -> str:
     if mode == "off":
         return "No scan for identifiers of patients"
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in counts.items() if number)
