@@ -230,7 +230,7 @@ def _make_inputs(
     """
     round_number = workspace.newest_round() + 1
     if not is_new_round:
-        round_number = min(round_number, *(one.record.round for one in passed.values()))
+        round_number = min([round_number, *(one.record.round for one in passed.values())])
     parent = starting_adapter(workspace, plan, round_number)
     for path, one in passed.items():
         with _hint_to_exclude(path):

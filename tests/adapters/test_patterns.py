@@ -122,6 +122,7 @@ def test_the_chat_merges_every_module_with_its_own_scaling(tiny_base, tmp_path, 
     assert (decoder.read(list(range(2, 40))) - expected[0, -1]).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_two_rounds_with_rslora_patterns_and_a_site_of_lower_rank(tiny_base, tmp_path, fails, capsys):
     argv = [
         "split",
@@ -167,6 +168,7 @@ def test_two_rounds_with_rslora_patterns_and_a_site_of_lower_rank(tiny_base, tmp
     )
 
 
+@pytest.mark.slow
 def test_a_round_where_every_module_has_another_rank_than_the_general_one(tiny_base, tmp_path):
     for name, pattern in (("below", "q_proj=3,v_proj=2"), ("above", "q_proj=12,v_proj=16")):
         argv = ["split", "-q", "-C", str(tmp_path / name), "--base", str(tiny_base), "--limit", "60", "--by", "iid"]

@@ -231,6 +231,7 @@ def test_the_coordinator_without_its_key_is_told_before_any_work(place, config, 
     assert not place.workspace.rounds.exists()
 
 
+@pytest.mark.slow
 def test_train_local_signs_and_refuses_to_sign_with_another_key(split_workspace, tiny_base, config, fails, capsys):
     root = split_workspace.root
     for name in ("A", "coordinator"):

@@ -10,6 +10,7 @@ from conftest import NUM_EXAMPLES
 from fedmed_cli.cli.app import main
 
 NUM_MARKS = 1000
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,8 @@ def test_no_mark_in_any_record_metric_log_or_error(marked, tiny_base, capfd, mon
     for name, text in spoiled.items():
         (folder / name).write_text(text)
         assert main(["split", "--dataset", str(folder / name), "-C", str(folder / f"of-{name}")]) == 3, name
-        assert main(["train-local", "--site", "A", "--data", str(folder / name), *base]) in (3, 6), name
+        code = 6 if name == "tiny.jsonl" else 3  # it can be read, but data/A is of `split`
+        assert main(["train-local", "--site", "A", "--data", str(folder / name), *base]) == code, name
     from fedmed_cli.federation import site
 
     def broken(name):

@@ -13,8 +13,6 @@ from conftest import snapshot
 from fedmed_cli.cli.app import main
 from fedmed_cli.workspace import Workspace
 
-pytestmark = pytest.mark.slow
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests fork")
 
 
@@ -41,6 +39,7 @@ def crash(tmp_path, template, argv, makes, *tasks):
     )
 
 
+@pytest.mark.slow
 def test_aggregate_killed_at_every_write_and_at_random_and_two_at_once(trained_once, tmp_path):
     argv = ["aggregate", "-q", "--weights", "tokens"]
     tasks = [["every_write", "kill"], ["every_write", "full", 5], ["random_kills", 6, 1], ["two_at_once", 12]]
@@ -51,6 +50,7 @@ def test_aggregate_killed_at_every_write_and_at_random_and_two_at_once(trained_o
     assert sum(result["two_at_once 12"].values()) == 12
 
 
+@pytest.mark.slow
 def test_train_local_killed_at_every_write_and_at_random(trained_once, tiny_base, tmp_path):
     argv = ["train-local", "-q", "--site", "A", "--max-steps", "3", "--save-steps", "1", "--max-eval-samples", "2"]
     argv += ["--base", str(tiny_base)]
@@ -59,6 +59,7 @@ def test_train_local_killed_at_every_write_and_at_random(trained_once, tiny_base
     assert result["random_kills 6 1"]["killed"] > 1
 
 
+@pytest.mark.slow
 def test_round_killed_at_random(split_once, tiny_base, tmp_path):
     argv = ["round", "-q", "--rounds", "1", "--max-steps", "2", "--save-steps", "1", "--max-eval-samples", "2"]
     argv += ["--base", str(tiny_base)]
@@ -66,6 +67,7 @@ def test_round_killed_at_random(split_once, tiny_base, tmp_path):
     assert result["random_kills 3 1"]["trials"] == 3
 
 
+@pytest.mark.slow
 def test_a_hospitals_own_file_is_divided_whole_or_not_at_all(tiny_base, tmp_path, split_once):
     """The folder data/SITE is replaced whole, so that a kill never leaves one set of the old and one of the new."""
     home = tmp_path / "home"

@@ -61,6 +61,7 @@ def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_works
     assert kept.digest == again.adapter.digest
 
 
+@pytest.mark.slow
 def test_it_is_trained_once_and_anew_after_another_round(round_workspace, tiny_base, argv, monkeypatch, capsys):
     from fedmed_cli.federation import pooled
 

