@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +16,6 @@ from fedmed_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from fedmed_cli.models.language_model import LanguageModel
-
-Measure = Callable[[dict[str, Adapter]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,17 @@ BASE = NamedAdapter("base model, no adapter", None)
 
 
 def choose_adapter(
-    workspace: Workspace, plan: Plan, name: str | None, say: Say, measure: Measure | None = None
+    workspace: Workspace,
+    plan: Plan,
+    name: str | None,
+    say: Say,
+    lm: LanguageModel | None = None,
+    progress: Progress | None = None,
 ) -> NamedAdapter:
     """The adapter for "base", "global", "best", a site or a folder; by default the newest global one.
 
-    "best" is what has the least loss on the coordinator's examples, by `measure`. InputError where there is none.
+    "best" is what has the least loss on the coordinator's deciding examples, and needs `lm`. InputError where there
+    is none.
     """
     newest = workspace.newest_round()
     if name == "base":
@@ -59,7 +62,8 @@ def choose_adapter(
         return BASE
     assert name is not None
     if name == "best":
-        return _best(workspace, plan, say, measure)
+        assert lm is not None
+        return _best(workspace, plan, lm, say, progress)
     if name in plan.sites.names:
         return site_adapter(workspace, plan, name)
     adapter = gate.read_folder(Path(name), plan).adapter
@@ -75,38 +79,26 @@ def site_adapter(workspace: Workspace, plan: Plan, site: str) -> NamedAdapter:
     return NamedAdapter(f"adapter of site {site} {where} ({short(last.adapter.digest)})", last.adapter)
 
 
-def _best(workspace: Workspace, plan: Plan, say: Say, measure: Measure | None) -> NamedAdapter:
+def _best(workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progress: Progress | None) -> NamedAdapter:
+    from fedmed_cli import intervals
+    from fedmed_cli.evaluation import coordinator_set, measuring
+
     newest = workspace.newest_round()
-    names = [site for site in plan.sites.names if (workspace.round(newest) / site).is_dir()] if newest else []
-    candidates = {site: site_adapter(workspace, plan, site) for site in names}
-    if newest:
-        candidates["global"] = choose_adapter(workspace, plan, "global", say)
-    if not candidates or measure is None:
+    if not newest:
         raise InputError("--adapter best: there is no adapter yet", hint="run 'fedmed round' first")
-    losses = measure({name: named.adapter for name, named in candidates.items() if named.adapter is not None})
+    items = coordinator_set.coordinator_set(workspace, plan, lm, "decide", None, say)
+    if items is None:
+        raise InputError("data/coordinator.jsonl: there are no coordinator's examples to find the best with")
+    candidates = {"global": choose_adapter(workspace, plan, "global", say)}
+    for site in plan.sites.names:
+        if (workspace.round(newest) / site).is_dir():
+            candidates[site] = site_adapter(workspace, plan, site)
+    losses = {}
+    for name, named in candidates.items():
+        assert named.adapter is not None
+        values = measuring.measure_cached(workspace, plan, lm, named.adapter, items, progress)
+        losses[name] = intervals.summarize(values, items.groups).mean
     best = min(losses, key=lambda name: (losses[name], name))
     say(f"loss on the coordinator's examples: {', '.join(f'{name} {losses[name]:.4f}' for name in sorted(losses))}")
     say(f"best is {best}; these losses were used to choose it; do not report them as results")
     return candidates[best]
-
-
-def measure_on_coordinator(
-    workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progress: Progress | None = None
-) -> Measure:
-    """Mean losses of adapters on the coordinator's deciding examples, remembered. InputError where it has none."""
-
-    def measure(adapters: dict[str, Adapter]) -> dict[str, float]:
-        from fedmed_cli import intervals
-        from fedmed_cli.evaluation import coordinator_set, measuring
-
-        items = coordinator_set.coordinator_set(workspace, plan, lm, "decide", None, say)
-        if items is None:
-            raise InputError("data/coordinator.jsonl: there are no coordinator's examples to find the best with")
-        return {
-            name: intervals.summarize(
-                measuring.measure_cached(workspace, plan, lm, adapter, items, progress), items.groups
-            ).mean
-            for name, adapter in adapters.items()
-        }
-
-    return measure

@@ -8,7 +8,8 @@ turns, and docs/chat.md has the figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -180,12 +181,18 @@ def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class _Layer:
     """One decoder layer's weights: norms, and the four products that are left when those with one input are joined."""
 
-    def __init__(self, layer: Any, weight: Any, is_int8: bool) -> None:
+    def __init__(self, layer: Any, changed: Mapping[str, torch.Tensor], is_int8: bool) -> None:
+        """`changed` are weights instead of the layer's own, by the name of their module in it."""
+
+        def linear(*names: str) -> _Linear:
+            weights = (changed[name] if name in changed else layer.get_submodule(name).weight for name in names)
+            return _Linear(list(weights), is_int8)
+
         self.norms = layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float()
-        self.qkv = _Linear([weight(f"self_attn.{name}_proj") for name in "qkv"], is_int8)
-        self.o = _Linear([weight("self_attn.o_proj")], is_int8)
-        self.gate_up = _Linear([weight("mlp.gate_proj"), weight("mlp.up_proj")], is_int8)
-        self.down = _Linear([weight("mlp.down_proj")], is_int8)
+        self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        self.o = linear("self_attn.o_proj")
+        self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
+        self.down = linear("mlp.down_proj")
 
 
 class MergedDecoder:
@@ -217,23 +224,14 @@ class MergedDecoder:
             # (keys or values, tokens, heads, size) for each layer
             shape = (2, max_tokens, self._kv_heads, self._size)
             self._cache = [torch.zeros(shape) for _ in model.layers]
-            self._layers = [self._layer(i, {}) for i in range(len(model.layers))]
-        self._merged: frozenset[int] = frozenset()
+            self._layers = [_Layer(layer, {}, self.is_int8) for layer in model.layers]
+        self._merged: set[int] = set()  # layers whose weights are not the base's
         self._ids: list[int] = []
-
-    def _layer(self, index: int, changes: dict[str, torch.Tensor]) -> _Layer:
-        layer = self._base.model.layers[index]
-
-        def weight(name: str) -> torch.Tensor:
-            changed = changes.get(f"model.layers.{index}.{name}")
-            return layer.get_submodule(name).weight if changed is None else changed
-
-        return _Layer(layer, weight, self.is_int8)
 
     @torch.inference_mode()
     def use(self, adapter: Adapter | None) -> None:
         self._ids = []
-        changes = {}
+        changed: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
         for module, (a, b) in (adapter.factors if adapter else {}).items():
             try:
                 old = self._base.get_submodule(module).weight
@@ -243,11 +241,11 @@ class MergedDecoder:
                 raise CombineError(f"the adapter does not fit base model {self._name}: module {module!r}")
             assert adapter is not None
             product = torch.tensor(b) @ torch.tensor(a)
-            changes[module] = (old.float() + adapter.scale(module) * product).to(old.dtype)
-        touched = frozenset(int(module.split(".")[2]) for module in changes)
-        for index in touched | self._merged:
-            self._layers[index] = self._layer(index, changes)
-        self._merged = touched
+            _, _, index, name = module.split(".", 3)
+            changed[int(index)][name] = (old.float() + adapter.scale(module) * product).to(old.dtype)
+        for number in changed.keys() | self._merged:
+            self._layers[number] = _Layer(self._base.model.layers[number], changed.get(number, {}), self.is_int8)
+        self._merged = set(changed)
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int], draft: Sequence[int] = ()) -> torch.Tensor:

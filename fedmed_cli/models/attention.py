@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import transformers
 
+from fedmed_cli.models.frozen import FrozenMatrices
+
 Tensor = torch.Tensor
 BLOCK = 128  # queries whose scores exist at a time
 SAVED_LENGTH = 320  # of an example whose probabilities are saved for the backward pass; others are recomputed
@@ -114,7 +116,7 @@ def _interface(
 
 
 @contextlib.contextmanager
-def block_attention(decoder: Any) -> Iterator[int]:
+def block_attention(decoder: Any, _: FrozenMatrices) -> Iterator[int]:
     """Compute the decoder's attention here for the time of the block; yields the number of layers.
 
     Declined where what it computes here is not what the layers do.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 ATTENTION, LINEAR = "attention", "linear"
-OPERATIONS = {ATTENTION: lambda decoder, matrices: block_attention(decoder), **fused_ops.OPERATIONS}
+OPERATIONS: dict[str, fused_ops.Operation] = {ATTENTION: block_attention, **fused_ops.OPERATIONS}
 TOLERANCE = 1e-5  # relative; both sides compute norms, softmax and rotation in float32
 MOST_PARAMETERS = 50_000_000  # of the small model
 _SIZES = {"vocab_size": 61, "intermediate_size": 96, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from fedmed_cli.models.peft_offline import peft
 
 Tensor = torch.Tensor
 Forward = Callable[[Tensor], Tensor]
+Operation = Callable[[Any, FrozenMatrices], contextlib.AbstractContextManager[int]]
 SAVED_ROWS = {torch.bfloat16: 640, torch.float32: 448}  # of a pass on a CPU
 
 
@@ -238,14 +240,10 @@ def _rotation(decoder: torch.nn.Module, _: FrozenMatrices) -> Iterator[int]:
         setattr(architecture, name, original)
 
 
-def _replacing(match: Match) -> Callable[[torch.nn.Module, FrozenMatrices], contextlib.AbstractContextManager[int]]:
-    return lambda decoder, matrices: _replaced(match, decoder, matrices)
-
-
-OPERATIONS = {
-    "linear": _replacing(_linear),
-    "LoRA": _replacing(_lora_linear),
-    "gated MLP": _replacing(_gated_mlp),
-    "RMSNorm": _replacing(_rms_norm),
+OPERATIONS: dict[str, Operation] = {
+    "linear": partial(_replaced, _linear),
+    "LoRA": partial(_replaced, _lora_linear),
+    "gated MLP": partial(_replaced, _gated_mlp),
+    "RMSNorm": partial(_replaced, _rms_norm),
     "rotary": _rotation,
 }

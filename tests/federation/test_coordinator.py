@@ -11,9 +11,9 @@ from fedmed_cli.adapters import gate_steps
 from fedmed_cli.adapters.adapter import WEIGHTS_NAME
 from fedmed_cli.aggregation.state import Rules
 from fedmed_cli.cli.app import main
-from fedmed_cli.workspace.durable import write_folder
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.plan import Sites
+from fedmed_cli.workspace.durable import write_folder
 
 
 @pytest.fixture

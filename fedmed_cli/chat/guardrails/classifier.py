@@ -109,10 +109,9 @@ def load() -> Model:
 def shares(text: str) -> dict[str, float]:
     """For each class its share, from 0 to 1, the most that any window of the text has (`none`: the least)."""
     tokens = text.split()
-    starts = range(0, max(len(tokens) - WINDOW_WORDS, 0) + STEP_WORDS, STEP_WORDS)
-    windows = [" ".join(tokens[start : start + WINDOW_WORDS]) for start in starts if tokens[start:]] or [text]
-    if len(tokens) <= WINDOW_WORDS:
-        windows = [text]
-    found = [load().shares(window) for window in windows]
-    most = {name: max(one[name] for one in found) for name in CLASSES}
-    return most | {"none": min(one["none"] for one in found)}
+    windows = [text]
+    if len(tokens) > WINDOW_WORDS:
+        starts = range(0, len(tokens) - WINDOW_WORDS + STEP_WORDS, STEP_WORDS)
+        windows = [" ".join(tokens[start : start + WINDOW_WORDS]) for start in starts]
+    by_window = [load().shares(window) for window in windows]
+    return {name: (min if name == "none" else max)(shares[name] for shares in by_window) for name in CLASSES}

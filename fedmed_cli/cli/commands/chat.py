@@ -57,10 +57,9 @@ def chat(
 
     def find(name: str) -> choose_adapter.NamedAdapter:
         with screen.progress("measuring") as update:
-            measure = choose_adapter.measure_on_coordinator(
-                place, plan, lm, screen.say, lambda done, total: update(done, total, "")
+            return choose_adapter.choose_adapter(
+                place, plan, name, screen.say, lm, lambda done, total: update(done, total, "")
             )
-            return choose_adapter.choose_adapter(place, plan, name, screen.say, measure)
 
     named = named or find("best")
     context = min(int(getattr(lm.model.config, "max_position_embeddings", 4096)), 8192)
