@@ -9,7 +9,7 @@ from helpers import factories
 
 from fedmed_cli.adapters import gate_steps
 from fedmed_cli.adapters.adapter import WEIGHTS_NAME
-from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.plan import Sites
@@ -58,7 +58,7 @@ def test_more_sites_take_no_more_memory(tmp_path):
         paths = [workspace.contribution(name) for name in names]
         size = (paths[0] / WEIGHTS_NAME).stat().st_size
         tracemalloc.start()
-        coordinator.aggregate(workspace, paths, Rules())
+        coordinator.aggregate(workspace, paths, AggregationSettings())
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[8] - peaks[4] < size / 2, (peaks, size)
