@@ -297,6 +297,11 @@ def _check_sizes(path: Path, files: Mapping[str, bytes], record: Contribution, p
         raise TrustError(
             f"{path}: {CONTRIBUTION_NAME} says {record.base_bytes:,} base model bytes, the plan {plan.base.num_bytes:,}"
         )
+    if plan is not None:
+        try:
+            record.check_tokens(plan.training.max_length)
+        except ValueError as error:
+            raise TrustError(f"{path}: {CONTRIBUTION_NAME}: {error}") from None
 
 
 def _check_signature(path: Path, files: Mapping[str, bytes], name: str) -> str | None:
