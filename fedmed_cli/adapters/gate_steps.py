@@ -283,6 +283,11 @@ def _check_sizes(reading: Reading) -> None:
             f"{reading.path}: {CONTRIBUTION_NAME} says {record.base_bytes:,} base model bytes, "
             f"the plan {plan.base.num_bytes:,}"
         )
+    if plan is not None:
+        try:
+            record.check_tokens(plan.training.max_length)
+        except ValueError as error:
+            raise TrustError(f"{reading.path}: {CONTRIBUTION_NAME}: {error}") from None
 
 
 def _check_signature(reading: Reading, name: str) -> None:

@@ -77,18 +77,22 @@ def _shorten_updates(sites: Mapping[str, SiteState], clip: float | None) -> None
 
 
 def _set_claimed_weights(sites: Mapping[str, SiteState], claim: Literal["tokens", "examples"] | None) -> None:
-    claims: dict[str, float] = dict.fromkeys(sites, 1.0)
-    if claim is not None:
-        for name, site in sites.items():
-            record = site.contribution.record
-            claims[name] = record.num_tokens if claim == "tokens" else record.num_examples
-            site.reasons.append(f"claims {int(claims[name]):,} {claim} of training data")
-    if claim == "tokens":
-        claims, cap = shares.cap_claims(claims)
+    if claim is None:
         for site in sites.values():
-            if site.contribution.record.num_tokens > cap:
-                site.reasons.append(f"capped at {int(cap):,} tokens, twice the median claim")
-    if sum(claims.values()) <= 0:
+            site.claimed_weight = 1 / len(sites)
+        return
+    claims: dict[str, float] = {}
+    for name, site in sites.items():
+        record = site.contribution.record
+        claims[name] = record.num_tokens if claim == "tokens" else record.num_examples
+        site.reasons.append(f"claims {int(claims[name]):,} {claim} of training data")
+    if not any(claims.values()):
         raise CombineError(f"the weights of all sites are 0: no site claims any {claim}")
-    for name, share in shares.normalise(claims).items():
+    cap = shares.claim_cap(claims.values())
+    for name, site in sites.items():
+        if claims[name] == 0:
+            site.reject(f"it claims no {claim}, so it has no weight")
+        elif claims[name] > cap:
+            site.reasons.append(f"capped at {int(cap):,} {claim}, twice the median claim")
+    for name, share in shares.normalise({name: min(number, cap) for name, number in claims.items()}).items():
         sites[name].claimed_weight = share

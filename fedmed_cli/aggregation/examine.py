@@ -46,10 +46,9 @@ def reject_and_weigh(state: RoundState) -> None:
         only.reasons.append("the only contribution: there is nothing to weigh")
         return
     start = evaluator.losses(state.parent)
-    for site in state.sites.values():
+    for site in state.accepted.values():
         if site.norm == 0:
-            site.rejected = True
-            site.reasons.append("rejected: it would only dilute the others")
+            site.reject("it would only dilute the others")
             continue
         adapter = site.contribution.adapter
         if site.clip_factor < 1:  # as it will be used, but without the momentum of `RoundState.build`
@@ -59,11 +58,12 @@ def reject_and_weigh(state: RoundState) -> None:
         site.gain_error = standard_error(start, losses, evaluator.groups)
         _explain_gain(site, site.gain)
     fewest = math.ceil(len(state.sites) / 2)
-    while sum(not site.rejected for site in state.sites.values()) > fewest:
+    while len(state.accepted) > fewest:
         worst = _find_worst(state, evaluator, start)
         if worst is None:
             break
-        state.sites[worst].rejected = True
+        site, reason = worst
+        site.reject(reason)
     _weigh_accepted(state)
 
 
@@ -79,7 +79,7 @@ def _explain_gain(site: SiteState, gain: Interval) -> None:
 
 def _weigh_accepted(state: RoundState) -> None:
     """Set the weights of all accepted sites from their capped claims and scores."""
-    accepted = {name: site for name, site in state.sites.items() if not site.rejected}
+    accepted = state.accepted
     if not accepted:
         return
     gains = {name: site.gain.mean for name, site in accepted.items() if site.gain}
@@ -99,9 +99,9 @@ def _claimed_weights(accepted: Mapping[str, SiteState]) -> dict[str, float]:
     )
 
 
-def _find_worst(state: RoundState, evaluator: Evaluator, start: Losses) -> str | None:
-    """The site whose removal improves the round most, if that is beyond the threshold."""
-    accepted = {name: site for name, site in state.sites.items() if not site.rejected}
+def _find_worst(state: RoundState, evaluator: Evaluator, start: Losses) -> tuple[SiteState, str] | None:
+    """The site whose removal improves the round most, if that is beyond the threshold, and why it should go."""
+    accepted = state.accepted
     gains = {name: site.gain for name, site in accepted.items() if site.gain}
     median = statistics.median(gain.mean for gain in gains.values())
     lag = max(SUSPECT_BELOW, SUSPECT_BELOW_SHARE * abs(median))
@@ -110,7 +110,8 @@ def _find_worst(state: RoundState, evaluator: Evaluator, start: Losses) -> str |
         return None
     weights = _claimed_weights(accepted)
     with_all = evaluator.losses(state.build(svd, state.coefficients(weights, 1.0))[0])
-    worst: tuple[float, str, str] | None = None
+    worst: tuple[SiteState, str] | None = None
+    largest = -math.inf
     for name in suspects:
         site, measured = state.sites[name], gains[name]
         rest = {other: weight for other, weight in weights.items() if other != name}
@@ -126,18 +127,15 @@ def _find_worst(state: RoundState, evaluator: Evaluator, start: Losses) -> str |
         )
         reason = None
         if gain.low > 0 and gain.mean > threshold:
-            reason = "rejected: the round is better without it"
+            reason = "the round is better without it"
         elif measured.high < IDLE_BELOW_SHARE * median and measured.mean < median - REJECT_ABOVE and gain.mean > 0:
             reason = (
-                f"rejected: it brings less than a fifth of what the median site brings ({median:+.4f} nats), and "
+                f"it brings less than a fifth of what the median site brings ({median:+.4f} nats), and "
                 "the round is no worse without it"
             )
-        if reason is not None and (worst is None or gain.mean > worst[0]):
-            worst = (gain.mean, name, reason)
-    if worst is None:
-        return None
-    state.sites[worst[1]].reasons.append(worst[2])
-    return worst[1]
+        if reason is not None and gain.mean > largest:
+            worst, largest = (site, reason), gain.mean
+    return worst
 
 
 def _dilution(state: RoundState, weights: Mapping[str, float], site: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,10 +16,14 @@ LARGEST_SHARE = 2.0
 SMALLEST_CLAIM_SHARE = 0.25
 
 
-def cap_claims(claims: Mapping[str, float]) -> tuple[dict[str, float], float]:
-    """Claims cut at twice their median, and that cap: no site gains by claiming more."""
-    cap = CLAIM_CAP * statistics.median(claims.values())
-    return {site: min(claim, cap) for site, claim in claims.items()}, cap
+def claim_cap(claims: Iterable[float]) -> float:
+    """Twice the middle claim, of an even number the lower middle one; claims of 0 do not count for it.
+
+    Cut there, k ≤ n/2 of n sites get at most 2k/(n + k) of the whole by claiming what they like where the others'
+    claims are equal, and 2k/(k + ⌊n/2⌋ + 1) whatever the others claim: of the middle claim m, none of the k has
+    more than 2m, and at least ⌊n/2⌋ + 1 − k others have m or more.
+    """
+    return CLAIM_CAP * statistics.median_low(claim for claim in claims if claim > 0)
 
 
 def normalise(values: Mapping[str, float]) -> dict[str, float]:

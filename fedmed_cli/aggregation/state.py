@@ -88,6 +88,11 @@ class SiteState:
     score: float | None = None
     reasons: list[str] = field(default_factory=list)
 
+    def reject(self, reason: str) -> None:
+        """Leave the site's update out of the round."""
+        self.rejected = True
+        self.reasons.append(f"rejected: {reason}")
+
     @property
     def verdict(self) -> Verdict:
         if self.rejected:
@@ -109,6 +114,11 @@ class RoundState:
     evaluator: Evaluator | None = None
     scores: Sequence[Scores] = ()
     momentum: Momentum = None
+
+    @property
+    def accepted(self) -> dict[str, SiteState]:
+        """The sites that were not rejected so far."""
+        return {name: site for name, site in self.sites.items() if not site.rejected}
 
     def coefficients(self, weights: Mapping[str, float], server_lr: float) -> list[float]:
         """η·w_i·γ_i for each site in order."""

@@ -23,7 +23,7 @@ DEMO_OUTLIER = 5.0  # nats from the mean improvement; beyond that the variance c
 
 def by_claims(state: RoundState) -> None:
     """The shares of claimed data."""
-    for site in state.sites.values():
+    for site in state.accepted.values():
         site.weight = site.claimed_weight
 
 
@@ -33,14 +33,15 @@ def crosseval(state: RoundState) -> None:
     CombineError where fewer than half of the sites scored an adapter.
     """
     gains, errors = {}, {}
-    for name, site in state.sites.items():
+    accepted = state.accepted
+    for name, site in accepted.items():
         digest = site.contribution.record.adapter
         reports = [
             one.gains[digest]
             for one in state.scores
             if one.site != name and one.parent == state.parent.digest and digest in one.gains
         ]
-        fewest = math.ceil(len(state.sites) / 2)
+        fewest = math.ceil(len(accepted) / 2)
         if len(reports) < fewest:
             raise CombineError(
                 f"crosseval: site {name}'s adapter {short(digest)} was scored by {len(reports)} other sites, "
@@ -52,9 +53,9 @@ def crosseval(state: RoundState) -> None:
         errors[name] = statistics.median(report.standard_error for report in reports)
         site.reasons.append(f"gains {gains[name]:+.4f} nats in the median of {len(reports)} other sites' scores")
     scores = shares.scores_of_gains(gains, errors)
-    claimed = {name: site.claimed_weight for name, site in state.sites.items()}
+    claimed = {name: site.claimed_weight for name, site in accepted.items()}
     for name, weight in shares.weights_of_scores(claimed, scores).items():
-        state.sites[name].weight, state.sites[name].score = weight, scores[name]
+        accepted[name].weight, accepted[name].score = weight, scores[name]
 
 
 def self_reported(state: RoundState) -> None:
@@ -63,7 +64,8 @@ def self_reported(state: RoundState) -> None:
     CombineError where a site reports no validation loss.
     """
     initial, final = [], []
-    for name, site in state.sites.items():
+    accepted = state.accepted
+    for name, site in accepted.items():
         record = site.contribution.record
         if record.validation_before is None or record.validation_after is None:
             raise CombineError(f"--weights self-reported: site {name} reports no validation loss")
@@ -71,9 +73,9 @@ def self_reported(state: RoundState) -> None:
         final.append(record.validation_after.mean)
         reported = f"loss {initial[-1]:.4f} before, {final[-1]:.4f} after"
         site.reasons.append(f"weighted by what it says of itself: {reported}")
-    num_examples = [site.contribution.record.num_examples for site in state.sites.values()]
+    num_examples = [site.contribution.record.num_examples for site in accepted.values()]
     weights = demo_weights(np.array(initial), np.array(final), np.array(num_examples, dtype=float))
-    for site, weight in zip(state.sites.values(), weights, strict=True):
+    for site, weight in zip(accepted.values(), weights, strict=True):
         site.weight = float(weight)
 
 

@@ -51,6 +51,12 @@ def check_range(low: float, high: float, **values: float | None) -> None:
             raise ValueError(f"{name} must be from {low:g} to {high:g}, found {value!r}")
 
 
+def check_at_most(most: int, why: str, **values: int) -> None:
+    for name, value in values.items():
+        if value > most:
+            raise ValueError(f"{name} must be at most {most:,} ({why}), found {value:,}")
+
+
 def check_not_negative(**values: float) -> None:
     for name, value in values.items():
         if value < 0:

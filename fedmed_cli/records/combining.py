@@ -64,7 +64,7 @@ ROBUST_MEANS = {
 WEIGHTINGS = {
     "agentic": Weighting("the coordinator's measurement", measures=True),
     "tokens": Weighting("answer tokens it claims, capped"),
-    "examples": Weighting("examples it claims", claim="examples"),
+    "examples": Weighting("examples it claims, capped", claim="examples"),
     "uniform": Weighting("nothing: all count alike", claim=None),
     "crosseval": Weighting("the other sites' scores", reads_scores=True, fewest_sites=4),
     "self-reported": Weighting("losses it reports: for comparison"),

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fedmed_cli.errors import InputError
-from fedmed_cli.records.checks import check_digest, check_files, check_not_negative, check_range, check_site_name
+from fedmed_cli.records.checks import (
+    check_at_most,
+    check_digest,
+    check_files,
+    check_not_negative,
+    check_range,
+    check_site_name,
+)
 from fedmed_cli.records.codec import Record, encode
 from fedmed_cli.records.measures import Loss, Run
 
@@ -61,6 +68,15 @@ class Contribution(Record):
         check_range(1, max(1, len(self.losses)), kept_step=self.kept_step)
         if len(self.losses) > self.max_steps:
             raise ValueError(f"losses must be at most max_steps ({self.max_steps}) many, found {len(self.losses)}")
+        most = len(self.losses) * self.per_device_train_batch_size * self.gradient_accumulation_steps
+        check_at_most(most, f"{len(self.losses)} steps", num_trained_examples=self.num_trained_examples)
+        check_at_most(self.num_examples, "num_examples", num_truncated=self.num_truncated)
+
+    def check_tokens(self, max_length: int) -> None:
+        """ValueError where more answer tokens are claimed than examples of `max_length` tokens can hold."""
+        for tokens, examples in (("num_tokens", "num_examples"), ("num_trained_tokens", "num_trained_examples")):
+            most = getattr(self, examples) * max_length
+            check_at_most(most, f"{examples} x max_length", **{tokens: getattr(self, tokens)})
 
     @property
     def reduction(self) -> float:
