@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import parse_json, read_file
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes, short
-from fedmed_cli.records.lora import unlike
+from fedmed_cli.records.lora import Names, unlike
 from fedmed_cli.records.plan import Plan
 
 MAX_WEIGHTS_BYTES = 4_000_000_000
@@ -144,9 +144,11 @@ def _parse_weights(reading: Reading) -> None:
     modules = dict.fromkeys(module_and_end(key)[0] for key in tensors)
     ranks = resolve_pattern(config.rank_pattern, modules, str(reading.path / CONFIG_NAME), "rank_pattern")
     alphas = resolve_pattern(config.alpha_pattern, modules, str(reading.path / CONFIG_NAME), "alpha_pattern")
+    targets = Names(config.targets)
     factors: dict[str, dict[str, np.ndarray]] = {}
     for key, info in tensors.items():
-        module, factor = _check_tensor(key, info, config, ranks, name)
+        module, factor = _check_tensor(key, info, targets, name)
+        _check_shape(key, info, factor, ranks.get(module, config.r), name)
         array = to_float32(buffer[start + info.start : start + info.end], info)
         _check_values(key, array, name)
         factors.setdefault(module, {})[factor] = array
@@ -177,25 +179,25 @@ def module_and_end(key: str) -> tuple[str, str]:
     return module, end
 
 
-def _check_tensor(
-    key: str, info: TensorInfo, config: AdapterConfig, ranks: Mapping[str, int], name: str
-) -> tuple[str, str]:
+def _check_tensor(key: str, info: TensorInfo, targets: Names, name: str) -> tuple[str, str]:
     """The module of a tensor and which of its factors it is, "A" or "B"; CombineError unless it may be one."""
     module, end = module_and_end(key)
     factor = end.removesuffix(".weight")
     if not key.startswith(PREFIX) or not module or factor not in ("A", "B") or end == factor:
         raise CombineError(f"{name}: tensor {key!r} is not a LoRA factor")
-    if not any(module == target or module.endswith("." + target) for target in config.targets):
+    if not targets.meaning(module):
         raise CombineError(f"{name}: tensor {key!r} is of a module that target_modules does not name")
     if info.dtype not in ("F32", "F16", "BF16"):
         raise CombineError(f"{name}: tensor {key!r} has dtype {info.dtype}, expected F32, F16 or BF16")
-    rank = ranks.get(module, config.r)
+    return module, factor
+
+
+def _check_shape(key: str, info: TensorInfo, factor: str, rank: int, name: str) -> None:
     if len(info.shape) != 2 or info.shape[0 if factor == "A" else 1] != rank or 0 in info.shape:
         raise CombineError(
             f"{name}: tensor {key!r} has shape {list(info.shape)}, expected rank {rank} "
             f"({'(r, in)' if factor == 'A' else '(out, r)'})"
         )
-    return module, factor
 
 
 def _check_values(key: str, array: np.ndarray, name: str) -> None:

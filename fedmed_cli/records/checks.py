@@ -22,12 +22,12 @@ def check_site_name(name: str) -> str:
 
 def check_site_names(names: tuple[str, ...]) -> None:
     """Raise ValueError unless every name is allowed and unique without regard to case."""
+    seen = set()
     for name in names:
         check_site_name(name)
-    folded = [name.lower() for name in names]
-    for name in names:
-        if folded.count(name.lower()) > 1:
+        if name.lower() in seen:
             raise ValueError(f"site name {name[:80]!r} appears twice (upper and lower case count as one)")
+        seen.add(name.lower())
 
 
 def check_digest(name: str, value: str) -> None:

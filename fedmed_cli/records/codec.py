@@ -140,12 +140,13 @@ def encode(value: Any) -> Any:
     return value
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:80]!r} appears twice")
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values; ValueError names a key that appears twice."""
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"the key {name[:80]!r} appears twice")
+        result[name] = value
     return result
 
 
@@ -184,7 +185,7 @@ def parse_json(data: bytes, name: str, max_bytes: int = MAX_RECORD_BYTES) -> Any
             f"{name}: expected at most {max_bytes * CONTAINERS_PER_BYTE:,.0f} lists and objects, found {containers:,}"
         )
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=refuse_duplicates, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:

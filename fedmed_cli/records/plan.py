@@ -153,8 +153,9 @@ class Sites:
             raise ValueError("sites.names names no site")
         if not 1 <= self.min_sites <= len(self.names):
             raise ValueError(f"sites.min_sites must be from 1 to {len(self.names)}, found {self.min_sites}")
+        names = set(self.names)
         for name, rank in self.ranks.items():
-            if name not in self.names:
+            if name not in names:
                 raise ValueError(f"sites.ranks names {name[:80]!r}, which is not a site")
             if rank < 1:
                 raise ValueError(f"sites.ranks.{name} must be at least 1, found {rank}")
@@ -162,8 +163,9 @@ class Sites:
     def _check_keys(self) -> None:
         """ValueError unless every key is one line of Ed25519 for somebody who takes part, and nobody else's."""
         owners: dict[str, str] = {}
+        names = {COORDINATOR, *self.names}
         for name, key in self.keys.items():
-            if name != COORDINATOR and name not in self.names:
+            if name not in names:
                 raise ValueError(f"sites.keys: {name[:80]!r} is neither a site nor {COORDINATOR}")
             if not PUBLIC_KEY.fullmatch(key):
                 raise ValueError(f"sites.keys.{name} must be 'ssh-ed25519 AAAA…' without a comment")
