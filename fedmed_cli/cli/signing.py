@@ -14,6 +14,8 @@ from fedmed_cli.errors import InputError
 
 if TYPE_CHECKING:
     from fedmed_cli.adapters.signatures import Signer
+    from fedmed_cli.records.codec import Record
+    from fedmed_cli.workspace import Workspace
 
 
 def passphrase_for(path: Path) -> str | None:
@@ -51,3 +53,16 @@ def load_signer(screen: Screen, key: Path | None, workspace: Path) -> Signer | N
     signer = load(path, passphrase_for(path))
     screen.say(f"signing with {signer.fingerprint}")
     return signer
+
+
+def write_signed(place: Workspace, path: Path, record: Record, signer: Signer | None) -> None:
+    """Write a record, and its signature in NAME.sig where there is a key, in place of older ones."""
+    from fedmed_cli.trust.keys import sign_record
+    from fedmed_cli.workspace.durable import write_file
+
+    files = {path.name: record.to_bytes()}
+    files |= sign_record(path.name, files, signer)
+    for name in (path.name, f"{path.name}.sig"):
+        place.set_aside(path.with_name(name))
+    for name, data in files.items():
+        write_file(path.with_name(name), data)

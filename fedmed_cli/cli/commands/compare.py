@@ -48,13 +48,14 @@ def compare(
         int, typer.Option("--max-new-tokens", min=1, help="Maximum tokens of a generated answer.")
     ] = 64,
     load_in_4bit: o.FourBitOption = False,
+    key: o.KeyOption = None,
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
 
-    Numbers go to reports/compare.json (with --site to compare-SITE.json, which a hospital may send), answers to
-    bundled or given questions to reports/answers.md.
+    Numbers go to reports/compare.json (with --site to compare-SITE.json, signed, which a hospital may send), answers
+    to bundled or given questions to reports/answers.md.
 
     Example: fedmed compare --all-rounds --generate 20
     """
@@ -62,14 +63,19 @@ def compare(
         o.refuse_options_before_subcommand(context)
         return
     from fedmed_cli.cli.commands.report import renew_report
+    from fedmed_cli.cli.signing import load_signer, write_signed
     from fedmed_cli.errors import UsageError
     from fedmed_cli.report.write import REPORT_NAME
+    from fedmed_cli.trust.keys import signer_for
     from fedmed_cli.workspace.durable import write_file
 
     screen, place = common.open()
     plan = place.read_plan()
     if site is not None and site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
+    if key is not None and site is None:
+        raise UsageError("--key goes with --site: only what leaves a hospital is signed")
+    signer = signer_for(site, plan, load_signer(screen, key, place.root)) if site else None
     with place.lock():
         from fedmed_cli.evaluation import compare as comparison
         from fedmed_cli.evaluation import compared_adapters, mcq_files
@@ -114,9 +120,8 @@ def compare(
                 progress=lambda name, done, total: update(done, total, f"{name}, {done}/{total} examples"),
             )
         path = place.reports / (f"compare-{site}.json" if site else "compare.json")
-        place.set_aside(path)
-        write_file(path, record.to_bytes())
-        lines = [f"wrote {path}"]
+        write_signed(place, path, record, signer)
+        lines = [f"wrote {path}" + (f" and {path.name}.sig" if signer else "")]
         if open_questions:
             answering = {"base": None} | {name: one for name, one in adapters.items() if name == "global"}
             screen.say(f"answering {len(open_questions)} questions with {' and '.join(answering)}")

@@ -12,12 +12,14 @@ from fedmed_cli.cli import options as o
 
 def merge(
     files: Annotated[list[Path], typer.Argument(help="The hospitals' reports/compare-SITE.json.", show_default=False)],
+    require_signatures: o.RequireSignaturesOption = False,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Merge what hospitals measured on their own test examples into one matrix, reports/matrix.json.
 
     Example: fedmed compare merge reports/compare-*.json
     """
+    from fedmed_cli.adapters.signers import SignaturePolicy
     from fedmed_cli.errors import UsageError
     from fedmed_cli.evaluation import site_matrix
     from fedmed_cli.report.tables.comparison import matrix_parts
@@ -28,7 +30,7 @@ def merge(
     if len(files) < 2:
         raise UsageError("compare merge takes two files or more, for example: compare merge reports/compare-*.json")
     with place.lock():
-        record = site_matrix.merge(plan, files, screen.say)
+        record = site_matrix.merge(plan, files, SignaturePolicy(require_signatures, screen.say))
         path = place.reports / "matrix.json"
         place.set_aside(path)
         write_file(path, record.to_bytes())
