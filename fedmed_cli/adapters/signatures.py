@@ -138,7 +138,7 @@ def verify(message: bytes, signature: bytes, name: str) -> str:
     except InvalidSignature:
         raise TrustError(
             f"{name}: the signature does not hold for {name.removesuffix('.sig').rsplit('/', 1)[-1]}",
-            hint="the record or its signature was changed after it was signed; ask for the folder again",
+            hint="the record or its signature was changed after it was signed; ask for both again",
         ) from None
     return _public_line(public)
 

@@ -1,8 +1,9 @@
-"""Whose signature a folder needs: the keys that the plan pins, and what is asked where it pins none."""
+"""Whose signature a record needs: the keys that the plan pins, and what is asked where it pins none."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedmed_cli.adapters.folder import AdapterFolder
 from fedmed_cli.errors import TrustError
@@ -13,9 +14,9 @@ from fedmed_cli.records.plan import Plan
 
 @dataclass(frozen=True)
 class SignaturePolicy:
-    """What is asked of a folder whose sender has no key in the plan. Where the plan pins one, nothing else will do.
+    """What is asked of a record whose sender has no key in the plan. Where the plan pins one, nothing else will do.
 
-    With `required` it is refused; else `say` is told that nothing proves where the folder comes from.
+    With `required` it is refused; else `say` is told that nothing proves where the record comes from.
     """
 
     required: bool = False
@@ -33,21 +34,29 @@ def check_signer(folder: AdapterFolder, plan: Plan, policy: SignaturePolicy) -> 
     Where the plan pins the sender's key, no signature is as wrong as another key's, for anyone can take one away. A
     folder without a record has no sender: a plan that pins keys does not take it, for anyone can take a record away.
     """
-    path, sender, signer, record = folder.path, folder.sender, folder.signer, folder.record_name
-    if sender is None:
-        if plan.sites.keys or policy.required:
-            raise TrustError(
-                f"{path}: has no record, so nothing proves who made it",
-                hint="use the folder as it was sent, with its record and signature",
-            )
-        return
+    if folder.sender is not None:
+        check_signature(folder.path, f"{folder.record_name}", folder.sender, folder.signer, plan, policy)
+    elif plan.sites.keys or policy.required:
+        raise TrustError(
+            f"{folder.path}: has no record, so nothing proves who made it",
+            hint="use the folder as it was sent, with its record and signature",
+        )
+
+
+def check_signature(
+    path: Path, record: str, sender: str, signer: str | None, plan: Plan, policy: SignaturePolicy
+) -> None:
+    """TrustError (exit code 7) unless `signer` is whose key the plan and the policy ask of `sender`.
+
+    `path` is what was sent, and `record` the name of the file in it that is signed.
+    """
     who = name_party(sender)
     pinned = plan.sites.keys.get(sender)
     if signer is None:
         if pinned is not None:
             raise TrustError(
                 f"{path}: is not signed, but the plan pins a key for {who}: {record}.sig is missing",
-                hint=f"ask {who} for the folder with its signature; 'ssh-keygen -Y sign -n fedmed -f KEY {record}' "
+                hint=f"ask {who} for its signature; 'ssh-keygen -Y sign -n fedmed -f KEY {record}' "
                 "signs one that was made before the key was pinned",
             )
         if policy.required:

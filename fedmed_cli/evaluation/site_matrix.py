@@ -6,30 +6,30 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation.compared_adapters import worst_sites
-from fedmed_cli.events import Say
-from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.comparison import Comparison, Matrix, MatrixSite
 from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.measures import OVERALL
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.trust.keys import read_site_record
 from fedmed_cli.workspace import utc_now
 
 
-def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) -> Matrix:
+def merge(plan: Plan, paths: Sequence[Path], policy: SignaturePolicy = SignaturePolicy()) -> Matrix:
     """One matrix of what each hospital measured on its own examples (`fedmed compare --site SITE`).
 
     CombineError where files are of another plan or base, where a name stands for two adapters, or where two
-    sites measured the same examples; InputError where a file is not a hospital's.
+    sites measured the same examples; InputError where a file is not a hospital's; TrustError where it is not signed
+    as the plan and the policy ask. The policy's `say` is told of what is missing as well.
     """
     records: dict[str, Comparison] = {}
     files: dict[str, str] = {}
     adapters: dict[str, str | None] = {}
     first_files: dict[str, Path] = {}  # by adapter
     for path in paths:
-        data = read_file(path)
-        record = Comparison.from_bytes(data, str(path))
+        record, data = read_site_record(Comparison, path, plan, policy)
         site = _check_record(plan, path, record, records)
         for name, digest in record.adapters.items():
             if name in adapters and adapters[name] != digest:
@@ -45,9 +45,9 @@ def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) ->
     for name in adapters:
         if name not in names:
             where = ", ".join(site for site, record in records.items() if name in record.scores)
-            say(f"{name} was measured at {where} only, so it has no mean")
+            policy.say(f"{name} was measured at {where} only, so it has no mean")
     if missing := [site for site in plan.sites.names if site not in records]:
-        say(f"no comparison from {', '.join(missing)}")
+        policy.say(f"no comparison from {', '.join(missing)}")
     overall = {
         site: {name: score[OVERALL] for name, score in record.scores.items()} for site, record in records.items()
     }
@@ -75,12 +75,7 @@ def merge(plan: Plan, paths: Sequence[Path], say: Say = lambda message: None) ->
 
 def _check_record(plan: Plan, path: Path, record: Comparison, records: Mapping[str, Comparison]) -> str:
     """The site that measured, where its file belongs to this plan and to no other file."""
-    if record.site is None:
-        raise InputError(
-            f"{path}: was not measured by a hospital",
-            hint="a hospital writes reports/compare-SITE.json with 'fedmed compare --site SITE'",
-        )
-    if record.site not in plan.sites.names:
+    if record.site is None or record.site not in plan.sites.names:
         raise CombineError(f"{path}: site {record.site} is not in the plan ({', '.join(plan.sites.names)})")
     if record.plan != plan.digest:
         raise CombineError(f"{path}: is of plan {short(record.plan)}…, expected {short(plan.digest)}…")

@@ -101,7 +101,9 @@ def aggregate(
         passed = _admit(folders, plan, exclude, archive, policy)
         inputs = _make_inputs(workspace, plan, passed, settings, exclude, say, is_new_round=output is None)
         scores = (
-            _read_scores(workspace, plan, inputs.round_number, say) if WEIGHTINGS[settings.weights].reads_scores else ()
+            _read_scores(workspace, plan, inputs.round_number, policy)
+            if WEIGHTINGS[settings.weights].reads_scores
+            else ()
         )
         evaluator = make_evaluator() if make_evaluator else None
         # Copies that are thrown away need not reach the disk.
@@ -252,15 +254,18 @@ def _make_inputs(
     return _Inputs(round_number, parent, before, contributions, tuple(sorted(exclude)), missing)
 
 
-def _read_scores(workspace: Workspace, plan: Plan, round_number: int, say: Say) -> list[Scores]:
-    """The hospitals' scores of this round; those of another plan or round are named and left out."""
+def _read_scores(workspace: Workspace, plan: Plan, round_number: int, policy: SignaturePolicy) -> list[Scores]:
+    """The hospitals' scores of this round; those of another plan or round are named and left out.
+
+    TrustError where one is not signed as the plan and the policy ask.
+    """
     by_site: dict[str, Scores] = {}
     for path in sorted(workspace.scores.glob("*.json")):
-        record = Scores.read(path)
+        record, _ = keys.read_site_record(Scores, path, plan, policy)
         if record.site not in plan.sites.names:
             raise CombineError(f"{path}: site {record.site} is not in the plan")
         if record.plan != plan.digest or record.round != round_number:
-            say(f"{path}: skipped, it is of round {record.round} or of another plan")
+            policy.say(f"{path}: skipped, it is of round {record.round} or of another plan")
         elif record.site in by_site:
             raise CombineError(f"{path}: site {record.site} has scored twice")
         else:

@@ -28,6 +28,7 @@ from fedmed_cli.models.base_model import BaseModel
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.options import SiteSettings
+from fedmed_cli.trust.keys import write_signed
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
 
@@ -236,14 +237,15 @@ def compare(
     *,
     site: str | None = None,
     base: BaseModel | None = None,
+    signer: Signer | None = None,
     events: Events = Events(),  # frozen
     progress: StageProgress = lambda what, done, total: None,
 ) -> ComparisonResult:
     """Measure base, sites' and global adapters on test examples that nobody trained on or chose weights with.
 
-    With `site`, on that hospital's own test examples. Writes `reports/compare.json` (`compare-SITE.json`), and
-    `reports/answers.md` where questions are answered side by side. `progress` is told the adapter, the examples done,
-    and their number.
+    With `site`, on that hospital's own test examples; with `signer` what it may send is signed. Writes
+    `reports/compare.json` (`compare-SITE.json`), and `reports/answers.md` where questions are answered side by side.
+    `progress` is told the adapter, the examples done, and their number.
     """
     plan = workspace.read_plan()
     if site is not None and site not in plan.sites.names:
@@ -292,8 +294,7 @@ def compare(
             progress=progress,
         )
         path = workspace.reports / (f"compare-{site}.json" if site else "compare.json")
-        workspace.set_aside(path)
-        write_file(path, record.to_bytes())
+        write_signed(workspace, path, record, signer)
         answers_path = None
         if questions:
             answering = {"base": None} | {name: one for name, one in adapters.items() if name == "global"}

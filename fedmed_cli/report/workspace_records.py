@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
 from fedmed_cli.adapters.folder import AGGREGATE_NAME, ALLOWED_NAMES, CONTRIBUTION_NAME
-from fedmed_cli.errors import InputError
+from fedmed_cli.adapters.signers import SignaturePolicy
+from fedmed_cli.errors import InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.checks import SITE_NAME
 from fedmed_cli.records.codec import Record, read_file
@@ -21,6 +23,7 @@ from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
+from fedmed_cli.trust.keys import read_site_record
 from fedmed_cli.workspace import Workspace
 
 MAX_ANSWERS_BYTES = 1_000_000
@@ -54,7 +57,9 @@ class RoundRecords:
 
 @dataclass(frozen=True)
 class WorkspaceRecords:
-    """What the report is made of. `problems` names each file that could not be read, and why.
+    """What the report is made of. `problems` names each file that could not be read or trusted, and why.
+
+    `notes` names what hospitals sent without a signature that the plan knows, `untrusted` are faults of signatures.
 
     `answers` are the questions of `reports/answers.md`, each with the answer of each adapter.
     """
@@ -72,6 +77,8 @@ class WorkspaceRecords:
     scores: dict[str, Scores]
     answers: tuple[tuple[str, dict[str, str]], ...]
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    untrusted: tuple[TrustError, ...] = ()
     newest: str | None = None
 
     @property
@@ -92,31 +99,47 @@ class WorkspaceRecords:
 @dataclass
 class _Reader:
     workspace: Workspace
+    plan: Plan
+    policy: SignaturePolicy
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    untrusted: list[TrustError] = field(default_factory=list)
     times: set[str] = field(default_factory=set)
 
     def attempt(self, path: Path, read: Callable[[Path], Any]) -> Any:
         """What `read` gives; None, with the reason kept, where the file does not hold what it should."""
         try:
             return read(path)
-        except InputError as error:
+        except (InputError, TrustError) as error:
             self.problems.append(without_root(error.message, self.workspace))
+            self.untrusted += [error] if isinstance(error, TrustError) else []
         except OSError as error:
             self.problems.append(f"{self.workspace.relative(path)}: cannot be read ({error.strerror})")
         return None
 
-    def record(self, kind: type[R], path: Path) -> R | None:
+    def record(self, kind: type[R], path: Path, sent: bool = False) -> R | None:
+        """The record in a file, if it can be read; one that a hospital sent must be signed as it should be."""
         if not path.exists():
             return None
-        record: R | None = self.attempt(path, kind.read)
+        read = partial(self.read_sent, kind) if sent else kind.read
+        record: R | None = self.attempt(path, read)
         created = getattr(record, "run", {}).get("created")
         if isinstance(created, str) and _TIME.fullmatch(created):
             self.times.add(created)
         return record
 
-    def records(self, kind: type[R], folder: Path, pattern: str) -> dict[Path, R]:
+    def read_sent(self, kind: Any, path: Path) -> Any:
+        """What a hospital sent as one file; where nothing proves that, it is noted."""
+
+        def note(message: str) -> None:
+            self.notes.append(without_root(message, self.workspace))
+            self.policy.say(message)
+
+        return read_site_record(kind, path, self.plan, SignaturePolicy(self.policy.required, note))[0]
+
+    def records(self, kind: type[R], folder: Path, pattern: str, sent: bool = False) -> dict[Path, R]:
         """The records of the files of this pattern that can be read, by path."""
-        records = {path: self.record(kind, path) for path in sorted(folder.glob(pattern))}
+        records = {path: self.record(kind, path, sent) for path in sorted(folder.glob(pattern))}
         return {path: record for path, record in records.items() if record is not None}
 
 
@@ -125,10 +148,10 @@ def without_root(text: str, workspace: Workspace) -> str:
     return re.sub(rf"(?<![\w./-]){re.escape(str(workspace.root))}/", "", text)
 
 
-def read_records(workspace: Workspace) -> WorkspaceRecords:
+def read_records(workspace: Workspace, policy: SignaturePolicy = SignaturePolicy()) -> WorkspaceRecords:
     """Read the plan (InputError where it is missing or unreadable) and every record there is beside it."""
     plan = workspace.read_plan()
-    reader = _Reader(workspace)
+    reader = _Reader(workspace, plan, policy)
     measurements = _read_measurements(reader)
     numbers = sorted(
         int(folder.name)
@@ -148,11 +171,13 @@ def read_records(workspace: Workspace) -> WorkspaceRecords:
         split=reader.record(SplitRecord, workspace.data / "split.json"),
         comparison=reader.record(Comparison, workspace.reports / "compare.json"),
         site_comparisons=_read_site_comparisons(reader),
-        scores={path.stem: one for path, one in reader.records(Scores, workspace.scores, "*.json").items()},
+        scores={path.stem: one for path, one in reader.records(Scores, workspace.scores, "*.json", sent=True).items()},
         matrix=reader.record(Matrix, workspace.reports / "matrix.json"),
         pooled=reader.record(Pooled, workspace.reports / "pooled/pooled.json"),
         answers=_read_answers(reader, workspace.reports / "answers.md"),
         problems=tuple(reader.problems),
+        notes=tuple(reader.notes),
+        untrusted=tuple(reader.untrusted),
         newest=max(reader.times, default=None),
     )
 
@@ -191,11 +216,12 @@ def _read_site_comparisons(reader: _Reader) -> dict[str, Comparison]:
     comparisons = {}
     for path in sorted(reader.workspace.reports.glob("compare-*.json")):
         site = path.stem.removeprefix("compare-")
-        record = reader.record(Comparison, path) if SITE_NAME.fullmatch(site) else None
-        if record is None or (record.site is not None and record.site != site):
-            reader.problems.append(f"{reader.workspace.relative(path)}: holds no comparison of a site of this name")
-        else:
+        is_site = SITE_NAME.fullmatch(site) is not None
+        record = reader.record(Comparison, path, sent=True) if is_site else None
+        if record is not None and record.site == site:
             comparisons[site] = record
+        elif record is not None or not is_site:
+            reader.problems.append(f"{reader.workspace.relative(path)}: holds no comparison of a site of this name")
     return comparisons
 
 

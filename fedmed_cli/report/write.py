@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmed_cli import __version__
-from fedmed_cli.errors import ConflictError
-from fedmed_cli.events import Say
+from fedmed_cli.adapters.signers import SignaturePolicy
+from fedmed_cli.errors import ConflictError, TrustError
 from fedmed_cli.report import numbers, svg
 from fedmed_cli.report.page import GENERATOR, render
 from fedmed_cli.report.sections import federation, lineage, results, training, weights
@@ -22,12 +22,16 @@ _MARK = f'<meta name="generator" content="{GENERATOR}">'.encode()
 
 @dataclass(frozen=True)
 class ReportFile:
-    """A report that was written: where, how large, whether with plots, and what could not be read."""
+    """A report that was written: where, how large, whether with plots, and what could not be read.
+
+    `untrusted` are the faults of what is left out because it is not signed as the plan or the policy asks.
+    """
 
     path: Path
     num_bytes: int
     with_plots: bool
     problems: tuple[str, ...]
+    untrusted: tuple[TrustError, ...]
 
 
 def write_report(
@@ -36,25 +40,26 @@ def write_report(
     *,
     answers: bool = True,
     verification: Verification | None = None,
-    say: Say = lambda message: None,
+    policy: SignaturePolicy = SignaturePolicy(),
 ) -> ReportFile:
     """Write the report of a workspace to `output` (default: `reports/report.html`), in place of an older report.
 
-    The same workspace gives the same bytes. `verification` is what `verify` found, where it was run. `say` is told
-    what could not be read and where plots are left out. ConflictError where `output` is a file of another kind.
+    The same workspace gives the same bytes. `verification` is what `verify` found, where it was run. What a
+    hospital sent is taken only if it is signed as the plan and the policy ask. The policy's `say` is also told what
+    could not be read and where plots are left out. ConflictError where `output` is a file of another kind.
     """
     target = output or workspace.reports / REPORT_NAME
     if target.exists() and not _is_report(target):
         raise ConflictError(f"{target} exists already and is not a report", hint="name another file with --output")
-    records = read_records(workspace)
+    records = read_records(workspace, policy)
     with_plots = svg.available()
     if not with_plots:
-        say("matplotlib is not installed: the report shows tables without plots")
+        policy.say("matplotlib is not installed: the report shows tables without plots")
     for problem in records.problems:
-        say(f"left out of the report: {problem}")
+        policy.say(f"left out of the report: {problem}")
     data = html(records, answers, verification).encode("utf-8")
     write_file(target, data)
-    return ReportFile(target, len(data), with_plots, records.problems)
+    return ReportFile(target, len(data), with_plots, records.problems, records.untrusted)
 
 
 def _is_report(path: Path) -> bool:

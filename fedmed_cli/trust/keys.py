@@ -6,15 +6,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from fedmed_cli.adapters.signers import name_party
+from fedmed_cli.adapters.signers import SignaturePolicy, check_signature, name_party
 from fedmed_cli.errors import ConflictError, InputError, TrustError
+from fedmed_cli.records.codec import Record, read_file
+from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.scores import Scores
+from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import write_file
 
 if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned folder
     from fedmed_cli.adapters.signatures import Signer
+
+R = TypeVar("R", Comparison, Scores)
 
 
 def default_key_path() -> Path:
@@ -32,6 +39,37 @@ def sign_record(name: str, files: Mapping[str, bytes], signer: Signer | None) ->
     from fedmed_cli.adapters.signatures import sign
 
     return {f"{name}.sig": sign(signer, files[name])}
+
+
+def write_signed(place: Workspace, path: Path, record: Record, signer: Signer | None) -> None:
+    """Write a record, and its signature in NAME.sig where there is a key, in place of older ones."""
+    files = {path.name: record.to_bytes()}
+    files |= sign_record(path.name, files, signer)
+    for name in (path.name, f"{path.name}.sig"):
+        place.set_aside(path.with_name(name))
+    for name, data in files.items():
+        write_file(path.with_name(name), data)
+
+
+def read_site_record(kind: type[R], path: Path, plan: Plan, policy: SignaturePolicy) -> tuple[R, bytes]:
+    """What a site sent as one file, with the file's bytes; its signature is in NAME.sig beside it.
+
+    InputError where either is not what it should be, TrustError unless it is signed as the plan and the policy ask.
+    """
+    data = read_file(path)
+    record = kind.from_bytes(data, str(path))
+    if record.site is None:
+        raise InputError(
+            f"{path}: was not measured by a hospital",
+            hint="a hospital writes reports/compare-SITE.json with 'fedmed compare --site SITE'",
+        )
+    signature, signer = path.with_name(f"{path.name}.sig"), None
+    if os.path.lexists(signature):
+        from fedmed_cli.adapters.signatures import MAX_SIGNATURE_BYTES, verify
+
+        signer = verify(data, read_file(signature, MAX_SIGNATURE_BYTES, links=False), str(signature))
+    check_signature(path, path.name, record.site, signer, plan, policy)
+    return record, data
 
 
 def signer_for(name: str, plan: Plan, signer: Signer | None) -> Signer | None:

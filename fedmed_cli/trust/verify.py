@@ -26,6 +26,7 @@ from fedmed_cli.errors import FedmedError, InputError, TrustError
 from fedmed_cli.events import Say
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
+from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import COORDINATOR
@@ -33,6 +34,7 @@ from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
+from fedmed_cli.trust.keys import read_site_record
 from fedmed_cli.workspace import Workspace
 
 RECOMPUTED_WITHIN = 1e-6
@@ -134,6 +136,10 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
             result.attempt(partial(checks.check_mail, path))
     for path, read in _list_other_records(workspace):
         result.attempt(partial(read, path))
+    for path in sorted(workspace.scores.glob("*.json")):
+        result.attempt(partial(read_site_record, Scores, path, plan, checks.policy))
+    for path in sorted(workspace.reports.glob("compare-*.json")):
+        result.attempt(partial(read_site_record, Comparison, path, plan, checks.policy))
     for orphan in sorted(workspace.root.glob("**/.*.tmp")):
         result.notes.append(f"{workspace.relative(orphan)}: left by an interrupted command; the next one clears it up")
     if not result.checked and not result.faults:
@@ -145,7 +151,6 @@ def _list_other_records(workspace: Workspace) -> list[tuple[Path, Callable[[Path
     records: list[tuple[Path, Callable[[Path], object]]] = []
     for place, pattern, read in (
         (workspace.data, "*/division.json", DivisionRecord.read),
-        (workspace.scores, "*.json", Scores.read),
         (workspace.data, "split.json", SplitRecord.read),
         (workspace.root, "metrics.jsonl", read_metrics),
     ):

@@ -48,13 +48,14 @@ def compare(
         int, typer.Option("--max-new-tokens", min=1, help="Maximum tokens of a generated answer.")
     ] = 64,
     load_in_4bit: o.FourBitOption = False,
+    key: o.KeyOption = None,
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
 
-    Numbers go to reports/compare.json (with --site to compare-SITE.json, which a hospital may send), answers to
-    bundled or given questions to reports/answers.md.
+    Numbers go to reports/compare.json (with --site to compare-SITE.json, signed, which a hospital may send), answers
+    to bundled or given questions to reports/answers.md.
 
     Example: fedmed compare --all-rounds --generate 20
     """
@@ -63,11 +64,17 @@ def compare(
         return
     from fedmed_cli.cli.commands.report import renew_report
     from fedmed_cli.cli.progress import events_on
+    from fedmed_cli.cli.signing import load_signer
+    from fedmed_cli.errors import UsageError
     from fedmed_cli.federation import steps
     from fedmed_cli.report.write import REPORT_NAME
+    from fedmed_cli.trust.keys import signer_for
 
     screen, place = common.open()
     plan = place.read_plan()
+    if key is not None and site is None:
+        raise UsageError("--key goes with --site: only what leaves a hospital is signed")
+    signer = signer_for(site, plan, load_signer(screen, key, place.root)) if site else None
     options = steps.CompareOptions(
         adapters=adapter or (),
         alone=alone or (),
@@ -87,6 +94,7 @@ def compare(
             options,
             site=site,
             base=model.base_model(screen, load_in_4bit),
+            signer=signer,
             events=events_on(screen, update),
             progress=lambda name, done, total: update(done, total, f"{name}, {done}/{total} examples"),
         )

@@ -15,12 +15,14 @@ from fedmed_cli.workspace.durable import write_file
 
 def merge(
     files: Annotated[list[Path], typer.Argument(help="The hospitals' reports/compare-SITE.json.", show_default=False)],
+    require_signatures: o.RequireSignaturesOption = False,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Merge what hospitals measured on their own test examples into one matrix, reports/matrix.json.
 
     Example: fedmed compare merge reports/compare-*.json
     """
+    from fedmed_cli.adapters.signers import SignaturePolicy
     from fedmed_cli.report.tables.comparison import matrix_parts
 
     screen, place = common.open()
@@ -28,7 +30,7 @@ def merge(
     if len(files) < 2:
         raise UsageError("compare merge takes two files or more, for example: compare merge reports/compare-*.json")
     with place.lock():
-        record = site_matrix.merge(plan, files, screen.say)
+        record = site_matrix.merge(plan, files, SignaturePolicy(require_signatures, screen.say))
         path = place.reports / "matrix.json"
         place.set_aside(path)
         write_file(path, record.to_bytes())

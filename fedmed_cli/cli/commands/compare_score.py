@@ -15,22 +15,25 @@ def score(
         int, typer.Option("--max-eval-samples", min=2, help="Validation examples to score on.")
     ] = 600,
     model: o.ModelOptions = o.ModelOptions(),
+    key: o.KeyOption = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Inside a hospital: score all of adapters/ on its validation examples and write scores/SITE.json.
+    """Inside a hospital: score all of adapters/ on its validation examples and write scores/SITE.json, signed.
 
     The coordinator may weigh by the hospitals' scores: fedmed aggregate --weights crosseval.
 
     Example: fedmed compare score --site B
     """
+    from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.errors import UsageError
     from fedmed_cli.report.tables.round import scores_table
-    from fedmed_cli.workspace.durable import write_file
+    from fedmed_cli.trust.keys import signer_for, write_signed
 
     screen, place = common.open()
     plan = place.read_plan()
     if site not in plan.sites.names:
         raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
+    signer = signer_for(site, plan, load_signer(screen, key, place.root))
     with place.lock():
         base = model.base_model(screen)
         base.find(plan.base)
@@ -42,6 +45,9 @@ def score(
         with step_events(screen, f"scoring at {site}") as events:
             record = cross_scores.score(place, plan, lm, site, max_eval_samples, events)
         path = place.scores / f"{site}.json"
-        place.set_aside(path)
-        write_file(path, record.to_bytes())
-    screen.result(record.to_dict(), scores_table([record]), f"wrote {path}: send this file to the coordinator")
+        write_signed(place, path, record, signer)
+    screen.result(
+        record.to_dict(),
+        scores_table([record]),
+        f"wrote {path}: send it to the coordinator{', with {path.name}.sig' if signer else ''}",
+    )

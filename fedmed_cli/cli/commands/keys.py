@@ -1,4 +1,4 @@
-"""`fedmed keys`: the keys that contributions and global adapters are signed with."""
+"""`fedmed keys`: the keys that adapters, comparisons and scores are signed with."""
 
 from __future__ import annotations
 

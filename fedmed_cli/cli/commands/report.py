@@ -25,25 +25,30 @@ def report(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check digests, signatures and lineage, and show what was found.")
     ] = False,
+    require_signatures: o.RequireSignaturesOption = False,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Write one HTML file about the federation: plan, data, losses, weights, comparison, bytes, lineage, limits.
 
-    It needs no network and holds no script, reads only records and never loads torch. What is missing is named.
+    It needs no network and holds no script, reads only records and never loads torch. What is missing is named, and
+    so is what hospitals should have signed, which is left out.
 
     Example: fedmed report
     """
+    from fedmed_cli.adapters.signers import SignaturePolicy
     from fedmed_cli.report.write import write_report
     from fedmed_cli.text import number_of_bytes
-    from fedmed_cli.trust.verify import verify_workspace
+    from fedmed_cli.trust.verify import Verification, verify_workspace
 
     screen, place = common.open()
     plan = place.read_plan()
-    verification = verify_workspace(place, plan, False, False, screen.detail) if verify else None
-    written = write_report(place, output, answers=answers, verification=verification, say=screen.say)
-    if verification is not None and verification.faults:
+    policy = SignaturePolicy(require_signatures, screen.say)
+    verification = verify_workspace(place, plan, False, require_signatures, screen.detail) if verify else None
+    written = write_report(place, output, answers=answers, verification=verification, policy=policy)
+    result = verification or Verification(faults=list(written.untrusted))
+    if result.faults:
         screen.say(f"wrote {written.path}, which names the faults")
-        verification.raise_faults()
+        result.raise_faults()
     screen.result(
         {
             "path": str(written.path),
@@ -57,11 +62,12 @@ def report(
 
 def renew_report(place: Workspace, screen: Screen) -> str | None:
     """Write the workspace's report after another command; None, said, where a file of another kind is in its place."""
+    from fedmed_cli.adapters.signers import SignaturePolicy
     from fedmed_cli.errors import ConflictError
     from fedmed_cli.report.write import write_report
 
     try:
-        return str(write_report(place, say=screen.say).path)
+        return str(write_report(place, policy=SignaturePolicy(say=screen.say)).path)
     except ConflictError as error:
         screen.say(f"no report is written: {error.message}")
         return None

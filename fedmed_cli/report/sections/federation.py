@@ -60,7 +60,8 @@ def overview_section(records: WorkspaceRecords, verification: Verification | Non
         why = "Nothing here says yet whether federating helped: no global adapter has been compared with the base."
         parts.append(Text(why, "missing"))
     parts.append(Pairs(rows))
-    parts += [Text(f"Could not be read and is left out: {problem}.", "fault") for problem in records.problems]
+    parts += [Text(f"Left out: {problem}.", "fault") for problem in records.problems]
+    parts += [Text(f"{note}.", "note") for note in records.notes]
     return Section("overview", "At a glance", parts)
 
 

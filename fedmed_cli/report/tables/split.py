@@ -38,7 +38,9 @@ def split_parts(record: SplitRecord) -> list[Part]:
     ]
     columns = ["site", "examples", "train", "validation", "coordinator", "test", "JS distance"]
     parts.append(Table("Examples of each site by set", columns, rows))
-    parts.append(Text("JS is the Jensen-Shannon distance of a site's labels to the pool: 0 is alike, 1 is disjoint."))
+    parts.append(
+        Text("JS is the Jensen-Shannon distance of a site's labels to the pool: 0 is the same, 1 is disjoint.")
+    )
     parts += _labels_figure(record)
     sizes = tuple(counts.total for counts in record.sites.values())
     if record.requested_sizes and tuple(record.requested_sizes) != sizes:

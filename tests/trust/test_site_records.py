@@ -1,0 +1,216 @@
+"""What hospitals send as single files, comparisons and scores: signed as contributions are, and so checked."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+from helpers import factories
+from helpers.html_tree import parse, section
+
+from fedmed_cli.adapters import archive, signatures
+from fedmed_cli.cli.app import main
+from fedmed_cli.records.comparison import Comparison, Score
+from fedmed_cli.records.measures import Interval
+from fedmed_cli.records.scores import Scores, SiteScore
+from fedmed_cli.workspace import Workspace
+
+
+def comparison(plan, site, loss=2.0):
+    score = Score(loss, 7.4, 0.1, 40, 40, 400, None, None)
+    better = replace(score, loss=loss / 2, against_base=Interval(-loss / 2, -loss / 2 - 0.1, -loss / 2 + 0.1))
+    return Comparison(
+        plan=plan.digest,
+        base_fingerprint=plan.base.fingerprint,
+        examples=f"data/{site}/test.jsonl",
+        examples_digest=(site * 64).encode().hex()[:64],
+        num_resamples=2000,
+        seed=0,
+        adapters={"base": None, "global": "ab" * 32},
+        scores={"base": {"overall": score}, "global": {"overall": better}},
+        round=1,
+        site=site,
+    )
+
+
+def score_record(workspace, plan, site):
+    parent = archive.starting_adapter(workspace, plan, 1).digest
+    gains = {"cd" * 32: SiteScore(0.1, 0.01)}
+    return Scores(site, 1, plan.digest, plan.base.fingerprint, parent, "0" * 64, 10, 10, gains)
+
+
+@pytest.fixture(scope="session")
+def received(tmp_path_factory):
+    """A coordinator's workspace of a plan that pins all keys, with what three hospitals sent, signed."""
+    plan = factories.make_plan()
+    workspace = factories.make_workspace(tmp_path_factory.mktemp("sent") / "work", plan)
+    for site in factories.SITES:
+        for path, record in (
+            (workspace.reports / f"compare-{site}.json", comparison(plan, site)),
+            (workspace.scores / f"{site}.json", score_record(workspace, plan, site)),
+        ):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(record.to_bytes())
+            sign(path, site)
+    return workspace.root
+
+
+@pytest.fixture
+def workspace(received, tmp_path, monkeypatch):
+    (tmp_path / "config").mkdir()
+    factories.write_key(tmp_path / "config/id_ed25519", factories.SIGNERS["coordinator"])
+    monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path / "config"))
+    return Workspace(shutil.copytree(received, tmp_path / "work"))
+
+
+def sign(path, name):
+    path.with_name(f"{path.name}.sig").write_bytes(signatures.sign(factories.SIGNERS[name], path.read_bytes()))
+
+
+def unsign(path):
+    path.with_name(f"{path.name}.sig").unlink()
+
+
+def sign_as_another(path):
+    sign(path, "stranger")
+
+
+def sign_as_another_site(path):
+    sign(path, "A")
+
+
+def forge(path):
+    """Better numbers under the signature of the true ones."""
+    value = json.loads(path.read_text())
+    if "scores" in value:
+        value["scores"]["global"]["overall"]["loss"] = 0.0001
+    else:
+        value["gains"]["cd" * 32]["gain"] = 9.0
+    path.write_text(json.dumps(value))
+
+
+WRONG = {
+    "unsigned": (unsign, "is not signed, but the plan pins a key for site B: {}.sig is missing"),
+    "another key": (sign_as_another, "the plan expects site B's key"),
+    "another site's key": (sign_as_another_site, "the plan expects site B's key"),
+    "changed after signing": (forge, "the signature does not hold for {}"),
+}
+READERS = {
+    "merge": ("reports/compare-B.json", "compare merge reports/compare-A.json reports/compare-B.json"),
+    "crosseval": ("scores/B.json", "aggregate --weights crosseval"),
+    "report of a comparison": ("reports/compare-B.json", "report"),
+    "report of scores": ("scores/B.json", "report"),
+    "verify a comparison": ("reports/compare-B.json", "verify"),
+    "verify scores": ("scores/B.json", "verify"),
+}
+
+
+def argv(workspace, command):
+    words = command.split()
+    return [str(workspace.root / word) if word.startswith("reports/") else word for word in words]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("reader", READERS)
+def test_with_a_pinned_key_nothing_else_is_taken(workspace, fails, reader, wrong):
+    name, command = READERS[reader]
+    path = workspace.root / name
+    spoil, message = WRONG[wrong]
+    spoil(path)
+    assert message.format(path.name) in fails(7, *argv(workspace, command), "-C", workspace.root)
+    assert not (workspace.reports / "matrix.json").exists()
+    assert workspace.newest_round() == 0
+
+
+@pytest.mark.parametrize("command", ["compare merge reports/compare-A.json reports/compare-B.json", "report", "verify"])
+def test_what_is_signed_as_the_plan_says_is_taken(workspace, command, capsys):
+    assert main([*argv(workspace, command), "-C", str(workspace.root), "--require-signatures"]) == 0
+    assert "nothing proves" not in capsys.readouterr().err
+
+
+def test_signed_scores_are_read(workspace, fails):
+    message = fails(4, "aggregate", "--weights", "crosseval", "-C", workspace.root)
+    assert "crosseval" in message  # three sites are too few for it: the scores were taken
+
+
+def without_key_of_b(workspace):
+    plan = workspace.read_plan()
+    keys = {name: key for name, key in plan.sites.keys.items() if name != "B"}
+    workspace.plan_path.write_bytes(replace(plan, sites=replace(plan.sites, keys=keys)).to_bytes())
+    for path in (workspace.reports / "compare-B.json", workspace.scores / "B.json"):
+        unsign(path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_without_a_pinned_key_it_is_said_or_refused_on_request(workspace, fails, capsys, reader):
+    name, command = READERS[reader]
+    without_key_of_b(workspace)
+    code = main([*argv(workspace, command), "-C", str(workspace.root)])
+    err = " ".join(capsys.readouterr().err.split())
+    assert code == (4 if reader == "crosseval" else 0), err
+    assert f"{name}: is not signed: nothing proves that it comes from site B" in err
+    message = fails(7, *argv(workspace, command), "--require-signatures", "-C", workspace.root)
+    assert "site B" in message or "--require-signatures" in message
+
+
+def test_the_report_leaves_a_forged_comparison_out_and_names_it(workspace, fails):
+    forge(workspace.reports / "compare-B.json")
+    fails(7, "report", "-C", workspace.root)
+    page = parse((workspace.reports / "report.html").read_text())
+    assert "Left out: reports/compare-B.json.sig: the signature does not hold" in section(page, "overview").text
+    shown = section(page, "comparison").text
+    assert "Measured inside hospital A" in shown
+    assert "Measured inside hospital B" not in shown
+    assert "0.0001" not in page.text
+
+
+def test_the_report_says_what_nothing_proves(workspace):
+    without_key_of_b(workspace)
+    assert main(["report", "-q", "-C", str(workspace.root)]) == 0
+    page = parse((workspace.reports / "report.html").read_text())
+    note = "reports/compare-B.json: is not signed: nothing proves that it comes from site B."
+    assert note in section(page, "overview").text
+
+
+def test_a_comparison_under_another_sites_name_is_left_out(workspace):
+    for name in ("compare-B.json", "compare-B.json.sig"):
+        shutil.copy(workspace.reports / name.replace("B", "A"), workspace.reports / name)
+    assert main(["report", "-q", "-C", str(workspace.root)]) == 0
+    page = parse((workspace.reports / "report.html").read_text())
+    assert "reports/compare-B.json: holds no comparison of a site of this name" in section(page, "overview").text
+    assert "Measured inside hospital B" not in page.text
+
+
+def test_a_signature_that_is_a_link_is_not_followed(workspace, fails):
+    signature = workspace.reports / "compare-B.json.sig"
+    elsewhere = signature.rename(workspace.root / "elsewhere")
+    signature.symlink_to(elsewhere)
+    command = "compare merge reports/compare-A.json reports/compare-B.json"
+    assert "is a link" in fails(3, *argv(workspace, command), "-C", workspace.root)
+
+
+def test_only_what_leaves_a_hospital_is_signed(workspace, fails):
+    assert "--key goes with --site" in fails(2, "compare", "--key", "x", "-C", workspace.root)
+    message = fails(7, "compare", "--site", "A", "-C", workspace.root)  # the key here is the coordinator's
+    assert "the plan pins the key" in message
+    assert "the plan pins the key" in fails(7, "compare", "score", "--site", "A", "-C", workspace.root)
+
+
+@pytest.mark.slow
+def test_compare_and_score_sign_what_they_write_and_leave_no_older_signature(trained_workspace, tiny_base, tmp_path):
+    root, site = str(trained_workspace.root), "A"
+    lines = (trained_workspace.data / "test.jsonl").read_text().splitlines(keepends=True)
+    (trained_workspace.site_data(site) / "test.jsonl").write_text("".join(lines[:4]))
+    key = str(factories.write_key(tmp_path / "key", factories.SIGNERS["A"]))
+    measure = ["compare", "-q", "--no-answers", "--site", site, "-C", root, "--base", str(tiny_base)]
+    score = ["compare", "score", "-q", "--site", site, "-C", root, "--base", str(tiny_base)]
+    for command, path in (
+        (measure, trained_workspace.reports / "compare-A.json"),
+        (score, trained_workspace.scores / "A.json"),
+    ):
+        signature = path.with_name(f"{path.name}.sig")
+        assert main([*command, "--key", key]) == 0
+        assert signatures.verify(path.read_bytes(), signature.read_bytes(), "x") == factories.SIGNERS["A"].public
+        assert main(command) == 0
+        assert path.exists()
+        assert not signature.exists()
