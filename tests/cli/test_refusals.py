@@ -15,6 +15,7 @@ import pytest
 from conftest import change_factors, make_tiny_llama, reseal, snapshot
 
 from fedmed_cli.cli.app import main
+from fedmed_cli.records.contribution import Contribution
 
 
 def edit(path, **changes):
@@ -290,7 +291,9 @@ def test_an_update_that_was_blown_up_is_shortened_and_said(trained_workspace, ca
 
 
 def test_a_claim_of_far_more_tokens_than_the_others_is_capped(trained_workspace, capsys):
-    reseal(trained_workspace.contribution("A"), num_tokens=10**9)
+    record = Contribution.read(trained_workspace.contribution("A") / "contribution.json")
+    more = {"num_examples": 10 * record.num_examples, "num_tokens": 10 * record.num_tokens}
+    reseal(trained_workspace.contribution("A"), **more)
     assert main(["aggregate", "--json", "--weights", "tokens", "-C", str(trained_workspace.root)]) == 0
     sites = json.loads(capsys.readouterr().out)["sites"]
     assert sites["A"]["weight"] < 0.55
