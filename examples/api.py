@@ -39,6 +39,9 @@ comparison = fedmed.compare(place, fedmed.CompareOptions(max_eval_samples=30, an
 change = comparison.scores["global"]["overall"].against_base
 print(f"global against base: {change.mean:+.4f} nats per answer token, 95 % [{change.low:+.4f}, {change.high:+.4f}]")
 
+# %% One HTML file of all that
+print(f"open {fedmed.report(place).path}")
+
 # %% The result is a PEFT adapter
 adapter = fedmed.read_adapter(result.path, made.plan).adapter
 print(f"{len(adapter.factors)} modules of rank {adapter.r}, in {result.path}")

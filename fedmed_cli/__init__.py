@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fedmed_cli.federation.steps import train_site as train_site
     from fedmed_cli.models.base_model import BaseModel as BaseModel
     from fedmed_cli.records.plan import Plan as Plan
+    from fedmed_cli.reporting.write import report as report
     from fedmed_cli.training.options import SiteSettings as SiteSettings
     from fedmed_cli.workspace import Workspace as Workspace
 
@@ -55,6 +56,7 @@ _PUBLIC = {
     "aggregate": "federation.steps",
     "compare": "federation.steps",
     "read_adapter": "federation.steps",
+    "report": "reporting.write",
     "split": "federation.steps",
     "train_site": "federation.steps",
 }

@@ -22,7 +22,7 @@ NEVER = {
     "evaluation": ({"training", "federation", "chat"}, "what measures does not change what is measured"),
     "training": ({"evaluation"}, "what trains does not look at what it is judged on"),
     "chat": ({"federation", "training"}, "a chat only reads"),
-    "report": ({"federation", "training"}, "a report only reads"),
+    "reporting": ({"federation", "training"}, "a report only reads"),
 }
 SCREEN = {"typer", "rich", "prompt_toolkit"}
 WITH_TORCH = ("models", "training", "evaluation", "chat")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.codec import control_character
-from fedmed_cli.report.parts import Cell, Figure, Group, Pairs, Part, Table, Text
+from fedmed_cli.reporting.parts import Cell, Figure, Group, Pairs, Part, Table, Text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,9 +13,9 @@ from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import SplitRecord
-from fedmed_cli.report.parts import Figure
-from fedmed_cli.report.tables.comparison import comparison_parts
-from fedmed_cli.report.tables.split import split_parts
+from fedmed_cli.reporting.parts import Figure
+from fedmed_cli.reporting.tables.comparison import comparison_parts
+from fedmed_cli.reporting.tables.split import split_parts
 
 GOLDEN = Path(__file__).parents[1] / "golden/v1"
 
@@ -84,7 +84,7 @@ from fedmed_cli.cli.tables.pictures import loss_curves
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.report.tables.comparison import comparison_parts
+from fedmed_cli.reporting.tables.comparison import comparison_parts
 from fedmed_cli.cli.screen import Screen
 golden = pathlib.Path(sys.argv[1])
 records = {site: Contribution.read(golden / f"rounds/001/{site}/contribution.json") for site in "ABC"}

@@ -64,7 +64,7 @@ def aggregate(
             require_signatures=require_signatures,
             events=events,
         )
-    from fedmed_cli.report.tables.round import round_parts
+    from fedmed_cli.reporting.tables.round import round_parts
     from fedmed_cli.text import number_of_bytes
 
     end = "dry run: nothing was written"

@@ -67,7 +67,7 @@ def compare(
     from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.errors import UsageError
     from fedmed_cli.federation import steps
-    from fedmed_cli.report.write import REPORT_NAME
+    from fedmed_cli.reporting.write import REPORT_NAME
     from fedmed_cli.trust.keys import signer_for
 
     screen, place = common.open()
@@ -106,8 +106,8 @@ def compare(
         with place.lock():
             if page := renew_report(place, screen):
                 lines.append(f"wrote {page}: with this comparison")
-    from fedmed_cli.report.parts import Text
-    from fedmed_cli.report.tables.comparison import comparison_parts, verdict
+    from fedmed_cli.reporting.parts import Text
+    from fedmed_cli.reporting.tables.comparison import comparison_parts, verdict
 
     sentence = verdict(record)
     screen.result(record.to_dict(), *comparison_parts(record, plan), *([Text(sentence)] if sentence else []), *lines)

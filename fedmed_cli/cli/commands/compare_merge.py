@@ -23,7 +23,7 @@ def merge(
     Example: fedmed compare merge reports/compare-*.json
     """
     from fedmed_cli.adapters.signers import SignaturePolicy
-    from fedmed_cli.report.tables.comparison import matrix_parts
+    from fedmed_cli.reporting.tables.comparison import matrix_parts
 
     screen, place = common.open()
     plan = place.read_plan()

@@ -26,7 +26,7 @@ def score(
     """
     from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.report.tables.round import scores_table
+    from fedmed_cli.reporting.tables.round import scores_table
     from fedmed_cli.trust.keys import signer_for, write_signed
 
     screen, place = common.open()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fedmed_cli.adapters.inspect import AdapterFacts
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.records.plan import Plan
-    from fedmed_cli.report.parts import Part
+    from fedmed_cli.reporting.parts import Part
 
 
 def inspect_adapter(

@@ -71,7 +71,7 @@ def show(
     )
     from fedmed_cli.errors import InputError
     from fedmed_cli.records.codec import read_file
-    from fedmed_cli.report.parts import Table
+    from fedmed_cli.reporting.parts import Table
     from fedmed_cli.trust.keys import default_key_path
 
     screen, place = common.open()

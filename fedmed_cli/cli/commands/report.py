@@ -36,7 +36,7 @@ def report(
     Example: fedmed report
     """
     from fedmed_cli.adapters.signers import SignaturePolicy
-    from fedmed_cli.report.write import write_report
+    from fedmed_cli.reporting import write
     from fedmed_cli.text import number_of_bytes
     from fedmed_cli.trust.verify import Verification, verify_workspace
 
@@ -44,7 +44,7 @@ def report(
     plan = place.read_plan()
     policy = SignaturePolicy(require_signatures, screen.say)
     verification = verify_workspace(place, plan, False, require_signatures, screen.detail) if verify else None
-    written = write_report(place, output, answers=answers, verification=verification, policy=policy)
+    written = write.report(place, output, answers=answers, verification=verification, policy=policy)
     result = verification or Verification(faults=list(written.untrusted))
     if result.faults:
         screen.say(f"wrote {written.path}, which names the faults")
@@ -64,10 +64,10 @@ def renew_report(place: Workspace, screen: Screen) -> str | None:
     """Write the workspace's report after another command; None, said, where a file of another kind is in its place."""
     from fedmed_cli.adapters.signers import SignaturePolicy
     from fedmed_cli.errors import ConflictError
-    from fedmed_cli.report.write import write_report
+    from fedmed_cli.reporting import write
 
     try:
-        return str(write_report(place, policy=SignaturePolicy(say=screen.say)).path)
+        return str(write.report(place, policy=SignaturePolicy(say=screen.say)).path)
     except ConflictError as error:
         screen.say(f"no report is written: {error.message}")
         return None

@@ -100,7 +100,7 @@ def run_round(
 
 def _is_report_older(place: Workspace) -> bool:
     """Whether the report is not there, or older than the newest number: a command was interrupted before it."""
-    from fedmed_cli.report.write import REPORT_NAME
+    from fedmed_cli.reporting.write import REPORT_NAME
 
     page, metrics = place.reports / REPORT_NAME, place.root / "metrics.jsonl"
     return not page.exists() or (metrics.exists() and page.stat().st_mtime_ns < metrics.stat().st_mtime_ns)

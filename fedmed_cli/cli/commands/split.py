@@ -135,7 +135,7 @@ def split(
     from fedmed_cli.data.split_files import FORMATS
     from fedmed_cli.federation import steps
     from fedmed_cli.records.digests import short
-    from fedmed_cli.report.tables.split import split_parts
+    from fedmed_cli.reporting.tables.split import split_parts
 
     screen, place = common.open()
     assigned = parse.assignment(assign) if assign else None
@@ -158,7 +158,7 @@ def split(
         file_format=parse.choice("--format", file_format, FORMATS),
     )
     if plot is not None:
-        from fedmed_cli.report import split_plot
+        from fedmed_cli.reporting import split_plot
 
         split_plot.check(plot)
     with rows_progress(screen, "split") as progress:

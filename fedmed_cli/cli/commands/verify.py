@@ -25,7 +25,7 @@ def verify(
     Example: fedmed verify --recompute
     """
     from fedmed_cli.errors import UsageError
-    from fedmed_cli.report.tables.verification import checked_table
+    from fedmed_cli.reporting.tables.verification import checked_table
     from fedmed_cli.trust.verify import verify_folder, verify_workspace
 
     screen, place = common.open()

@@ -9,8 +9,8 @@ from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.lora import described
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Cell, Group, Pairs, Table
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Cell, Group, Pairs, Table
 
 
 def facts_group(facts: AdapterFacts, plan: Plan | None) -> Group:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fedmed_cli.records.contribution import Contribution
-from fedmed_cli.report.parts import Figure, Forest, Part, Stacked, Table, Text
+from fedmed_cli.reporting.parts import Figure, Forest, Part, Stacked, Table, Text
 
 LEVELS = "▁▂▃▄▅▆▇█"
 MARKS = "█▓▒░▚▞▙▟"

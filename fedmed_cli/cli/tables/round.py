@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from fedmed_cli.cli.tables.pictures import loss_curves
 from fedmed_cli.records.contribution import Contribution
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Part, Text
-from fedmed_cli.report.tables.round import round_parts, validation_table
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Part, Text
+from fedmed_cli.reporting.tables.round import round_parts, validation_table
 
 if TYPE_CHECKING:
     from fedmed_cli.federation.simulation import RoundSummary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedmed_cli.records.digests import short
-from fedmed_cli.report.parts import Table
+from fedmed_cli.reporting.parts import Table
 from fedmed_cli.trust.verify import Checked
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from fedmed_cli.records.split import NearDuplicates, SplitRecord
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Figure, Part, Stacked, Table, Text
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Figure, Part, Stacked, Table, Text
 
 MAX_LABELS = 7
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from fedmed_cli.records.codec import encode
 from fedmed_cli.records.lora import described
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Cell, Pairs, Part, Section, Text
-from fedmed_cli.report.tables.comparison import verdict
-from fedmed_cli.report.workspace_records import WorkspaceRecords
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Cell, Pairs, Part, Section, Text
+from fedmed_cli.reporting.tables.comparison import verdict
+from fedmed_cli.reporting.workspace_records import WorkspaceRecords
 from fedmed_cli.text import number_of_bytes
 from fedmed_cli.trust.verify import Verification
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fedmed_cli.report.parts import Figure, Group, Part, Section, Stacked, Table, Text
-from fedmed_cli.report.tables.round import round_parts, scores_table
-from fedmed_cli.report.workspace_records import WorkspaceRecords
+from fedmed_cli.reporting.parts import Figure, Group, Part, Section, Stacked, Table, Text
+from fedmed_cli.reporting.tables.round import round_parts, scores_table
+from fedmed_cli.reporting.workspace_records import WorkspaceRecords
 
 
 def weights_section(records: WorkspaceRecords) -> Section:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 from fedmed_cli.records.split import BadRowCounts
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Beside, Curves, Figure, Part, Section, Table, Text
-from fedmed_cli.report.plots import MAX_SERIES
-from fedmed_cli.report.tables.round import validation_table
-from fedmed_cli.report.tables.split import identifiers_text, near_duplicates_text, split_parts
-from fedmed_cli.report.workspace_records import RoundRecords, WorkspaceRecords
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Beside, Curves, Figure, Part, Section, Table, Text
+from fedmed_cli.reporting.plots import MAX_SERIES
+from fedmed_cli.reporting.tables.round import validation_table
+from fedmed_cli.reporting.tables.split import identifiers_text, near_duplicates_text, split_parts
+from fedmed_cli.reporting.workspace_records import RoundRecords, WorkspaceRecords
 
 BINS_A_ROUND = 25
 Points = list[tuple[float, float]]

@@ -8,9 +8,9 @@ from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records.comparison import Comparison, Matrix, Score
 from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Cell, Figure, Forest, Group, Part, Table, Text
-from fedmed_cli.report.tables.answers import generated_parts, multiple_choice_parts
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Cell, Figure, Forest, Group, Part, Table, Text
+from fedmed_cli.reporting.tables.answers import generated_parts, multiple_choice_parts
 
 BASE, GLOBAL = "base", "global"
 MAX_FOREST_ROWS = 40

@@ -32,9 +32,9 @@ from fedmed_cli.records.comparison import (
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.split import SplitRecord
-from fedmed_cli.report import page, workspace_records
-from fedmed_cli.report.sections.training import means_of_bins
-from fedmed_cli.report.tables.comparison import loss_cell
+from fedmed_cli.reporting import page, workspace_records
+from fedmed_cli.reporting.sections.training import means_of_bins
+from fedmed_cli.reporting.tables.comparison import loss_cell
 from fedmed_cli.workspace import Workspace
 
 GOLDEN = Path(__file__).parents[1] / "golden/v1"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import OVERALL
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Answers, Group, Part, Section, Text
-from fedmed_cli.report.tables.comparison import comparison_parts, matrix_parts, site_matrix_parts, verdict
-from fedmed_cli.report.workspace_records import WorkspaceRecords
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Answers, Group, Part, Section, Text
+from fedmed_cli.reporting.tables.comparison import comparison_parts, matrix_parts, site_matrix_parts, verdict
+from fedmed_cli.reporting.workspace_records import WorkspaceRecords
 
 SHADES = Text(
     "Tables of losses: where the interval of the difference to the base excludes 0 the cell is shaded, blue for better "

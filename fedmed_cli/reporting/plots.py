@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.report import numbers, svg
-from fedmed_cli.report.parts import Curves, Forest, Stacked
+from fedmed_cli.reporting import numbers, svg
+from fedmed_cli.reporting.parts import Curves, Forest, Stacked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,10 +14,10 @@ from fedmed_cli.records.comparison import Comparison, Score
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.report import numbers, page
-from fedmed_cli.report.parts import Cell, Section, Table, Text
-from fedmed_cli.report.tables.comparison import comparison_parts, in_order, site_matrix_parts, verdict
-from fedmed_cli.report.tables.round import round_parts, validation_table
+from fedmed_cli.reporting import numbers, page
+from fedmed_cli.reporting.parts import Cell, Section, Table, Text
+from fedmed_cli.reporting.tables.comparison import comparison_parts, in_order, site_matrix_parts, verdict
+from fedmed_cli.reporting.tables.round import round_parts, validation_table
 
 GOLDEN = Path(__file__).parents[1] / "golden/v1"
 MINUS = "\N{MINUS SIGN}"
@@ -89,8 +89,8 @@ def test_every_table_of_three_sites_fits_80_columns_without_breaking_an_interval
 def test_the_terminal_shows_tables_without_the_code_of_the_page():
     code = (
         "import sys, fedmed_cli.cli.screen, fedmed_cli.cli.tables.round, fedmed_cli.cli.tables.pictures;"
-        "import fedmed_cli.report.tables.comparison, fedmed_cli.report.tables.split;"
-        "names = ('jinja2', 'matplotlib', *(f'fedmed_cli.report.{name}' for name in ('page', 'plots', 'svg')));"
+        "import fedmed_cli.reporting.tables.comparison, fedmed_cli.reporting.tables.split;"
+        "names = ('jinja2', 'matplotlib', *(f'fedmed_cli.reporting.{name}' for name in ('page', 'plots', 'svg')));"
         "sys.exit(sum(name in sys.modules for name in names))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,8 +8,8 @@ from fedmed_cli.records.aggregate import Aggregate, CoordinatorEvaluation, SiteD
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.scores import Scores
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Cell, Pairs, Part, Table, Text
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Cell, Pairs, Part, Table, Text
 
 
 def round_parts(record: Aggregate) -> list[Part]:

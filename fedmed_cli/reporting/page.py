@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedmed_cli.report import plots
-from fedmed_cli.report.parts import Section
+from fedmed_cli.reporting import plots
+from fedmed_cli.reporting.parts import Section
 from fedmed_cli.text import clean
 
 HERE = Path(__file__).parent

@@ -8,10 +8,10 @@ from pathlib import Path
 from fedmed_cli import __version__
 from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.errors import ConflictError, TrustError
-from fedmed_cli.report import numbers, svg
-from fedmed_cli.report.page import GENERATOR, render
-from fedmed_cli.report.sections import federation, lineage, results, training, weights
-from fedmed_cli.report.workspace_records import WorkspaceRecords, read_records
+from fedmed_cli.reporting import numbers, svg
+from fedmed_cli.reporting.page import GENERATOR, render
+from fedmed_cli.reporting.sections import federation, lineage, results, training, weights
+from fedmed_cli.reporting.workspace_records import WorkspaceRecords, read_records
 from fedmed_cli.trust.verify import Verification
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
@@ -34,7 +34,7 @@ class ReportFile:
     untrusted: tuple[TrustError, ...]
 
 
-def write_report(
+def report(
     workspace: Workspace,
     output: Path | None = None,
     *,

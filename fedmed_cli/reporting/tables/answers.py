@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedmed_cli.records.comparison import Generated, MultipleChoice
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Part, Table, Text
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Part, Table, Text
 
 
 def multiple_choice_parts(record: MultipleChoice, order: Sequence[str]) -> list[Part]:

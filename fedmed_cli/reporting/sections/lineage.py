@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.digests import short
-from fedmed_cli.report import numbers
-from fedmed_cli.report.parts import Cell, Part, Section, Table, Text
-from fedmed_cli.report.tables.verification import checked_table
-from fedmed_cli.report.workspace_records import RoundRecords, WorkspaceRecords, without_root
+from fedmed_cli.reporting import numbers
+from fedmed_cli.reporting.parts import Cell, Part, Section, Table, Text
+from fedmed_cli.reporting.tables.verification import checked_table
+from fedmed_cli.reporting.workspace_records import RoundRecords, WorkspaceRecords, without_root
 from fedmed_cli.text import number_of_bytes
 from fedmed_cli.trust.verify import Verification
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedmed_cli.intervals import FEW_GROUPS
 from fedmed_cli.records.comparison import Rate, Score
 from fedmed_cli.records.measures import Interval, Loss
-from fedmed_cli.report.parts import Text
+from fedmed_cli.reporting.parts import Text
 from fedmed_cli.text import number_of_bytes
 
 MINUS = "\N{MINUS SIGN}"
