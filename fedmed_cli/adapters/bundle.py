@@ -18,6 +18,7 @@ BUNDLE_SUFFIX = ".fedmed.tar"
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 _MAX_FILES = 16
+MAX_OVERHEAD_BYTES = 2 * _BLOCK * (_MAX_FILES + 1)  # a header and padding for each file, and the end
 _NAME = re.compile(rb"([A-Za-z0-9][A-Za-z0-9._-]{0,98})\0{1,99}")
 _SIZE = re.compile(rb"[0-7]{11}\0")
 

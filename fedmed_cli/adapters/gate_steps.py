@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmed_cli.adapters.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, Adapter, Factors, FactorsOfFile, tensor_name
-from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle, unpack
+from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, MAX_OVERHEAD_BYTES, is_bundle, unpack
 from fedmed_cli.adapters.config import AdapterConfig, check_config, check_config_against_plan, resolve_pattern
 from fedmed_cli.adapters.folder import ALLOWED_NAMES, CONTRIBUTION_NAME, RECORDS, SIGNATURES, SMALL_FILES
 from fedmed_cli.adapters.safetensors import MAX_HEADER_BYTES, TensorInfo, header_bytes, parse_header, to_float32
@@ -52,6 +52,12 @@ class Reading:
     def add(self, name: str, data: bytes) -> None:
         self.files[name], self.digests[name] = data, sha256_bytes(data)
 
+    def max_bytes(self, name: str) -> int:
+        """How large a file may be: weights no larger than the plan's shapes need."""
+        if name != WEIGHTS_NAME:
+            return MAX_SMALL_FILE_BYTES
+        return MAX_WEIGHTS_BYTES if self.plan is None else 4 * self.plan.num_parameters + MAX_HEADER_BYTES
+
     @property
     def max_rank(self) -> int:
         """The highest rank that the plan allows whoever made the adapter."""
@@ -64,9 +70,12 @@ def _list_names(reading: Reading) -> None:
     """The names in a folder; the names and the files in a bundle."""
     path = reading.path
     if is_bundle(path):
-        for name, data in unpack(read_file(path, MAX_WEIGHTS_BYTES), str(path)).items():
-            if name != WEIGHTS_NAME and len(data) > MAX_SMALL_FILE_BYTES:
-                raise InputError(f"{path / name}: expected at most {MAX_SMALL_FILE_BYTES:,} bytes, found {len(data):,}")
+        limit = sum(map(reading.max_bytes, ALLOWED_NAMES)) + MAX_OVERHEAD_BYTES
+        for name, data in unpack(read_file(path, limit), str(path)).items():
+            if len(data) > reading.max_bytes(name):
+                raise InputError(
+                    f"{path / name}: expected at most {reading.max_bytes(name):,} bytes, found {len(data):,}"
+                )
             reading.names.append(name)
             reading.add(name, data)
         return
@@ -104,9 +113,9 @@ def _check_names(reading: Reading) -> None:
             raise InputError(f"{reading.path}: holds {name}, but no {name.removesuffix('.sig')} that it could sign")
 
 
-def _read_small_file(reading: Reading, name: str) -> None:
+def _read_file(reading: Reading, name: str) -> None:
     if name in reading.names and name not in reading.files:
-        reading.add(name, read_file(reading.path / name, MAX_SMALL_FILE_BYTES, links=False))
+        reading.add(name, read_file(reading.path / name, reading.max_bytes(name), links=False))
 
 
 def _parse_record(reading: Reading, name: str) -> None:
@@ -125,13 +134,9 @@ def _parse_config(reading: Reading) -> None:
 
 
 def _read_weights(reading: Reading) -> None:
-    """Read the weights, and no more than the plan's shapes can need."""
-    if reading.config is None or WEIGHTS_NAME not in reading.names or WEIGHTS_NAME in reading.files:
-        return
-    limit = MAX_WEIGHTS_BYTES
-    if reading.plan is not None:
-        limit = 4 * reading.plan.num_parameters + MAX_HEADER_BYTES
-    reading.add(WEIGHTS_NAME, read_file(reading.path / WEIGHTS_NAME, limit, links=False))
+    """Read the weights, once the config is in order."""
+    if reading.config is not None:
+        _read_file(reading, WEIGHTS_NAME)
 
 
 def _parse_weights(reading: Reading) -> None:
@@ -310,7 +315,7 @@ def _refuse_two_records(reading: Reading) -> None:
 STEPS: Sequence[Callable[[Reading], None]] = (
     _list_names,
     _check_names,
-    *(partial(_read_small_file, name=name) for name in SMALL_FILES),
+    *(partial(_read_file, name=name) for name in SMALL_FILES),
     *(partial(_parse_record, name=name) for name in RECORDS),
     _parse_config,
     _read_weights,

@@ -43,7 +43,8 @@ def place(signed_once, tmp_path):
 def test_hostile(case, place, fails):
     case.change(place)
     argv = case.argv(place)
-    before = snapshot(place.root) if case.name not in ("a terabyte of weights", "weights are a pipe") else None
+    unread = ("a terabyte of weights", "a bundle of 1.57 GB", "weights are a pipe")
+    before = snapshot(place.root) if case.name not in unread else None
     message = fails(case.code, *argv)
     assert case.message in message
     assert message.isprintable()

@@ -922,6 +922,23 @@ quick(
     "adapter_config.json needs 8,589,934,591 bytes",
     lambda p: p.bundle(lambda f: bundles.header(CONFIG, 8**11 - 1) + bytes(2048)),
 )
+
+
+@case("a bundle of 1.57 GB", 3, "B.fedmed.tar: expected at most 7,019,200 bytes, found 1,570,000,000")
+def _(place):
+    place.bundle()
+    os.truncate(place.root / "adapters/B.fedmed.tar", 1_570_000_000)  # takes no room on the disk
+
+
+@case(
+    "a bundle with weights that the plan cannot need",
+    3,
+    "safetensors: expected at most 1,001,792 bytes, found 1,100,000",
+)
+def _(place):
+    place.bundle(lambda files: bundles.pack(files | {WEIGHTS: bytes(1_100_000)}))
+
+
 quick(
     "a bundle of seventeen files",
     3,

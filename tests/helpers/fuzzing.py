@@ -11,10 +11,9 @@ import io
 import json
 import math
 import random
-import signal
-import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,11 +21,13 @@ from fedmed_cli.adapters import archive, gate, signatures
 from fedmed_cli.adapters import bundle as bundles
 from fedmed_cli.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME, initial_factors, plan_adapter
 from fedmed_cli.adapters.folder import AGGREGATE_NAME, CONTRIBUTION_NAME
+from fedmed_cli.adapters.gate_steps import MAX_SMALL_FILE_BYTES
+from fedmed_cli.adapters.safetensors import MAX_HEADER_BYTES
 from fedmed_cli.data import examples
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.evaluation import mcq_files, site_matrix
 from fedmed_cli.records.aggregate import Aggregate
-from fedmed_cli.records.codec import encode
+from fedmed_cli.records.codec import MAX_RECORD_BYTES, encode
 from fedmed_cli.records.comparison import (
     ChoiceScore,
     Comparison,
@@ -44,12 +45,33 @@ from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.metrics import metric_line, read_metrics
-from fedmed_cli.records.plan import PUBLIC_KEY, Plan
+from fedmed_cli.records.plan import MAX_PLAN_BYTES, PUBLIC_KEY, Plan
 from fedmed_cli.records.scores import Scores, SiteScore
 from fedmed_cli.records.split import DivisionRecord, SiteCounts, SplitRecord
 from helpers import factories
+from helpers.counted import TooMuchWork, count_calls
 
-SECONDS = 5.0
+# How many functions, of Python or of C, a check may call: what any file takes, and for each byte of it.
+CALLS, CALLS_PER_BYTE = 200_000, 20
+FILLS = [
+    b" ",
+    b"\n",
+    b"0",
+    b"9",
+    b"[",
+    b"{",
+    b'"',
+    b"\\",
+    b".",
+    b"a",
+    b"\x00",
+    b"\xff",
+    b"#",
+    b"[]",
+    b"{}",
+    b"1,",
+    b"''",
+]
 TOKENS = [
     b"-1", b"0", b"1e999", b"-1e999", b"NaN", b"null", b"true", b"{}", b"[]", b'""', b'"', b"\\", b",", b":",
     b"99999999999999999999", b"1" * 400, b"1.0", b"1e5", b"\\ud800", b"\\u0000", b"\x00", b"\x1b[2J", b"\xff", b"\n",
@@ -58,22 +80,19 @@ TOKENS = [
 ]  # fmt: skip
 
 
-class Hang(BaseException):
-    """A check took longer than SECONDS. Not an Exception, so that nothing in fedmed could catch it."""
-
-
 class Silent(AssertionError):
     """Something was accepted that must not be."""
 
 
 @dataclass
 class Target:
-    """A file, the regions of it to aim at, and the check of its mutated bytes."""
+    """A file, the check of its mutated bytes, the regions of it to aim at, and how large a reader takes it at most."""
 
     name: str
     data: bytes
     check: object
     regions: dict = field(default_factory=dict)
+    limit: int = 0
 
 
 @dataclass
@@ -82,7 +101,7 @@ class Result:
 
     tried: Counter = field(default_factory=Counter)
     refused: Counter = field(default_factory=Counter)
-    slowest: float = 0.0
+    most_calls: int = 0
 
 
 def mutate(rng, data, region):
@@ -115,55 +134,67 @@ def mutate(rng, data, region):
     return data[:at] + rng.choice(TOKENS) + data[end:]
 
 
+def enlarge(rng, data, limit):
+    """`data` grown to `limit` bytes: by one character, by a part of it, or by numbered keys, some of them twice."""
+    room = max(0, limit - len(data))
+    at = rng.randrange(len(data) + 1)
+    kind = rng.randrange(4)
+    if kind == 0:
+        fill = rng.choice(FILLS) * room
+    elif kind == 1:
+        part = data[at : at + rng.choice((8, 64, 512))] or b"x"
+        fill = part * (room // len(part))
+    elif kind == 2:
+        fill = b"".join(b"k%x = 1\n" % number for number in range(room // 10))
+    else:
+        objects = [place + 1 for place, byte in enumerate(data) if byte == ord("{")]
+        at = rng.choice(objects) if objects else at
+        keys = b"".join(b'"%x":1,' % number for number in range(room // 10))
+        fill = keys + keys[-60:] * rng.randrange(2)
+    return data[:at] + fill[:room] + data[at:]
+
+
+def enlarge_header(rng, data, limit):
+    """A safetensors file whose header is grown to `limit` bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = enlarge(rng, data[8:end], limit)
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
 def run(target, count, seed, result):
-    """Try `count` mutations; an exception that is not a FedmedError, a hang or a silent acceptance is raised."""
+    """Try `count` mutations, each hundredth of a file as large as may be.
+
+    Raised are an exception that is not a FedmedError, a silent acceptance, and more calls than the size allows.
+    """
     rng = random.Random(f"{target.name} {seed}")
     regions = target.regions or {"all": (0, len(target.data))}
     names = list(regions)
-
-    began, is_late = time.perf_counter(), False
-
-    def alarm(number, frame):
-        nonlocal is_late
-        if is_late:
-            raise Hang(target.name)
-        is_late = True  # or it was paused: then `resumed` comes next
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-
-    def resumed(number, frame):  # a run of hours may be paused, which is not a hang
-        nonlocal began, is_late
-        began, is_late = time.perf_counter(), False
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-
-    before = signal.signal(signal.SIGALRM, alarm), signal.signal(signal.SIGCONT, resumed)
-    try:
-        for number in range(count):
-            region = names[number % len(names)]
+    for number in range(count):
+        region = names[number % len(names)]
+        if target.limit and number % 100 == 50:
+            data = (enlarge_header if "header" in regions else enlarge)(rng, target.data, target.limit)
+        else:
             data = mutate(rng, target.data, regions[region])
-            if rng.random() < 0.1:
-                data = mutate(rng, data, (0, len(data)))
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
-            began, is_late = time.perf_counter(), False
-            try:
-                target.check(data)
-            except FedmedError as error:
-                result.refused[target.name, region] += 1
-                if error.exit_code not in (2, 3, 4, 7) or len(error.message) > 2000:
-                    raise AssertionError(
-                        f"target {target.name}, region {region}, seed {seed}, number {number}: exit code "
-                        f"{error.exit_code}, {len(error.message)} characters: {error.message[:300]!r}"
-                    ) from None
-            except Exception as error:
-                error.add_note(f"target {target.name}, region {region}, seed {seed}, number {number}: {data[:3000]!r}")
-                raise
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            result.slowest = max(result.slowest, time.perf_counter() - began)
-            result.tried[target.name, region] += 1
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before[0])
-        signal.signal(signal.SIGCONT, before[1])
+        if rng.random() < 0.1:
+            data = mutate(rng, data, (0, len(data)))
+        where = f"target {target.name}, region {region}, seed {seed}, number {number}"
+        try:
+            calls = count_calls(partial(check, target, data, region, result), CALLS + CALLS_PER_BYTE * len(data))
+        except (Exception, TooMuchWork) as error:
+            error.add_note(f"{where}: {data[:3000]!r}")
+            raise
+        result.most_calls = max(result.most_calls, calls)
+        result.tried[target.name, region] += 1
+
+
+def check(target, data, region, result):
+    """Run a target's check; a refusal with a short message and an exit code of its own is in order."""
+    try:
+        target.check(data)
+    except FedmedError as error:
+        result.refused[target.name, region] += 1
+        if error.exit_code not in (2, 3, 4, 7) or len(error.message) > 2000:
+            raise AssertionError(f"exit code {error.exit_code}, {error.message[:300]!r}") from None
 
 
 # --- what must hold of what is accepted -------------------------------------------------------------
@@ -258,7 +289,7 @@ def make_targets(folder):
                 finally:
                     file.write_bytes(original)
 
-            targets.append(Target(f"{name} {file.name}", original, check, regions_of(file.name, original)))
+            targets.append(Target(f"{name} {file.name}", original, check, *aims_at(file.name, original)))
 
     path = workspace.contribution("B")
     signed(path, lambda: gate.read_contribution(path, plan, (2, start.digest)), "signed contribution")
@@ -274,7 +305,7 @@ def make_targets(folder):
         if data != packed:
             raise Silent("a bundle was accepted changed")
 
-    targets.append(Target("signed bundle", packed, check_bundle))
+    targets.append(Target("signed bundle", packed, check_bundle, limit=MAX_HEADER_BYTES))
 
     lora = Lora(2, 4.0, use_rslora=True, rank_pattern={"q_proj": 3}, alpha_pattern={"self_attn.v_proj": 5.0})
     patterned = replace(bare, lora=lora)
@@ -294,7 +325,7 @@ def make_targets(folder):
                 finally:
                     (plain / name).write_bytes(files[name])
 
-            targets.append(Target(f"{kind} {name}", files[name], check_plain, regions_of(name, files[name])))
+            targets.append(Target(f"{kind} {name}", files[name], check_plain, *aims_at(name, files[name])))
 
     first = plan_adapter(patterned, initial_factors(patterned))
     unsigned("patterned", patterned, factories.contribution(patterned, "B", first, 1))
@@ -396,22 +427,29 @@ def make_targets(folder):
     csv = b"question,answer\n" + b"".join(b'q %d,"a, %d"\n' % (n, n) for n in range(20))
     listed = json.dumps([{"question": f"q {n}", "answer": f"a {n}"} for n in range(20)]).encode()
     targets += [
-        Target("unsigned contribution.json", contribution, record(Contribution, contribution_in_range)),
-        Target("unsigned aggregate.json", aggregate, record(Aggregate, aggregate_in_range)),
-        Target("federation.toml", plan_bytes, record(Plan, plan_in_range)),
-        Target("federation.toml with patterns", patterned.to_bytes(), record(Plan, plan_in_range)),
-        Target("split.json", split, record(SplitRecord)),
-        Target("division.json", division, record(DivisionRecord)),
-        Target("compare.json", comparison, record(Comparison)),
-        Target("compare-SITE.json to merge", comparison, check_merge),
-        Target("matrix.json", merged, record(Matrix)),
-        Target("pooled.json", pooled, record(Pooled)),
+        Target(
+            "unsigned contribution.json",
+            contribution,
+            record(Contribution, contribution_in_range),
+            limit=MAX_RECORD_BYTES,
+        ),
+        Target("unsigned aggregate.json", aggregate, record(Aggregate, aggregate_in_range), limit=MAX_RECORD_BYTES),
+        Target("federation.toml", plan_bytes, record(Plan, plan_in_range), limit=MAX_PLAN_BYTES),
+        Target(
+            "federation.toml with patterns", patterned.to_bytes(), record(Plan, plan_in_range), limit=MAX_PLAN_BYTES
+        ),
+        Target("split.json", split, record(SplitRecord), limit=MAX_RECORD_BYTES),
+        Target("division.json", division, record(DivisionRecord), limit=MAX_RECORD_BYTES),
+        Target("compare.json", comparison, record(Comparison), limit=MAX_RECORD_BYTES),
+        Target("compare-SITE.json to merge", comparison, check_merge, limit=MAX_RECORD_BYTES),
+        Target("matrix.json", merged, record(Matrix), limit=MAX_RECORD_BYTES),
+        Target("pooled.json", pooled, record(Pooled), limit=MAX_RECORD_BYTES),
         Target("multiple choice", multiple, check_choices),
-        Target("scores.json", scores, record(Scores)),
+        Target("scores.json", scores, record(Scores), limit=MAX_RECORD_BYTES),
         Target("metrics.jsonl", metrics, check_metrics),
-        Target("detached signature", signature, check_signature),
-        Target("public key", public.encode(), check_public),
-        Target("private key", key.read_bytes(), check_key),
+        Target("detached signature", signature, check_signature, limit=signatures.MAX_SIGNATURE_BYTES),
+        Target("public key", public.encode(), check_public, limit=signatures.MAX_KEY_BYTES),
+        Target("private key", key.read_bytes(), check_key, limit=signatures.MAX_KEY_BYTES),
         Target("examples train.jsonl", rows, check_workspace_rows),
         Target("examples data.jsonl", rows, check_rows(".jsonl")),
         Target("examples data.json", listed, check_rows(".json")),
@@ -439,9 +477,13 @@ def table_files():
     return parquet.getvalue(), arrow.getvalue()
 
 
-def regions_of(name, data):
-    """Where to aim at in a file: the parts of a safetensors file, else the whole file and its two ends."""
+def aims_at(name, data):
+    """The regions of an adapter's file to aim at, and how large the gate reads it at most.
+
+    The regions are the parts of a safetensors file, else the whole file and its two ends.
+    """
     if name == WEIGHTS_NAME:
         end = 8 + int.from_bytes(data[:8], "little")
-        return {"length": (0, 8), "header": (8, end), "data": (end, len(data))}
-    return {"all": (0, len(data)), "head": (0, min(40, len(data))), "tail": (max(0, len(data) - 40), len(data))}
+        return {"length": (0, 8), "header": (8, end), "data": (end, len(data))}, MAX_HEADER_BYTES
+    limit = signatures.MAX_SIGNATURE_BYTES if name.endswith(".sig") else MAX_SMALL_FILE_BYTES
+    return {"all": (0, len(data)), "head": (0, min(40, len(data))), "tail": (max(0, len(data) - 40), len(data))}, limit
