@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.errors import InputError
-from fedmed_cli.events import Say
+from fedmed_cli.events import Progress, Say
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
@@ -91,7 +91,7 @@ def _best(workspace: Workspace, plan: Plan, say: Say, measure: Measure | None) -
 
 
 def measure_on_coordinator(
-    workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progress: Callable[[int, int], None] | None = None
+    workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progress: Progress | None = None
 ) -> Measure:
     """Mean losses of adapters on the coordinator's deciding examples, remembered. InputError where it has none."""
 

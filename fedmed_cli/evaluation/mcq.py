@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from fedmed_cli.evaluation import mcq_scores, measuring
 from fedmed_cli.evaluation.compared_adapters import BASE
 from fedmed_cli.evaluation.mcq_files import Question, QuestionSet
 from fedmed_cli.evaluation.mcq_scores import Continued
-from fedmed_cli.events import Say, StageProgress
+from fedmed_cli.events import Progress, Say, StageProgress
 from fedmed_cli.intervals import paired_shares, wilson
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
@@ -142,7 +142,7 @@ def _remembered(
     adapter: Adapter | None,
     questions: Sequence[Question],
     items: Sequence[Continued],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> np.ndarray:
     """Negative log-likelihood of every option of every question, measured once for an adapter."""
     digest = sha256_json(["choices", [[item.prompt, item.ends] for item in items]])
@@ -161,7 +161,7 @@ def _ask(
     plan: Plan,
     adapter: Adapter | None,
     questions: Sequence[Question],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> list[int | None]:
     """What a model chooses when it is asked to write a letter; None where its answer holds none."""
     lm.use(adapter)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedmed_cli import __version__
 from fedmed_cli.durable import write_file
 from fedmed_cli.errors import ConflictError
+from fedmed_cli.events import Say
 from fedmed_cli.report import evidence, federation, svg, training, weights, wording
 from fedmed_cli.report.page import GENERATOR, render
 from fedmed_cli.report.workspace_facts import Checks, Facts, checks_of, gather
@@ -35,7 +35,7 @@ def write(
     *,
     answers: bool = True,
     checked: Verification | None = None,
-    say: Callable[[str], None] = lambda message: None,
+    say: Say = lambda message: None,
 ) -> Written:
     """Write the report of a workspace to `output` (default: `reports/report.html`), in place of an older report.
 

@@ -6,7 +6,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedmed_cli.durable import write_file
+from fedmed_cli.events import Say
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.workspace import Workspace
 
@@ -46,7 +47,7 @@ class Checkpoints:
     workspace: Workspace
     path: Path
     identity: Mapping[str, Any]
-    say: Callable[[str], None]
+    say: Say
     save_steps: int | None = None
     _saved: float = field(default_factory=time.monotonic)
 

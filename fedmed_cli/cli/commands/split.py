@@ -114,10 +114,6 @@ def split(
             "--format", help="Format of the hospitals' files: jsonl or parquet.", rich_help_panel=o.DATA_PANEL
         ),
     ] = "jsonl",
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the hospitals' make-up into this PNG or SVG file.", dir_okay=False),
-    ] = None,
     base: o.BaseOption = None,
     revision: o.RevisionOption = None,
     max_steps: o.MaxStepsOption = None,
@@ -150,16 +146,18 @@ def split(
     from fedmed_cli.cli.progress import rows_progress
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.cli.tables.federation import split_table
-    from fedmed_cli.data import split as splitting
     from fedmed_cli.data.identifiers import MODES
     from fedmed_cli.data.sources import Source
-    from fedmed_cli.data.split_files import FORMATS
+    from fedmed_cli.data.split import split as split_data
+    from fedmed_cli.data.split_options import FORMATS, SplitOptions, default_names, parse_method
     from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
     from fedmed_cli.workspace import Workspace
 
     screen = Screen(as_json, quiet, verbose)
     place = Workspace(workspace, screen.say)
     assigned = o.assignment(assign) if assign else None
+    source = Source(dataset or ["corpus"], o.mapping("--columns", columns) if columns else None, limit)
+    method, column = parse_method(by or ("dirichlet" if source.label_column else "iid"))
     plan_options = PlanOptions(
         base=base,
         revision=revision,
@@ -179,32 +177,25 @@ def split(
         system_prompt=system_prompt,
         seed=seed,
     )
-    options = splitting.SplitOptions(
-        names=o.names("--names", site_names) if site_names else tuple(assigned or splitting.default_names(hospitals)),
-        by=by,
+    options = SplitOptions(
+        names=o.names("--names", site_names) if site_names else tuple(assigned or default_names(hospitals)),
+        method=method,
+        column=column,
         assign=assigned,
         alpha=alpha,
         sizes=o.numbers("--sizes", sizes) if sizes else None,
         min_size=min_size,
         labels_per_site=labels_per_site,
-        label=label,
+        label=label or column or source.label_column,
         num_topics=num_topics,
-        group_by=group_by,
+        group_by=group_by or source.group_column,
         near_duplicates=o.similarity("--near-duplicates", near_duplicates),
         shares={"validation": validation_share, "coordinator": coordinator_share, "test": test_share},
         max_bad=max_bad,
         phi=o.choice("--phi", phi, MODES),  # type: ignore[arg-type]  # one of MODES
         file_format=o.choice("--format", file_format, FORMATS),  # type: ignore[arg-type]  # one of FORMATS
     )
-    if plot is not None:
-        from fedmed_cli.report import split_plot
-
-        split_plot.check(plot)
-    source = Source(dataset or ["corpus"], o.mapping("--columns", columns) if columns else None, limit)
     with place.lock(), rows_progress(screen, "split") as progress:
         plan = plan_for_sites(place, plan_options, options.names, screen.say)
-        result = splitting.split(place, source, plan, options, screen.say, progress)
-    if plot is not None:
-        split_plot.draw(result.record, plot)
-        screen.say(f"wrote {plot}")
+        result = split_data(place, source, plan, options, screen.say, progress)
     screen.result(result.record.to_dict(), *split_table(place, result))

@@ -62,8 +62,10 @@ def train_local(
     from fedmed_cli.adapters import archive
     from fedmed_cli.cli.screen import Screen
     from fedmed_cli.cli.signing import load_signer
-    from fedmed_cli.data.examples import read_dataset
-    from fedmed_cli.data.identifiers import MODES, Mode
+    from fedmed_cli.data import site_data
+    from fedmed_cli.data.identifiers import MODES
+    from fedmed_cli.data.row_index import IndexOptions
+    from fedmed_cli.data.sources import Source
     from fedmed_cli.errors import InputError, UsageError
     from fedmed_cli.federation.site import accept_global
     from fedmed_cli.models import bases
@@ -77,8 +79,12 @@ def train_local(
         raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
-    phi_mode: Mode = o.choice("--phi", phi, MODES)  # type: ignore[assignment]  # one of MODES
-    alike = o.similarity("--near-duplicates", near_duplicates)
+    looked_for = IndexOptions(
+        group_by=group_by,
+        near_duplicates=o.similarity("--near-duplicates", near_duplicates),
+        phi=o.choice("--phi", phi, MODES),  # type: ignore[arg-type]  # one of MODES
+        max_bad=max_bad,
+    )
     mapped = o.mapping("--columns", columns) if columns else None
     signer = signer_for(site, plan, load_signer(screen, key, workspace))
     choices = o.training_choices(
@@ -96,7 +102,10 @@ def train_local(
         max_eval_samples=max_eval_samples,
     )
     with place.lock():
-        rows = read_dataset(data, mapped, None, max_bad, place.private / "hub") if data else None
+        if data:
+            examples = site_data.file_data(place, plan, site, Source(data, mapped), looked_for, screen.say)
+        else:
+            examples = site_data.workspace_data(place, site)
         accepted, round_number, start = None, place.newest_round() + 1, None
         if global_adapter is not None:
             folder, number, new = accept_global(place, plan, global_adapter, require_signatures, screen.say)
@@ -104,17 +113,9 @@ def train_local(
         start = start or archive.starting_adapter(place, plan, round_number)
         local = bases.find_for_plan(plan.base, base, base_wheel, screen.say)
 
-        from fedmed_cli.data import site_data
+        from fedmed_cli.cli.progress import step_events
         from fedmed_cli.federation import site as core
         from fedmed_cli.models import language_model
-
-        if rows is None:
-            examples = site_data.workspace_data(place, site)
-        else:
-            examples = site_data.file_data(
-                place, plan, site, rows, group_by, screen.say, near_duplicates=alike, phi_mode=phi_mode
-            )
-        from fedmed_cli.cli.progress import step_events
 
         screen.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")
         with step_events(screen, site) as events:
