@@ -17,8 +17,9 @@ base_name = arguments[1] if len(arguments) > 1 else None
 place = fedmed.Workspace(folder)
 
 # %% Three unlike hospitals, and the plan that they agree on
-options = fedmed.SplitOptions(names=("A", "B", "C"), by="dirichlet", alpha=0.5)
-made = fedmed.split(place, options=options, plan=fedmed.PlanOptions(base=base_name, max_steps=4), limit=600)
+source = fedmed.Source(["corpus"], limit=600)
+options = fedmed.SplitOptions(names=("A", "B", "C"), method="dirichlet", alpha=0.5)
+made = fedmed.split(place, source, options, fedmed.PlanOptions(base=base_name, max_steps=4))
 for name, counts in made.record.sites.items():
     print(f"{name}: {counts.train} training examples")
 

@@ -3,7 +3,7 @@
     import fedmed_cli as fedmed
 
     place = fedmed.Workspace(Path("pilot"))
-    fedmed.split(place)
+    fedmed.split(place, fedmed.Source(["corpus"]), fedmed.SplitOptions(names=("A", "B"), method="iid"))
     base = fedmed.BaseModel()
     for site in place.read_plan().sites.names:
         fedmed.train_site(place, site, base=base)
@@ -23,12 +23,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import AggregationSettings as AggregationSettings
-    from fedmed_cli.data.split import SplitOptions as SplitOptions
+    from fedmed_cli.data.row_index import IndexOptions as IndexOptions
+    from fedmed_cli.data.sources import Source as Source
+    from fedmed_cli.data.split_options import SplitOptions as SplitOptions
     from fedmed_cli.errors import FedmedError as FedmedError
     from fedmed_cli.events import Events as Events
     from fedmed_cli.federation.plan import PlanOptions as PlanOptions
     from fedmed_cli.federation.steps import CompareOptions as CompareOptions
-    from fedmed_cli.federation.steps import OwnData as OwnData
     from fedmed_cli.federation.steps import aggregate as aggregate
     from fedmed_cli.federation.steps import compare as compare
     from fedmed_cli.federation.steps import read_adapter as read_adapter
@@ -48,10 +49,11 @@ _PUBLIC = {
     "CompareOptions": "federation.steps",
     "Events": "events",
     "FedmedError": "errors",
-    "OwnData": "federation.steps",
+    "IndexOptions": "data.row_index",
     "Plan": "records.plan",
     "PlanOptions": "federation.plan",
-    "SplitOptions": "data.split",
+    "Source": "data.sources",
+    "SplitOptions": "data.split_options",
     "Workspace": "workspace",
     "aggregate": "federation.steps",
     "compare": "federation.steps",

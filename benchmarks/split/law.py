@@ -12,16 +12,17 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from fedmed_cli.data import partition, row_index
+from fedmed_cli.data.leakage_groups import number_groups
 
 SIZES = (800, 600, 400, 200)
 
 
 def ours(seeds: int) -> np.ndarray:
     codes = row_index.Codes(np.repeat(np.arange(4, dtype=np.int32), SIZES), tuple("abcd"))
-    units = partition.make_units(np.arange(2000, dtype=np.int32), np.arange(2000, dtype=np.uint64))
+    groups = number_groups(np.arange(2000, dtype=np.int32), np.arange(2000, dtype=np.uint64))
     tables = []
     for seed in range(seeds):
-        home = partition.by_dirichlet(units, units.sequence, codes, 3, None, None, 0.5, seed)
+        home = partition.by_dirichlet(groups, groups.sequence, codes, 3, None, None, 0.5, seed)
         tables.append(np.bincount(home * 4 + codes.codes, minlength=12).reshape(3, 4))
     return np.array(tables)
 

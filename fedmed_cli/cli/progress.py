@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from fedmed_cli.cli.screen import Screen, time_left
-from fedmed_cli.events import Events, Step
+from fedmed_cli.events import Events, StageProgress, Step
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def events_on(screen: Screen, update: Callable[[float, float, str], None]) -> Ev
 
 
 @contextlib.contextmanager
-def rows_progress(screen: Screen, label: str) -> Iterator[Callable[[str, int, int], None]]:
+def rows_progress(screen: Screen, label: str) -> Iterator[StageProgress]:
     """A callback that takes what is done, the rows so far, and the rows in all (0 where not known)."""
     with screen.progress(label) as update:
         began: dict[str, float] = {}

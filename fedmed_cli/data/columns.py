@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fedmed_cli.data.bad_rows import BadRow
 from fedmed_cli.errors import InputError
 
 # Column names that hold a question and its answer, and one whose text belongs to the question too. The first
@@ -38,15 +39,6 @@ _MARKS = tuple(
 )
 
 
-class BadRow(Exception):
-    """A row that is not an example: its kind for the counts, and what was expected and found, without any value."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
-
-
 @dataclass(frozen=True)
 class Layout:
     """Where question and answer stand. `kind` pair: two columns, and `more` to be put before or after the question."""
@@ -65,15 +57,15 @@ class Layout:
 
     @property
     def plain(self) -> bool:
-        """Whether question and answer are the texts of two columns as they stand."""
-        return self.kind == "pair" and self.more is None
+        """Whether question and answer are the texts of two columns as they are."""
+        return self.kind == "pair" and self.more is None and self.question != self.answer
 
     def read(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """Question and answer of a row, stripped. Raises BadRow."""
         if self.kind == "chat":
-            return _first_exchange(row.get(self.question), self.question)
+            return _find_exchange(row.get(self.question), self.question)
         if self.kind == "text":
-            return _marked(text_of(row.get(self.question), self.question), self.question)
+            return _find_marked(text_of(row.get(self.question), self.question), self.question)
         question, answer = text_of(row.get(self.question), self.question), text_of(row.get(self.answer), self.answer)
         more = row.get(self.more) if self.more is not None else None
         if self.more is not None and isinstance(more, str) and more.strip():
@@ -85,52 +77,59 @@ class Layout:
         return question, answer
 
 
-def find_layout(found: Iterable[str], columns: Mapping[str, str] | None, name: str) -> Layout:
-    """The layout of data with the columns `found`; `columns` maps question and answer, or text, to their names.
+def find_layout(names: Sequence[str], columns: Mapping[str, str] | None, name: str) -> Layout:
+    """The layout of data with the columns `names`; `columns` maps question and answer, or text, to their names.
 
     InputError lists names of columns, never a value.
     """
-    found = list(found)
     if columns:
         unknown = sorted(set(columns) - {"question", "answer", "messages", "text"})
         if unknown:
             raise InputError(f"--columns maps {unknown[0]!r}, expected 'question' and 'answer'")
         for kind, key in (("chat", "messages"), ("text", "text")):
-            if key in columns and columns[key] in found:
+            if key in columns and columns[key] in names:
                 return Layout(kind, columns[key], columns[key])  # type: ignore[arg-type]  # one of the three
         question, answer = columns.get("question", "question"), columns.get("answer", "answer")
-        if question in found and answer in found and not {"messages", "text"} & set(columns):
+        if question in names and answer in names and not {"messages", "text"} & set(columns):
             return Layout("pair", question, answer)
     else:
         for first, second, third in PAIRS:
-            names = [_find(found, part) for part in (first, second, third)]
-            if names[0] is not None and names[1] is not None:
-                return Layout("pair", names[0], names[1], names[2])
+            pair = [_find(names, part) for part in (first, second, third)]
+            if pair[0] is not None and pair[1] is not None:
+                return Layout("pair", pair[0], pair[1], pair[2])
         for kind, known in (("chat", CHATS), ("text", TEXTS)):
             for part in known:
-                column = _find(found, part)
+                column = _find(names, part)
                 if column is not None:
                     return Layout(kind, column, column)  # type: ignore[arg-type]  # one of the three
-    names_found = ", ".join(sorted(column[:40] for column in found)[:30]) or "none"
+    found = ", ".join(sorted(column[:40] for column in names)[:30]) or "none"
     raise InputError(
-        f"{name}: expected columns question and answer, found {names_found}",
+        f"{name}: expected columns question and answer, found {found}",
         hint="say which they are, for example --columns question=Q,answer=A",
     )
 
 
-def _find(found: Iterable[str], wanted: str | None) -> str | None:
+def _find(names: Sequence[str], wanted: str | None) -> str | None:
     if wanted is None:
         return None
-    exact = [column for column in found if column == wanted]
-    return next(iter(exact or [column for column in found if column.lower() == wanted]), None)
+    exact = [column for column in names if column == wanted]
+    return next(iter(exact or [column for column in names if column.lower() == wanted]), None)
+
+
+def is_broken(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which no file in UTF-8 can."""
+    if text.isascii():
+        return False
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _check_characters(text: str, column: str) -> None:
-    if max(text, default="") >= "\ud800":
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise BadRow("encoding", f"column {column!r} holds a broken character") from None
+    if is_broken(text):
+        raise BadRow("encoding", f"column {column!r} holds a broken character")
 
 
 def text_of(value: Any, column: str) -> str:
@@ -147,7 +146,7 @@ def text_of(value: Any, column: str) -> str:
     return value.strip()
 
 
-def _first_exchange(value: Any, column: str) -> tuple[str, str]:
+def _find_exchange(value: Any, column: str) -> tuple[str, str]:
     """The first turn of the user and the assistant's next: chat (role, content) and ShareGPT (from, value)."""
     question = None
     for turn in value if isinstance(value, list) else ():
@@ -167,7 +166,7 @@ def turns_left_out(layout: Layout, row: Mapping[str, Any]) -> int:
     return max(0, len(value) - 2) if layout.kind == "chat" and isinstance(value, list) else 0
 
 
-def _marked(text: str, column: str) -> tuple[str, str]:
+def _find_marked(text: str, column: str) -> tuple[str, str]:
     for pattern in _MARKS:
         match = pattern.search(text)
         if match:

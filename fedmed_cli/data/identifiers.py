@@ -139,7 +139,7 @@ _REACH = 64
 def find(text: str) -> list[tuple[int, int, str]]:
     """Where identifiers stand in `text`: start, end and kind, in order, none overlapping."""
     taken: list[tuple[int, int, str]] = []
-    for start, end, digits in _windows(text):
+    for start, end, digits in _find_windows(text):
         part = text[start:end].lower()
         for kind, pattern in KINDS.items():
             least, marks = _NEEDS[kind]
@@ -152,7 +152,7 @@ def find(text: str) -> list[tuple[int, int, str]]:
     return sorted(taken)
 
 
-def _windows(text: str) -> Iterator[tuple[int, int, int]]:
+def _find_windows(text: str) -> Iterator[tuple[int, int, int]]:
     """The parts of `text` that can hold an identifier, with their digits: around digits, or all where a mark stands."""
     lower = text.lower()
     if any(mark in lower for mark in _WITHOUT_DIGITS):

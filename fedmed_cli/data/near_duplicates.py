@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+
+from fedmed_cli.data.leakage_groups import Ints, merge
+from fedmed_cli.data.same_text import words
 
 NUM_PERM = 64
 BAND_ROWS = 3
@@ -22,16 +24,14 @@ _CHUNK = 200_000
 _SEED = 7919
 _MIX = np.array([0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35], dtype=np.uint32)  # odd: a change of one value changes the sum
 
-Rows = NDArray[np.int32]
-
 
 def tokens(question: str, answer: str) -> list[str]:
     """The words of an example and its pairs of neighbouring words, without regard to case and white space."""
-    words = f"{question} {answer}".casefold().split()
-    return words + list(map(operator.add, words, words[1:]))
+    singles = words(f"{question} {answer}")
+    return singles + list(map(operator.add, singles, singles[1:]))
 
 
-class Sketches:
+class MinHashIndex:
     """Signatures of a stream of examples: 64 bytes a row in memory, 84 in files of `folder`.
 
     `other` takes another family of hash functions (C-MinHash, Li and Li 2021), for a check that shares none.
@@ -58,35 +58,33 @@ class Sketches:
     def __len__(self) -> int:
         return len(self._bytes) // NUM_PERM
 
-    def united(self, roots: NDArray[np.int32], similarity: float = SIMILARITY) -> tuple[NDArray[np.int32], int]:
-        """`roots` (a row's unit, named by its first row) with the units of near-duplicates joined.
+    def unite(self, group_of: Ints, similarity: float = SIMILARITY) -> tuple[Ints, int]:
+        """`group_of` (a row's group, named by its first row) with the groups of near-duplicates joined.
 
         Two rows are near-duplicates where the estimated Jaccard similarity of their tokens is at least
-        `similarity`. Returns the new roots and how many rows are near-duplicates of a row of another unit.
+        `similarity`. Returns the new groups and how many rows are near-duplicates of a row of another group.
         """
-        found = np.zeros(len(self), dtype=bool)
+        is_duplicate = np.zeros(len(self), dtype=bool)
         for first, second in self._candidates():
-            apart = roots[first] != roots[second]
-            first, second = self._alike(first[apart], second[apart], similarity)
-            found[first] = found[second] = True
-            roots = merge(roots, first, second)
-        return roots, int(found.sum())
+            apart = group_of[first] != group_of[second]
+            first, second = self._similar(first[apart], second[apart], similarity)
+            is_duplicate[first] = is_duplicate[second] = True
+            group_of = merge(group_of, first, second)
+        return group_of, int(is_duplicate.sum())
 
-    def across(
-        self, places: NDArray[np.int32], similarity: float, most: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Pairs of near-duplicates that stand in different places, each once, at most `most`."""
+    def pairs_across(self, place_of: Ints, similarity: float, most: int) -> tuple[Ints, Ints]:
+        """Pairs of near-duplicates in different places, each pair once, at most `most`."""
         pairs = np.empty((0, 2), dtype=np.int32)
         for first, second in self._candidates():
-            apart = places[first] != places[second]
-            first, second = self._alike(first[apart], second[apart], similarity)
+            apart = place_of[first] != place_of[second]
+            first, second = self._similar(first[apart], second[apart], similarity)
             new = np.sort(np.stack([first, second], axis=1), axis=1).astype(np.int32)
             pairs = np.unique(np.concatenate([pairs, new]), axis=0)
             if len(pairs) >= most:
                 break
         return pairs[:most, 0], pairs[:most, 1]
 
-    def _candidates(self) -> Iterator[tuple[Rows, Rows]]:
+    def _candidates(self) -> Iterator[tuple[Ints, Ints]]:
         """Pairs of rows with an equal band, near to each other in its sorted order, in chunks."""
         for file in self._files:
             file.close()
@@ -100,33 +98,14 @@ class Sketches:
                     part = at[start : start + _CHUNK]
                     yield order[part], order[part + distance]
 
-    def _alike(self, first: Rows, second: Rows, similarity: float) -> tuple[Rows, Rows]:
+    def _similar(self, first: Ints, second: Ints, similarity: float) -> tuple[Ints, Ints]:
+        """The pairs whose signatures agree in at least this share of their values."""
         signatures = np.frombuffer(self._bytes, dtype=np.uint8).reshape(-1, NUM_PERM)
-        alike = (signatures[first] == signatures[second]).sum(axis=1) >= similarity * NUM_PERM
-        return first[alike], second[alike]
+        similar = (signatures[first] == signatures[second]).sum(axis=1) >= similarity * NUM_PERM
+        return first[similar], second[similar]
 
     def close(self) -> None:
         """Remove the files."""
         for file, path in zip(self._files, self._paths, strict=True):
             file.close()
             path.unlink(missing_ok=True)
-
-
-def merge(roots: NDArray[np.int32], first: NDArray[np.integer], second: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Join the units of the pairs: each unit stays named by its least row.
-
-    Hooks the greater root to the lesser for all pairs at once, then shortens the paths, until nothing changes.
-    """
-    while True:
-        a, b = roots[first], roots[second]
-        open_pairs = a != b
-        if not open_pairs.any():
-            return roots
-        first, second, a, b = first[open_pairs], second[open_pairs], a[open_pairs], b[open_pairs]
-        roots = roots.copy()
-        np.minimum.at(roots, np.maximum(a, b), np.minimum(a, b))
-        while True:
-            shorter = roots[roots]
-            if np.array_equal(shorter, roots):
-                break
-            roots = shorter

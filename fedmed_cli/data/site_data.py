@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedmed_cli.data import examples, identifiers, partition, row_index, split
+from fedmed_cli.data import examples, identifiers, row_index, screening
+from fedmed_cli.data.batches import as_texts, json_lines
 from fedmed_cli.data.examples import Example
-from fedmed_cli.data.near_duplicates import SIMILARITY, Sketches
+from fedmed_cli.data.row_index import Index, IndexOptions
+from fedmed_cli.data.same_text import keyed_hash
+from fedmed_cli.data.sources import Source
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.events import Say
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import DivisionRecord, NearDuplicates
 from fedmed_cli.workspace import DIVISION_NAME, Workspace, utc_now
+
+SHARES = {"validation": 0.1, "test": 0.1}
 
 
 @dataclass(frozen=True)
@@ -50,98 +55,92 @@ def file_data(
     workspace: Workspace,
     plan: Plan,
     site: str,
-    dataset: examples.Dataset,
-    group_by: str | None,
+    source: Source,
+    options: IndexOptions,
     say: Say,
-    *,
-    near_duplicates: float | None = SIMILARITY,
-    phi_mode: identifiers.Mode = "warn",
 ) -> SiteData:
     """Divide a hospital's own file into train, validation and test; nothing is written yet.
 
     `say` is told what was skipped, which identifiers were found, and where no test example is left.
     ConflictError where the workspace holds data of this site that came from `split`; InputError where
-    `phi_mode` is block and there are identifiers.
+    `options.phi` is block and there are identifiers.
     """
-    folder = workspace.site_data(site)
+    folder, seed = workspace.site_data(site), plan.training.seed
     if folder.exists() and not (folder / DIVISION_NAME).exists():
         raise ConflictError(
             f"{workspace.relative(folder)} holds the examples that 'fedmed split' made",
             hint="omit --data, or use another workspace",
         )
-    split.tell_bad(dataset.bad, say)
-    rows, found = _screened(dataset.examples, phi_mode, say)
-    roots, near = _roots(rows, group_by, near_duplicates, workspace.private / "bands")
-    chosen, num_groups = partition.divide_file(roots, [row.group(group_by) for row in rows], plan.training.seed)
-    sets = {name: [rows[number] for number in numbers] for name, numbers in chosen.items()}
+    source.fetch(workspace.private / "hub")
+    index = row_index.build(source, options, seed, workspace.private / "bands", say, order_by_group=True)
+    num_groups = len(np.unique(index.group_of))
+    sets = divide_by_hash(index, seed)
     for name in ("train", "validation"):
-        if not sets[name]:
+        if not len(sets[name]):
             raise InputError(f"--data: {num_groups} groups are too few: the {name} set would be empty")
-    if not sets["test"]:
+    if not len(sets["test"]):
         say(f"--data: {num_groups} groups leave no test examples, so 'fedmed compare --site {site}' will have none")
+    rows, lines = _read_all(source, options.phi)
+    near = None
+    if options.near_duplicates is not None:
+        near = NearDuplicates(options.near_duplicates, index.num_near_duplicates, num_pairs=0, num_torn=0)
     record = DivisionRecord(
         site=site,
-        source_digest=dataset.digest,
-        group_by=group_by,
-        seed=plan.training.seed,
+        source_digest=source.digest(),
+        group_by=options.group_by,
+        seed=seed,
         train=len(sets["train"]),
         validation=len(sets["validation"]),
         test=len(sets["test"]),
         num_groups=num_groups,
-        bad_rows=split.bad_row_counts(dataset.bad),
+        bad_rows=index.bad.to_record(),
         near_duplicates=near,
-        phi=phi_mode,
-        phi_found=found,
+        phi=options.phi,
+        phi_found=index.identifiers.by_kind(),
         run={"created": utc_now()},
     )
-    pending = {f"{name}.jsonl": examples.to_jsonl(members) for name, members in sets.items()}
-    if _is_divided(folder, record, pending):
-        pending = {}
-    else:
-        pending[DIVISION_NAME] = record.to_bytes()
-    return SiteData(sets["train"], sets["validation"], group_by, pending)
+    pending = {f"{name}.jsonl": "".join(lines[row] for row in members).encode() for name, members in sets.items()}
+    pending = {} if _is_divided(folder, record, pending) else {**pending, DIVISION_NAME: record.to_bytes()}
+    train, validation = ([rows[row] for row in sets[name]] for name in ("train", "validation"))
+    return SiteData(train, validation, options.group_by, pending)
 
 
-def _screened(rows: list[Example], mode: identifiers.Mode, say: Say) -> tuple[list[Example], dict[str, int]]:
-    """The examples as they are used, and how many identifiers of each kind the scan found."""
-    if mode == "off":
-        return rows, {}
-    counts = [identifiers.count(row.question) + identifiers.count(row.answer) for row in rows]
-    found = dict(sorted(sum(counts, Counter()).items()))
-    split.tell_phi(mode, found, sum(map(bool, counts)), len(rows), say)
-    if mode == "redact":
-        rows = [
-            replace(row, question=identifiers.redact(row.question), answer=identifiers.redact(row.answer))
-            if count
-            else row
-            for row, count in zip(rows, counts, strict=True)
-        ]
-    return rows, found
+def divide_by_hash(index: Index, seed: int) -> dict[str, NDArray[np.int64]]:
+    """The rows of train, validation and test, by a keyed hash of each leakage group.
+
+    A file that grows moves no row from one set to another, unless new rows join two groups into one. The rows of a
+    group follow its first one.
+    """
+    _, number = np.unique(index.group_of, return_inverse=True)
+    least = np.full(number.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(least, number, index.order)
+    # The least of several hashes is not uniform: hash it once more.
+    drawn = [_to_fraction(keyed_hash(repr(_to_fraction(value)), seed)) for value in least.tolist()]
+    test, validation = SHARES["test"], SHARES["test"] + SHARES["validation"]
+    set_of = np.searchsorted([test, validation], drawn, side="right")[number]
+    rows = np.argsort(number, kind="stable")
+    return {name: rows[set_of[rows] == at] for at, name in ((2, "train"), (1, "validation"), (0, "test"))}
 
 
-def _roots(
-    rows: Sequence[Example], group_by: str | None, similarity: float | None, scratch: Path
-) -> tuple[partition.Ints, NearDuplicates | None]:
-    """For each example the first one that it must stay with: by group, text or likeness."""
-    if group_by is not None and not any(group_by in row.columns for row in rows):
-        names = ", ".join(sorted({name[:40] for row in rows for name in row.columns})[:30]) or "no other column"
-        raise InputError(f"the data have no column {group_by!r}, found {names}")
-    texts = np.array([row_index.text_key(row.question, row.answer) for row in rows], dtype=np.uint64)
-    groups = [row.columns.get(group_by) for row in rows] if group_by is not None else []
-    keys = np.array([row_index.group_key(value) for value in groups], dtype=np.uint64) if groups else None
-    roots = partition.roots_of(texts, keys, size=len(rows))
-    if similarity is None:
-        return roots, None
-    sketches = Sketches(scratch)
-    try:
-        sketches.add([row.question for row in rows], [row.answer for row in rows])
-        roots, alike = sketches.united(roots, similarity)
-    finally:
-        sketches.close()
-    return roots, NearDuplicates(similarity, alike, 0, 0)
+def _to_fraction(number: int) -> float:
+    """The first 52 of 64 bits as a number from 0 to 1."""
+    return (number >> 12) / 2**52
 
 
-def _is_divided(folder: Path, record: DivisionRecord, files: dict[str, bytes]) -> bool:
+def _read_all(source: Source, phi: identifiers.Mode) -> tuple[list[Example], list[str]]:
+    """All examples of a source, and their JSON lines. ConflictError where it has changed since it was opened."""
+    rows: list[Example] = []
+    lines: list[str] = []
+    # An example's id is that of the text in the file, not of the redacted one.
+    with_ids = (replace(batch, given_ids=as_texts(batch.ids)) for batch in source.batches())
+    for batch in screening.screen(with_ids, phi):
+        rows += examples.from_batch(batch)
+        lines += json_lines(batch)
+    source.check_unchanged()
+    return rows, lines
+
+
+def _is_divided(folder: Path, record: DivisionRecord, files: Mapping[str, bytes]) -> bool:
     """Whether the folder already holds exactly this division."""
     if not folder.exists() or replace(DivisionRecord.read(folder / DIVISION_NAME), run=record.run) != record:
         return False

@@ -1,45 +1,50 @@
-"""The files of a split: written in one pass over the batches, and read again to count what leaked."""
+"""The files of a split, written in one pass over the batches."""
 
 from __future__ import annotations
 
 import shutil
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import xxhash
+import pyarrow
+import pyarrow.parquet
 from numpy.typing import NDArray
 
+from fedmed_cli.data.batches import Batch, as_texts, json_lines
 from fedmed_cli.data.examples import SITE_COLUMN
-from fedmed_cli.data.near_duplicates import Sketches, tokens
+from fedmed_cli.data.leakage_groups import Ints
 from fedmed_cli.data.partition import NOWHERE, SETS
-from fedmed_cli.data.row_index import repeated_keys
-from fedmed_cli.data.sources import Batch, TableBatch, json_lines
+from fedmed_cli.data.split_options import Format
 from fedmed_cli.workspace.durable import sync_tree
 
-Format = Literal["jsonl", "parquet"]
-FORMATS: tuple[Format, ...] = ("jsonl", "parquet")
 BUFFER_BYTES = 32_000_000
-NEAR_MARGIN = 0.1  # estimates of 64 values scatter by 0.06
-MAX_NEAR_PAIRS = 50_000
-MAX_PARQUET_SITES = 100
-_SHARED = (SETS.index("coordinator"), SETS.index("test"))
+_SHARED = (SETS.index("coordinator"), SETS.index("test"))  # one file for all sites
 
 
 def file_names(folder: Path, names: Sequence[str], file_format: Format) -> list[str]:
     """The files of a split, relative to its folder. The shared ones are JSON lines always; an empty set has none."""
-    own = [f"{name}/{part}.{file_format}" for name in names for part in ("train", "validation")]
-    return [name for name in (*own, "coordinator.jsonl", "test.jsonl") if (folder / name).exists()]
+    site_files = [f"{name}/{part}.{file_format}" for name in names for part in ("train", "validation")]
+    return [name for name in (*site_files, "coordinator.jsonl", "test.jsonl") if (folder / name).exists()]
+
+
+def written_rows(assignment: Ints, num_sites: int) -> NDArray[np.int64]:
+    """The input's row for each row of the files, counted through all files in the order of `file_names`."""
+    place = np.arange(num_sites * len(SETS))
+    site, kind = np.divmod(place, len(SETS))
+    rank = np.where(np.isin(kind, _SHARED), (kind + 1) * len(place) + site, place)  # the shared files come last
+    rows = np.flatnonzero(assignment != NOWHERE)
+    return rows[np.argsort(rank[assignment[rows]], kind="stable")]
 
 
 def write_sets(
     folder: Path,
     batches: Iterable[Batch],
-    places: NDArray[np.int32],
+    assignment: Ints,
     names: Sequence[str],
     columns: Iterable[str],
     file_format: Format = "jsonl",
@@ -52,31 +57,34 @@ def write_sets(
     shutil.rmtree(folder, ignore_errors=True)
     for name in names:
         (folder / name).mkdir(parents=True)
-    writer = _Lines(folder, names)
+    lines = _Lines(folder, names)
     tables = _Tables(folder, names, columns) if file_format == "parquet" else None
-    done = 0
+    num_done = 0
     for batch in batches:
-        here = places[done : done + len(batch)]
-        if len(here) != len(batch):
-            raise RuntimeError("the second pass found other rows than the first")
-        order = np.argsort(here, kind="stable")
-        for rows in np.split(order, np.flatnonzero(np.diff(here[order])) + 1):
-            place = int(here[rows[0]])
-            if place == NOWHERE:
-                continue
+        for place, rows in _group_by_place(assignment[num_done : num_done + len(batch)], batch):
             if tables is not None and place % len(SETS) not in _SHARED:
                 tables.add(place, batch, rows)
             else:
-                writer.add(place, batch, rows)
-        writer.end_batch()
-        done += len(batch)
-        progress(done)
-    if done != len(places):
+                lines.add(place, batch, rows)
+        lines.end_batch()
+        num_done += len(batch)
+        progress(num_done)
+    if num_done != len(assignment):
         raise RuntimeError("the second pass found other rows than the first")
-    writer.close()
+    lines.close()
     if tables is not None:
         tables.close()
     sync_tree(folder)
+
+
+def _group_by_place(places: Ints, batch: Batch) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each place of a batch's rows, with its rows."""
+    if len(places) != len(batch):
+        raise RuntimeError("the second pass found other rows than the first")
+    order = np.argsort(places, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(places[order])) + 1):
+        if places[rows[0]] != NOWHERE:
+            yield int(places[rows[0]]), rows
 
 
 class _Lines:
@@ -93,9 +101,10 @@ class _Lines:
     def add(self, place: int, batch: Batch, rows: NDArray[np.int64]) -> None:
         site, kind = divmod(place, len(SETS))
         if kind in _SHARED:
-            own = batch.take(rows.tolist())
-            others = own.others | {SITE_COLUMN: [self.names[site]] * len(own)}
-            lines = json_lines(Batch(own.rows, own.given_ids, own.questions, own.answers, others))
+            part = batch.take(rows)
+            lines = json_lines(
+                replace(part, others={**part.others, SITE_COLUMN: as_texts([self.names[site]] * len(part))})
+            )
         else:
             if self.lines is None:
                 self.lines = json_lines(batch)
@@ -138,9 +147,6 @@ class _Tables:
     """Parquet files of texts: the columns id, question, answer and all others of the data."""
 
     def __init__(self, folder: Path, names: Sequence[str], columns: Iterable[str]) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
         self.columns = sorted({*columns, "id", "question", "answer"})
         self.schema = pyarrow.schema([(name, pyarrow.string()) for name in self.columns])
         self.folder, self.names = folder, names
@@ -151,8 +157,6 @@ class _Tables:
         self.table: tuple[Batch, Any] | None = None
 
     def add(self, place: int, batch: Batch, rows: NDArray[np.int64]) -> None:
-        import pyarrow
-
         if self.table is None or self.table[0] is not batch:
             self.table = (batch, self._table(batch))
         pending = self.pending.setdefault(place, [])
@@ -161,22 +165,11 @@ class _Tables:
             self._write(place)
 
     def _table(self, batch: Batch) -> Any:
-        import pyarrow
-
-        missing: list[str | None] = [None] * len(batch)
-        if isinstance(batch, TableBatch) and batch.all_have_ids:
-            found = batch.table
-            absent = pyarrow.array(missing, pyarrow.string())
-            arrays = [found.column(name) if name in found.column_names else absent for name in self.columns]
-            return pyarrow.Table.from_arrays(arrays, self.columns).cast(self.schema)
-        given = dict(batch.others) | {"id": batch.ids, "question": batch.questions, "answer": batch.answers}
-        arrays = [pyarrow.array(given.get(name, missing), pyarrow.string()) for name in self.columns]
-        return pyarrow.Table.from_arrays(arrays, schema=self.schema)
+        columns = {name: batch.column(name) for name in self.columns}
+        columns |= {"id": as_texts(batch.ids), "question": batch.question_texts, "answer": batch.answer_texts}
+        return pyarrow.table(columns).cast(self.schema)
 
     def _write(self, place: int) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
         site, kind = divmod(place, len(SETS))
         if place not in self.writers:
             path = self.folder / self.names[site] / f"{SETS[kind]}.parquet"
@@ -202,113 +195,3 @@ class _Tables:
 
 
 # --- the check ----------------------------------------------------------------------------------------
-
-
-def count_leaks(folder: Path, files: Sequence[str], group_by: str | None) -> dict[str, int]:
-    """Read the written files again, with another reader and other digests, and count what is in two of them.
-
-    Returns the number of rows, and of texts and groups that stand in more than one file. Whole texts are read
-    where a question stands in more than one.
-    """
-    questions, groups, places = array("Q"), array("Q"), array("i")
-    for number, name in enumerate(files):
-        for asked, *values in _written(folder / name, "question", *([group_by] if group_by else [])):
-            questions.extend([_digest(_plain(question)) for question in asked])
-            for column in values:
-                groups.extend([_digest(value.encode()) if value else 0 for value in column])
-            places.extend([number] * len(asked))
-    torn = set(_in_two(questions, places).tolist())
-    texts, homes = array("Q"), array("i")
-    for number, name in enumerate(files if torn else ()):
-        for asked, answers in _written(folder / name, "question", "answer"):
-            pairs = [pair for pair in zip(asked, answers, strict=True) if _digest(_plain(pair[0])) in torn]
-            texts.extend(_text_digest(*pair) for pair in pairs)
-            homes.extend([number] * len(pairs))
-    return {
-        "rows": len(places),
-        "texts_in_two_sets": len(_in_two(texts, homes)),
-        "groups_in_two_sets": len(_in_two(groups, places)) if group_by else 0,
-    }
-
-
-def find_near_leaks(
-    folder: Path, files: Sequence[str], similarity: float, scratch: Path
-) -> tuple[int, list[tuple[int, int]]]:
-    """Search the written files for near-duplicates in two of them, with other hash functions than the division's.
-
-    Pairs that look alike are compared by the exact Jaccard similarity of their words and word pairs. Returns
-    how many pairs were compared, and those of at least `similarity`: a row's number counts through all files.
-    """
-    sketches, places = Sketches(scratch, other=True), array("i")
-    try:
-        for number, name in enumerate(files):
-            for questions, answers in _written(folder / name, "question", "answer"):
-                sketches.add(questions, answers)
-                places.extend([number] * len(questions))
-        first, second = sketches.across(np.frombuffer(places, dtype=np.int32), similarity - NEAR_MARGIN, MAX_NEAR_PAIRS)
-    finally:
-        sketches.close()
-    wanted, texts, row = set(first.tolist()) | set(second.tolist()), {}, 0
-    for name in files if wanted else ():
-        for questions, answers in _written(folder / name, "question", "answer"):
-            for question, answer in zip(questions, answers, strict=True):
-                if row in wanted:
-                    texts[row] = set(tokens(question, answer))
-                row += 1
-    pairs = list(zip(first.tolist(), second.tolist(), strict=True))
-    return len(pairs), [(a, b) for a, b in pairs if len(texts[a] & texts[b]) >= similarity * len(texts[a] | texts[b])]
-
-
-def written_rows(places: NDArray[np.int32], num_sites: int) -> NDArray[np.int64]:
-    """The input's row for each row of the files, counted through all files in the order of `file_names`."""
-    order = np.argsort(places, kind="stable")
-    bounds = np.searchsorted(places[order], np.arange(num_sites * len(SETS) + 1))
-    parts = [order[bounds[place] : bounds[place + 1]] for place in range(num_sites * len(SETS))]
-    own = [
-        parts[site * len(SETS) + kind] for site in range(num_sites) for kind in range(len(SETS)) if kind not in _SHARED
-    ]
-    shared = [parts[site * len(SETS) + kind] for kind in _SHARED for site in range(num_sites)]
-    return np.concatenate([*own, *shared])
-
-
-def _digest(data: bytes) -> int:
-    return xxhash.xxh64_intdigest(data) or 1
-
-
-def _text_digest(question: str, answer: str) -> int:
-    return _digest(_plain(question) + b"\x00" + _plain(answer))
-
-
-def _plain(text: str) -> bytes:
-    data = text.encode() if text.isascii() else text.casefold().encode()
-    return data.lower().translate(None, b" \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f")
-
-
-def _in_two(digests: array[int], homes: array[int]) -> NDArray[np.uint64]:
-    """The digests other than 0 that stand in more than one place."""
-    keys, places = np.frombuffer(digests, dtype=np.uint64), np.frombuffer(homes, dtype=np.int32)
-    repeated = np.isin(keys, repeated_keys(keys))
-    keys, places = keys[repeated], places[repeated]
-    order = np.argsort(keys, kind="stable")
-    keys, places = keys[order], places[order]
-    torn = (keys[1:] == keys[:-1]) & (places[1:] != places[:-1]) & (keys[1:] != 0)
-    return np.unique(keys[1:][torn])
-
-
-def _written(path: Path, *columns: str) -> Iterator[list[list[Any]]]:
-    """These columns of a file that a split wrote, by pyarrow's own readers."""
-    import pyarrow
-    import pyarrow.json
-    import pyarrow.parquet
-
-    if path.suffix == ".parquet":
-        batches: Any = pyarrow.parquet.ParquetFile(path, pre_buffer=False).iter_batches(20_000, columns=list(columns))
-    else:
-        schema = pyarrow.schema([(name, pyarrow.string()) for name in columns])
-        parse = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-        with path.open("rb") as file:
-            longest = max(map(len, file))
-        read = pyarrow.json.ReadOptions(block_size=max(4_000_000, 2 * longest))  # many are read ahead
-        batches = pyarrow.json.open_json(path, read, parse)
-    for batch in batches:
-        yield [batch.column(name).to_pylist() for name in columns]

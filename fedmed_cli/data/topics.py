@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from fedmed_cli.data.sources import Batch
+from fedmed_cli.data.batches import Batch
 from fedmed_cli.errors import InputError
 
 DEFAULT_TOPICS = 10
@@ -25,7 +25,7 @@ def fit(batches: Iterable[Batch], num_topics: int, seed: int) -> Callable[[Batch
 
     texts: list[str] = []
     for batch in batches:
-        texts += _texts(batch)
+        texts += _join_texts(batch)
         if len(texts) >= SAMPLE_ROWS:
             break
     texts = texts[:SAMPLE_ROWS]
@@ -39,11 +39,11 @@ def fit(batches: Iterable[Batch], num_topics: int, seed: int) -> Callable[[Batch
 
     def topics(batch: Batch) -> list[str]:
         with threadpool_limits(1):
-            found = means.predict(weights.transform(counts.transform(_texts(batch))))
-        return [f"topic-{number + 1:02d}" for number in found.tolist()]
+            numbers = means.predict(weights.transform(counts.transform(_join_texts(batch))))
+        return [f"topic-{number + 1:02d}" for number in numbers.tolist()]
 
     return topics
 
 
-def _texts(batch: Batch) -> list[str]:
+def _join_texts(batch: Batch) -> list[str]:
     return [f"{question} {answer}" for question, answer in zip(batch.questions, batch.answers, strict=True)]

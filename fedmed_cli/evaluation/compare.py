@@ -12,8 +12,8 @@ import numpy as np
 from fedmed_cli import intervals
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.data import examples
+from fedmed_cli.data.disclosure import MIN_LABEL_COUNT
 from fedmed_cli.data.examples import Example
-from fedmed_cli.data.partition import MIN_LABEL_COUNT
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation import generated, mcq, measuring
 from fedmed_cli.evaluation.compared_adapters import BASE, GLOBAL, POOLED, worst_sites

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from fedmed_cli.data import coordinator_examples, examples
 from fedmed_cli.evaluation import measuring
+from fedmed_cli.events import Say
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
@@ -18,7 +18,7 @@ def coordinator_set(
     lm: LanguageModel,
     use: Literal["decide", "report"],
     limit: int | None,
-    say: Callable[[str], None],
+    say: Say,
 ) -> measuring.EvaluationSet | None:
     """The coordinator's examples to decide or to report with, ready to be measured; None, said, where it has none."""
     rows = coordinator_examples.half(workspace, use)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fedmed_cli.data.columns import BadRow, text_of
+from fedmed_cli.data.bad_rows import BadRow
+from fedmed_cli.data.columns import text_of
 from fedmed_cli.data.sources import raw_rows
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Say
@@ -82,11 +83,11 @@ def read_questions(path: Path, limit: int, say: Say) -> QuestionSet:
     """
     rows = list(raw_rows(str(path)))
     lower = [
-        ({str(k).lower(): v for k, v in value.items()}, line) for line, value in rows if isinstance(value, Mapping)
+        ({str(k).lower(): v for k, v in row.value.items()}, row.line) for row in rows if isinstance(row.value, Mapping)
     ]
     layout = _find_layout(lower, path)
     first = _find_first_number(lower, path) if layout == "columns" else 0
-    faults = [(line, value.message) for line, value in rows if isinstance(value, BadRow)]
+    faults = [(row.line, row.value.message) for row in rows if isinstance(row.value, BadRow)]
     questions: dict[str, Question] = {}
     num_repeated = 0
     for row, line in lower:

@@ -57,7 +57,7 @@ def sample(
     if len(examples) <= limit:
         return list(examples)
     strata: dict[str, list[Example]] = {}
-    for example in sorted(examples, key=lambda example: sha256_json([example.text_key, "choose"])):
+    for example in sorted(examples, key=lambda example: sha256_json([example.text_digest, "choose"])):
         strata.setdefault(stratum(example), []).append(example)
     exact = {name: limit * len(members) / len(examples) for name, members in strata.items()}
     counts = {name: int(share) for name, share in exact.items()}

@@ -6,19 +6,20 @@ model last. The data classes that they take and return are documented where they
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.folder import AdapterFolder
 from fedmed_cli.aggregation.state import AggregationSettings
-from fedmed_cli.data import coordinator_examples, identifiers
+from fedmed_cli.data import coordinator_examples, site_data
 from fedmed_cli.data import split as splitting
-from fedmed_cli.data.near_duplicates import SIMILARITY
-from fedmed_cli.data.sources import DEFAULT_MAX_BAD, Source
-from fedmed_cli.data.split import SplitOptions, SplitResult
+from fedmed_cli.data.row_index import IndexOptions
+from fedmed_cli.data.sources import Source
+from fedmed_cli.data.split import SplitResult
+from fedmed_cli.data.split_options import SplitOptions
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
@@ -36,24 +37,6 @@ if TYPE_CHECKING:
     from fedmed_cli.adapters.signatures import Signer
     from fedmed_cli.aggregation.state import Evaluator
     from fedmed_cli.federation.site import SiteResult
-
-DEFAULT_NAMES = ("A", "B", "C")
-
-
-@dataclass(frozen=True)
-class OwnData:
-    """A hospital's own files, and how their rows are read and divided into train, validation and test.
-
-    `columns` maps question and answer to other names; rows with the same `group_by` stay together, as do texts at least
-    as similar as `near_duplicates` (None: not looked for). `phi` is what happens to identifiers that are found.
-    """
-
-    files: Sequence[str]
-    columns: Mapping[str, str] | None = None
-    group_by: str | None = None
-    max_bad: float = DEFAULT_MAX_BAD
-    near_duplicates: float | None = SIMILARITY
-    phi: identifiers.Mode = "warn"
 
 
 @dataclass(frozen=True)
@@ -89,20 +72,19 @@ class ComparisonResult:
 
 def split(
     workspace: Workspace,
-    dataset: Sequence[str] = ("corpus",),
-    options: SplitOptions = SplitOptions(DEFAULT_NAMES),  # frozen
+    source: Source,
+    options: SplitOptions,
     plan: PlanOptions = PlanOptions(),  # frozen
     *,
-    columns: Mapping[str, str] | None = None,
-    limit: int | None = None,
     say: Say = lambda message: None,
     progress: StageProgress = lambda what, done, total: None,
 ) -> SplitResult:
     """Make sites out of one data set: write `data/` and, where there is none, the plan.
 
-    `dataset` names the bundled corpus, files, globs, folders or a hub id; only its first `limit` rows are used.
+    Where `options` name no label or group, the columns of `source` that are known to be that are used.
     """
-    source = Source(list(dataset), dict(columns) if columns else None, limit)
+    label = options.label or options.column or source.label_column
+    options = replace(options, label=label, group_by=options.group_by or source.group_column)
     with workspace.lock():
         agreed = plan_for_sites(workspace, plan, options.names, say)
         return splitting.split(workspace, source, agreed, options, say, progress)
@@ -111,9 +93,10 @@ def split(
 def train_site(
     workspace: Workspace,
     site: str,
-    data: OwnData | None = None,
-    settings: SiteSettings = SiteSettings(),  # frozen
+    source: Source | None = None,
+    options: IndexOptions = IndexOptions(),  # frozen
     *,
+    settings: SiteSettings = SiteSettings(),  # frozen
     global_adapter: Path | None = None,
     base: BaseModel | None = None,
     signer: Signer | None = None,
@@ -122,20 +105,19 @@ def train_site(
 ) -> SiteResult:
     """Train a site's adapter on its own examples and write its contribution to `adapters/SITE/`.
 
-    The examples are those of `data`, else those in `data/SITE/`. It starts from `global_adapter`, a folder or bundle
-    from the coordinator, which is checked and filed; else from the newest round here, or the plan's initial adapter.
-    With `signer` the record is signed; with `require_signatures` an unsigned global adapter is refused.
+    The examples are those of the hospital's own files, `source`, divided as `options` ask, else those in `data/SITE/`.
+    It starts from `global_adapter`, a folder or bundle from the coordinator, which is checked and filed; else from the
+    newest round here, or the plan's initial adapter. With `signer` the record is signed; with `require_signatures` an
+    unsigned global adapter is refused.
     """
     plan = workspace.read_plan()
     check_site(plan, site)
     base = base or BaseModel(say=events.say)
     with workspace.lock():
-        rows = None
-        if data is not None:
-            from fedmed_cli.data.examples import read_dataset
-
-            columns = dict(data.columns) if data.columns else None
-            rows = read_dataset(list(data.files), columns, None, data.max_bad, workspace.private / "hub")
+        if source is not None:
+            examples = site_data.file_data(workspace, plan, site, source, options, events.say)
+        else:
+            examples = site_data.workspace_data(workspace, site)
         folder, is_new, round_number = None, False, workspace.newest_round() + 1
         if global_adapter is not None:
             from fedmed_cli.federation.site import accept_global
@@ -145,22 +127,8 @@ def train_site(
         start = folder.adapter if folder else archive.starting_adapter(workspace, plan, round_number)
         base.find(plan.base)
 
-        from fedmed_cli.data import site_data
         from fedmed_cli.federation.site import train_local
 
-        if data is None or rows is None:
-            examples = site_data.workspace_data(workspace, site)
-        else:
-            examples = site_data.file_data(
-                workspace,
-                plan,
-                site,
-                rows,
-                data.group_by,
-                events.say,
-                near_duplicates=data.near_duplicates,
-                phi_mode=data.phi,
-            )
         events.say(f"site {site}, round {round_number}: {len(examples.train):,} training examples")
         return train_local(
             workspace,

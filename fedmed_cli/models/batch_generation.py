@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fedmed_cli.errors import MachineError
+from fedmed_cli.events import Progress
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.prompts import prompt_ids
 from fedmed_cli.text import clean
@@ -27,7 +28,7 @@ def answer_many(
     lm: LanguageModel,
     conversations: Sequence[list[dict[str, str]]],
     max_new_tokens: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[BatchAnswer]:
     """Greedy answers to many conversations, 16 at once, those of like length together (padded on the left)."""
     rows = [prompt_ids(messages, lm.tokenizer) for messages in conversations]

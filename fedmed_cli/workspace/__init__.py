@@ -7,11 +7,12 @@ import datetime
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.events import Say
 from fedmed_cli.records.metrics import metric_line
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace.durable import end_of_last_line, make_folders, sync_folder, write_all, write_folder
@@ -35,7 +36,7 @@ class Workspace:
     """
 
     root: Path
-    say: Callable[[str], None] = field(default=lambda message: None, repr=False, compare=False)
+    say: Say = field(default=lambda message: None, repr=False, compare=False)
 
     @property
     def plan_path(self) -> Path:

@@ -1,6 +1,7 @@
 """Dividing rows among sites: no leak, the sizes and laws asked for, and the same bytes for the same seed."""
 
 import collections
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -15,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmed_cli.cli.app import main
-from fedmed_cli.data import partition, row_index, split_files
-from fedmed_cli.data.near_duplicates import merge
+from fedmed_cli.data import composition, leak_check, partition, row_index, same_text
+from fedmed_cli.data.leakage_groups import merge, number_groups
 from fedmed_cli.data.partition import SETS
 from fedmed_cli.records.split import SplitRecord
 
@@ -69,7 +70,7 @@ def where(root, column):
     result = collections.defaultdict(set)
     for name, rows in read_sets(root).items():
         for row in rows:
-            result[row[column]].add(name)
+            result[row.get(column)].add(name)
     return result
 
 
@@ -133,13 +134,9 @@ def test_planted_near_duplicates_stay_on_one_side(tmp_path):
     assert sum(len(files) == 1 for files in pairs.values()) >= 490
     assert record.num_examples == 3500
     assert record.near_duplicates.num_torn == 0
-    # Without the search most of them are torn: the test can fail.
+    # Without the search most of them are in two sets: the test can fail.
     split(tmp_path / "off", path, "--by", "iid", "--hospitals", 5, "--near-duplicates", "off")
-    torn = collections.defaultdict(set)
-    for name, found in read_sets(tmp_path / "off").items():
-        for row in found:
-            torn[row.get("pair")].add(name)
-    assert sum(len(files) == 2 for files in torn.values()) > 250
+    assert sum(len(files) == 2 for files in where(tmp_path / "off", "pair").values()) > 250
 
 
 @pytest.mark.parametrize("by", ["iid", "dirichlet", "quantity", "pathological", "column:label"])
@@ -169,10 +166,10 @@ def test_the_check_on_the_written_files_would_notice(tmp_path, monkeypatch, caps
     path = write(tmp_path / "x.jsonl", make_rows(300))
     real = partition.partition
 
-    def torn(index, roots, *args, **rest):
-        return real(index, np.arange(len(roots), dtype=np.int32), *args, **rest)
+    def without_groups(index, *rest):
+        return real(dataclasses.replace(index, group_of=np.arange(len(index), dtype=np.int32)), *rest)
 
-    monkeypatch.setattr(partition, "partition", torn)
+    monkeypatch.setattr(partition, "partition", without_groups)
     argv = ["split", "-q", "-C", str(tmp_path / "w"), "--dataset", str(path), "--group-by", "patient_id"]
     assert main(argv) == 1
     assert "RuntimeError" in capsys.readouterr().err
@@ -181,13 +178,13 @@ def test_the_check_on_the_written_files_would_notice(tmp_path, monkeypatch, caps
 
 
 def test_the_near_duplicates_that_the_search_missed_are_found_by_the_check(tmp_path, monkeypatch, capsys):
-    from fedmed_cli.data.near_duplicates import Sketches
+    from fedmed_cli.data.near_duplicates import MinHashIndex
 
     rng = random.Random(3)
     rows = make_rows(400, length=60)
     rows += [row | {"answer": edited(row["answer"], rng, 0.03)} for row in rows[:100]]
     path = write(tmp_path / "x.jsonl", rows)
-    monkeypatch.setattr(Sketches, "united", lambda self, roots, similarity: (roots, 0))
+    monkeypatch.setattr(MinHashIndex, "unite", lambda self, group_of, similarity: (group_of, 0))
     argv = ["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--by", "iid"]
     assert main(argv) == 0
     assert "that the search had missed: dividing again" in capsys.readouterr().err
@@ -285,28 +282,13 @@ def test_parquet_files_hold_the_same_rows(tmp_path):
 
 
 def test_a_record_of_many_labels_pools_the_rarest(tmp_path, monkeypatch):
-    from fedmed_cli.data import split as splitting
-
-    monkeypatch.setattr(splitting, "MAX_LABELS", 9)
+    monkeypatch.setattr(composition, "MAX_LABELS", 9)
     path = write(tmp_path / "x.jsonl", make_rows(900, labels=9))
     argv = ["--by", "iid", "--label", "label", "--hospitals", "3", "--near-duplicates", "off"]
     for counts in split(tmp_path / "w", path, *argv).sites.values():
         assert len(counts.labels) == 4
         assert counts.labels["other"] > 0
         assert sum(counts.labels.values()) == counts.total
-
-
-@pytest.mark.parametrize("ending", ["png", "svg"])
-def test_a_plot(ending, tmp_path, fails):
-    path = write(tmp_path / "x.jsonl", make_rows(300))
-    argv = ["--by", "dirichlet", "--label", "label", "--hospitals", "3", "--near-duplicates", "off"]
-    split(tmp_path / "w", path, *argv, "--plot", tmp_path / f"one.{ending}")
-    data = (tmp_path / f"one.{ending}").read_bytes()
-    assert data.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
-    split(tmp_path / "v", path, *argv, "--plot", tmp_path / f"two.{ending}")
-    assert (tmp_path / f"two.{ending}").read_bytes() == data
-    assert "expected a .png or .svg file" in fails(2, "split", "-C", tmp_path / "u", "--plot", tmp_path / "x.pdf")
-    assert not (tmp_path / "u/data").exists()
 
 
 def test_the_table_shows_sizes_labels_and_what_was_not_searched(tmp_path, capsys):
@@ -329,7 +311,7 @@ def test_the_table_shows_sizes_labels_and_what_was_not_searched(tmp_path, capsys
 
 
 def greedy_dirichlet(labels, count, alpha, seed):
-    """Hsu's partition by the textbook: for each label, one unit after the other to who lacks most."""
+    """Hsu's partition by the textbook: for each label, one group after the other to who lacks most."""
     generator = np.random.Generator(np.random.Philox(seed))
     names = sorted(set(labels))
     while True:
@@ -342,7 +324,7 @@ def greedy_dirichlet(labels, count, alpha, seed):
                 home[row] = np.argmax(left)
                 left[home[row]] -= 1
         sizes = np.bincount(home, minlength=count)
-        if sizes.min() >= max(partition.MIN_UNITS, len(labels) / count / 10):
+        if sizes.min() >= max(partition.MIN_GROUPS, len(labels) / count / 10):
             return home
 
 
@@ -352,9 +334,44 @@ def test_dirichlet_is_the_textbook_partition(count):
     labels = [f"l{int(5 * rng.random() ** 2)}" for _ in range(1500)]
     names = tuple(dict.fromkeys(labels))
     codes = row_index.Codes(np.array([names.index(label) for label in labels], dtype=np.int32), names)
-    units = partition.make_units(np.arange(1500, dtype=np.int32), np.arange(1500, dtype=np.uint64))
-    found = partition.by_dirichlet(units, units.sequence, codes, count, None, None, 0.5, 11)
+    groups = number_groups(np.arange(1500, dtype=np.int32), np.arange(1500, dtype=np.uint64))
+    found = partition.by_dirichlet(groups, groups.sequence, codes, count, None, None, 0.5, 11)
     assert (found == greedy_dirichlet(labels, count, 0.5, 11)).all()
+
+
+def textbook_fill(sizes, wanted, room):
+    """One group after the other to the site that lacks most of those with room, else of all."""
+    lacks, home = list(wanted), []
+    for size in sizes:
+        open_sites = [site for site in range(len(lacks)) if room[site] > 0] or range(len(lacks))
+        site = max(open_sites, key=lambda site: lacks[site])
+        lacks[site] -= size
+        room[site] -= size
+        home.append(site)
+    return home
+
+
+@given(
+    st.lists(st.integers(1, 9), max_size=40),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=5),
+)
+def test_fill_is_the_textbook_greedy_division(sizes, sites):
+    wanted, room = (dict(enumerate(map(float, column))) for column in zip(*sites, strict=True))
+    expected = textbook_fill(sizes, wanted.values(), dict(room))
+    assert partition.fill(np.array(sizes, dtype=np.int32), wanted, dict(room)).tolist() == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 3)), min_size=2, max_size=9))
+def test_the_distance_of_labels_is_that_of_the_textbook(rows):
+    first = {str(n): count + 1 for n, (count, _) in enumerate(rows)}
+    second = {str(n): 2 * count + more + 1 for n, (count, more) in enumerate(rows)}
+    p, q = (np.array(list(counts.values())) / sum(counts.values()) for counts in (first, second))
+    middle = (p + q) / 2
+    divergence = float(np.sum(p * np.log2(p / middle) + q * np.log2(q / middle))) / 2
+    # Of nearly the same shares nothing but rounding is left, which may be less than 0.
+    assert round(composition.jensen_shannon(first, second), 6) == round(max(0.0, divergence) ** 0.5, 6)
+    assert composition.jensen_shannon({"a": 3}, {"b": 5}) == 1
+    assert composition.jensen_shannon(first, first) == 0
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
@@ -362,14 +379,14 @@ def test_merge_gives_the_components(case):
     count, pairs = case
     first = np.array([a for a, _ in pairs], dtype=np.int32)
     second = np.array([b for _, b in pairs], dtype=np.int32)
-    roots = merge(np.arange(count, dtype=np.int32), first, second)
+    group_of = merge(np.arange(count, dtype=np.int32), first, second)
     parts = [{n} for n in range(count)]
     for a, b in pairs:
         one, two = (next(part for part in parts if n in part) for n in (a, b))
         if one is not two:
             parts.remove(two)
             one |= two
-    assert roots.tolist() == [min(next(part for part in parts if n in part)) for n in range(count)]
+    assert group_of.tolist() == [min(next(part for part in parts if n in part)) for n in range(count)]
 
 
 WHITE = st.text(st.sampled_from(list(" \t\n\r\u00a0\u2003\x1f")), min_size=1, max_size=3)
@@ -377,18 +394,16 @@ WHITE = st.text(st.sampled_from(list(" \t\n\r\u00a0\u2003\x1f")), min_size=1, ma
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=5), st.data())
 def test_keys_are_equal_for_texts_that_are_equal_up_to_case_and_white_space(words, data):
-    from fedmed_cli.data.examples import Example
-
     def written():
         return "".join(data.draw(WHITE) + data.draw(st.sampled_from([str, str.upper, str.swapcase]))(w) for w in words)
 
     one, two = (written(), written()), (written(), written())
-    same = Example("1", *one).text_key == Example("2", *two).text_key
-    united = row_index.text_key(*one) == row_index.text_key(*two)
+    same = same_text.text_digest(*one) == same_text.text_digest(*two)
+    united = same_text.text_key(*one) == same_text.text_key(*two)
     assert united or not same
     # The check never finds a leak that the division could not know of.
-    assert united or split_files._text_digest(*one) != split_files._text_digest(*two)
-    assert row_index.text_key(one[0], "other") != row_index.text_key(*one)
+    assert united or leak_check.text_digest(*one) != leak_check.text_digest(*two)
+    assert same_text.text_key(one[0], "other") != same_text.text_key(*one)
 
 
 def test_the_mixed_order_is_a_permutation_that_depends_on_the_seed():

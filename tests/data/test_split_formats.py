@@ -10,9 +10,11 @@ import pyarrow.parquet
 import pytest
 
 from fedmed_cli.cli.app import main
-from fedmed_cli.data import sources
-from fedmed_cli.data.examples import read_dataset
-from fedmed_cli.data.sources import BadRows, Source
+from fedmed_cli.data import batches, formats
+from fedmed_cli.data.bad_rows import BadRows
+from fedmed_cli.data.columns import Layout
+from fedmed_cli.data.examples import read_examples
+from fedmed_cli.data.sources import Source
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.split import SplitRecord
 
@@ -25,6 +27,10 @@ ROWS = [
     for n in range(40)
 ]
 FRAME = pandas.DataFrame(ROWS)
+
+
+def read(*paths, **rest):
+    return read_examples(Source([str(path) for path in paths], **rest))
 
 
 def datasets_folder(path):
@@ -91,39 +97,32 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_format_gives_the_same_examples(name, tmp_path):
     WRITERS[name](tmp_path / name)
-    dataset = read_dataset(str(tmp_path / name))
-    found = [(row.question, row.answer, row.columns) for row in dataset.examples]
+    found = [(row.question, row.answer, row.columns) for row in read(tmp_path / name)]
     # A text's own line ends are the data's; only CSV by pandas keeps them too.
     assert found == [(row["question"], row["answer"], {"source": row["source"]}) for row in ROWS]
-    assert dataset.source == "file"
-    assert dataset.bad.total == 0
 
 
 def test_both_ways_to_read_json_lines_give_the_same(tmp_path, monkeypatch):
-    from fedmed_cli.data import sources
-
     FRAME.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 600)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 600)
     by_arrow = []
-    real = sources._arrow_lines
+    real = formats.parse_flat_lines
     monkeypatch.setattr(
-        sources, "_arrow_lines", lambda data, schema: by_arrow.append(real(data, schema)) or by_arrow[-1]
+        formats, "parse_flat_lines", lambda data, schema: by_arrow.append(real(data, schema)) or by_arrow[-1]
     )
-    fast = read_dataset(str(tmp_path / "x.jsonl")).examples
+    fast = read(tmp_path / "x.jsonl")
     assert sum(table is not None for table in by_arrow) > 5
-    monkeypatch.setattr(sources, "_arrow_lines", lambda data, schema: None)
-    assert read_dataset(str(tmp_path / "x.jsonl")).examples == fast
+    monkeypatch.setattr(formats, "parse_flat_lines", lambda data, schema: None)
+    assert read(tmp_path / "x.jsonl") == fast
     assert len(fast) == len(ROWS)
 
 
 def test_a_row_that_differs_in_the_middle_of_flat_rows(tmp_path, monkeypatch):
-    from fedmed_cli.data import sources
-
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 400)
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 400)
     odd = [{"question": "q", "answer": "a", "year": 1999}, {"answer": "a", "question": "q", "source": None}]
     rows = [*ROWS[:20], *odd, *ROWS[20:]]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_dataset(str(tmp_path / "x.jsonl")).examples
+    found = read(tmp_path / "x.jsonl")
     assert [dict(row.columns) for row in found[19:23]] == [
         {"source": "GHR"},
         {"year": "1999"},
@@ -170,7 +169,7 @@ def test_every_layout(row, expected, columns, kind, tmp_path):
         path.write_text(json.dumps(row) + "\n")
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
-    (example,) = read_dataset(str(path)).examples
+    (example,) = read(path)
     assert (example.question, example.answer) == expected
     assert example.columns == columns
 
@@ -178,7 +177,7 @@ def test_every_layout(row, expected, columns, kind, tmp_path):
 def test_pubmedqa_is_one_object_of_rows_by_id(tmp_path):
     value = {str(n): {"QUESTION": f"q{n}", "CONTEXTS": ["c"], "LONG_ANSWER": f"a{n}"} for n in (21645374, 16418930)}
     (tmp_path / "ori_pqal.json").write_text(json.dumps(value))
-    found = read_dataset(str(tmp_path / "ori_pqal.json")).examples
+    found = read(tmp_path / "ori_pqal.json")
     assert [(row.id, row.question, row.answer) for row in found] == [
         ("21645374", "q21645374", "a21645374"),
         ("16418930", "q16418930", "a16418930"),
@@ -188,25 +187,27 @@ def test_pubmedqa_is_one_object_of_rows_by_id(tmp_path):
 def test_later_turns_of_a_conversation_are_counted(tmp_path):
     turns = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user", "assistant")]
     (tmp_path / "x.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
-    assert read_dataset(str(tmp_path / "x.jsonl")).bad.turns_left_out == 3
+    bad = BadRows()
+    assert sum(map(len, Source([str(tmp_path / "x.jsonl")]).batches(bad))) == 1
+    assert bad.turns_left_out == 3
 
 
 def test_columns_for_all_else(tmp_path):
     FRAME.rename(columns={"question": "Frage", "answer": "Antwort"}).to_csv(tmp_path / "x.csv", index=False)
-    found = read_dataset(str(tmp_path / "x.csv"), {"question": "Frage", "answer": "Antwort"}).examples
+    found = read(tmp_path / "x.csv", columns={"question": "Frage", "answer": "Antwort"})
     assert [row.question for row in found] == [row["question"] for row in ROWS]
     with pytest.raises(InputError, match="expected columns question and answer, found Antwort, Frage, source"):
-        read_dataset(str(tmp_path / "x.csv"))
+        read(tmp_path / "x.csv")
 
 
 def test_several_files_and_globs_in_the_order_given(tmp_path):
     for n, part in enumerate((FRAME[:10], FRAME[10:20], FRAME[20:])):
         part.to_json(tmp_path / f"part-{n}.jsonl", orient="records", lines=True)
     whole = [row["question"] for row in ROWS]
-    assert [row.question for row in read_dataset(str(tmp_path / "part-*.jsonl")).examples] == whole
+    assert [row.question for row in read(tmp_path / "part-*.jsonl")] == whole
     names = [str(tmp_path / f"part-{n}.jsonl") for n in (2, 0, 1)]
-    assert [row.question for row in read_dataset(names).examples] == whole[20:] + whole[:20]
-    assert [row.question for row in read_dataset(names, limit=25).examples] == whole[20:] + whole[:5]
+    assert [row.question for row in read(*names)] == whole[20:] + whole[:20]
+    assert [row.question for row in read(*names, limit=25)] == whole[20:] + whole[:5]
     with pytest.raises(InputError, match="no file has such a name"):
         Source([str(tmp_path / "none-*.jsonl")])
 
@@ -218,7 +219,7 @@ def test_a_folder_with_several_sets_names_them(tmp_path):
     datasets.DatasetDict({"train": part, "valid": part}).save_to_disk(tmp_path / "x")
     with pytest.raises(InputError, match="holds 2 sets: train, valid"):
         Source([str(tmp_path / "x")])
-    assert len(read_dataset(str(tmp_path / "x/valid")).examples) == len(ROWS)
+    assert len(read(tmp_path / "x/valid")) == len(ROWS)
 
 
 def test_a_hub_id_is_streamed_and_only_as_far_as_needed(tmp_path, monkeypatch):
@@ -283,10 +284,10 @@ def test_bad_rows_are_counted_by_kind_with_their_lines(tmp_path, fails, capsys):
 def test_one_bad_row_in_a_thousand_is_skipped_by_default_and_two_are_not(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(GOOD + b"{}\n")
-    assert len(read_dataset(str(path)).examples) == 1000
+    assert len(read(path)) == 1000
     path.write_bytes(GOOD + b"{}\n{}\n")
     with pytest.raises(InputError, match=r"row 1001: expected text in column 'question', found nothing") as caught:
-        read_dataset(str(path))
+        read(path)
     assert "2 of 1002 rows are not valid examples (2 empty)" in caught.value.hint
 
 
@@ -327,11 +328,11 @@ def test_data_that_change_while_they_are_read_are_refused(tmp_path, fails, monke
 
 @pytest.mark.parametrize("line", ["null", " null", "[1]", ""])
 def test_a_block_that_does_not_begin_with_an_object_is_left_to_python(line, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 40)  # a line each
+    monkeypatch.setattr(formats, "BLOCK_BYTES", 40)  # a line each
     good = json.dumps({"question": "What is it, in a few words?", "answer": "It is something."})
     (tmp_path / "data.jsonl").write_text("\n".join([good, line, good]) + "\n")
-    bad = sources.BadRows()
-    source = sources.Source([str(tmp_path / "data.jsonl")])
+    bad = BadRows()
+    source = Source([str(tmp_path / "data.jsonl")])
     assert sum(len(batch) for batch in source.batches(bad)) == 2
     assert bad.total == (1 if line else 0)
 
@@ -339,8 +340,11 @@ def test_a_block_that_does_not_begin_with_an_object_is_left_to_python(line, tmp_
 @pytest.mark.parametrize("end", ["", " ", "\t", "\x1c", "\x85", "\xa0", "\u2003", "\u3000", "\u200b", "é", "."])
 def test_white_space_at_the_ends_is_what_python_strips(end):
     for text in (f"a{end}", f"{end}a", end):
-        column = pyarrow.chunked_array([pyarrow.array(["kept", text])])
-        assert sources._is_stripped(column) == (text.strip() == text != "")
+        table = pyarrow.table({"question": ["first", text], "answer": ["a", "b"]})
+        bad = BadRows()
+        batch = batches.make_batch(formats.TableChunk(1, table), Layout("pair", "question", "answer"), 1, "x", bad)
+        assert batch.questions == ["first", *([text.strip()] if text.strip() else [])]
+        assert bad.counts == ({} if text.strip() else {"empty": 1})
 
 
 @pytest.mark.parametrize("of", ["structs", "texts"])
@@ -352,6 +356,6 @@ def test_a_column_of_codes_for_anything_is_read(of, tmp_path):
     table = pyarrow.table({**texts, "label": codes})
     with pyarrow.ipc.new_stream(tmp_path / "coded.arrow", table.schema) as writer:
         writer.write_table(table)
-    found = read_dataset(str(tmp_path / "coded.arrow"), None).examples
+    found = read(tmp_path / "coded.arrow")
     assert [row.question for row in found] == texts["question"]
     assert [row.answer for row in found] == texts["answer"]

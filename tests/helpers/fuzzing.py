@@ -24,6 +24,9 @@ from fedmed_cli.adapters.folder import AGGREGATE_NAME, CONTRIBUTION_NAME
 from fedmed_cli.adapters.gate_steps import MAX_SMALL_FILE_BYTES
 from fedmed_cli.adapters.safetensors import MAX_HEADER_BYTES
 from fedmed_cli.data import examples
+from fedmed_cli.data.bad_rows import DEFAULT_MAX_BAD, BadRows
+from fedmed_cli.data.batches import json_lines
+from fedmed_cli.data.sources import Source
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.evaluation import mcq_files, site_matrix
 from fedmed_cli.records.aggregate import Aggregate
@@ -386,7 +389,10 @@ def make_targets(folder):
         def check(data):
             path = folder / f"rows{suffix}"
             path.write_bytes(pack(data))
-            examples.to_jsonl(examples.read_dataset(str(path), None).examples)
+            bad = BadRows()
+            for batch in Source([str(path)]).batches(bad):
+                json_lines(batch)
+            bad.check(DEFAULT_MAX_BAD)
 
         return check
 
@@ -402,7 +408,7 @@ def make_targets(folder):
 
     def check_workspace_rows(data):
         (folder / "train.jsonl").write_bytes(data)
-        examples.to_jsonl(examples.read_jsonl(folder / "train.jsonl"))
+        examples.read_jsonl(folder / "train.jsonl")
 
     def check_key(data):
         key.write_bytes(data)

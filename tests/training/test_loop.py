@@ -347,7 +347,7 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
     data = site_data.workspace_data(workspace, "A")
     choosing, reporting = site.split_validation("A", data)
     assert len(choosing) + len(reporting) == len(data.validation)
-    assert not {row.text_key for row in choosing} & {row.text_key for row in reporting}
+    assert not {row.text_digest for row in choosing} & {row.text_digest for row in reporting}
 
     # With a wild learning rate the loss rises at the end, so that the last step is not the best one.
     wild = training_with(plan, learning_rate=0.3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -115,10 +114,6 @@ def split(
             "--format", help="Format of the hospitals' files: jsonl or parquet.", rich_help_panel=o.DATA_PANEL
         ),
     ] = "jsonl",
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the hospitals' make-up into this PNG or SVG file.", dir_okay=False),
-    ] = None,
     plan: o.PlanOptions = o.PlanOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
@@ -130,19 +125,21 @@ def split(
     Example: fedmed split --hospitals 3
     """
     from fedmed_cli.cli.progress import rows_progress
-    from fedmed_cli.data import split as splitting
     from fedmed_cli.data.identifiers import MODES
-    from fedmed_cli.data.split_files import FORMATS
+    from fedmed_cli.data.sources import Source
+    from fedmed_cli.data.split_options import FORMATS, SplitOptions, default_names, parse_method
     from fedmed_cli.federation import steps
     from fedmed_cli.records.digests import short
     from fedmed_cli.reporting.tables.split import split_parts
 
     screen, place = common.open()
     assigned = parse.assignment(assign) if assign else None
-    names = parse.names("--names", site_names) if site_names else tuple(assigned or splitting.default_names(hospitals))
-    options = splitting.SplitOptions(
-        names=names,
-        by=by,
+    source = Source(dataset or ["corpus"], parse.mapping("--columns", columns) if columns else None, limit)
+    method, column = parse_method(by or ("dirichlet" if source.label_column else "iid"))
+    options = SplitOptions(
+        names=parse.names("--names", site_names) if site_names else tuple(assigned or default_names(hospitals)),
+        method=method,
+        column=column,
         assign=assigned,
         alpha=alpha,
         sizes=parse.numbers("--sizes", sizes) if sizes else None,
@@ -157,24 +154,8 @@ def split(
         phi=parse.choice("--phi", phi, MODES),
         file_format=parse.choice("--format", file_format, FORMATS),
     )
-    if plot is not None:
-        from fedmed_cli.reporting import split_plot
-
-        split_plot.check(plot)
     with rows_progress(screen, "split") as progress:
-        result = steps.split(
-            place,
-            dataset or ["corpus"],
-            options,
-            plan.parsed(),
-            columns=parse.mapping("--columns", columns) if columns else None,
-            limit=limit,
-            say=screen.say,
-            progress=progress,
-        )
-    if plot is not None:
-        split_plot.draw(result.record, plot)
-        screen.say(f"wrote {plot}")
+        result = steps.split(place, source, options, plan.parsed(), say=screen.say, progress=progress)
     verb = "wrote" if result.wrote_plan else "kept"
     next_step = f"{verb} {place.plan_path} (plan {short(result.plan.digest)}); next: fedmed round"
     screen.result(result.record.to_dict(), *split_parts(result.record), next_step)

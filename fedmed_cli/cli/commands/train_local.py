@@ -48,6 +48,8 @@ def train_local(
     from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.cli.tables.round import contribution_parts
     from fedmed_cli.data.identifiers import MODES
+    from fedmed_cli.data.row_index import IndexOptions
+    from fedmed_cli.data.sources import Source
     from fedmed_cli.errors import UsageError
     from fedmed_cli.federation import steps
     from fedmed_cli.trust.keys import signer_for
@@ -57,18 +59,22 @@ def train_local(
     steps.check_site(plan, site)
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
-    phi_mode = parse.choice("--phi", phi, MODES)
-    similarity = parse.similarity("--near-duplicates", near_duplicates)
-    mapped = parse.mapping("--columns", columns) if columns else None
-    own = steps.OwnData(data, mapped, group_by, max_bad, similarity, phi_mode) if data else None
+    looked_for = IndexOptions(
+        group_by=group_by,
+        near_duplicates=parse.similarity("--near-duplicates", near_duplicates),
+        phi=parse.choice("--phi", phi, MODES),
+        max_bad=max_bad,
+    )
+    source = Source(data, parse.mapping("--columns", columns) if columns else None) if data else None
     signer = signer_for(site, plan, load_signer(screen, key, place.root))
     settings = training.site_settings(max_eval_samples)
     with step_events(screen, site) as events:
         result = steps.train_site(
             place,
             site,
-            own,
-            settings,
+            source,
+            looked_for,
+            settings=settings,
             global_adapter=global_adapter,
             base=model.base_model(screen, training.load_in_4bit),
             signer=signer,

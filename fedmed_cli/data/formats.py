@@ -1,0 +1,327 @@
+"""Read a file of any common format as chunks: lists of rows, or Arrow tables where the format allows it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.json
+import pyarrow.parquet
+
+from fedmed_cli.data.bad_rows import BadRow
+from fedmed_cli.data.columns import is_broken
+from fedmed_cli.errors import InputError
+
+BATCH_ROWS = 8192
+BLOCK_BYTES = 8_000_000
+COMPRESSIONS = (".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a file with its place: `line` is a line of text, or a row's number where there are no lines."""
+
+    line: int
+    value: Mapping[str, Any] | BadRow
+
+
+@dataclass(frozen=True)
+class TableChunk:
+    """Rows as an Arrow table, the first of which is at `line`."""
+
+    line: int
+    table: Any  # pyarrow.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, part: slice) -> TableChunk:
+        start, stop, _ = part.indices(len(self))
+        return TableChunk(self.line + start, self.table.slice(start, stop - start))
+
+
+Chunk = list[Row] | TableChunk
+
+
+def file_type(path: Path) -> str | None:
+    """The ending of a file's name that tells its format, without that of a compression."""
+    name = path.name.lower()
+    for ending in COMPRESSIONS:
+        name = name.removesuffix(ending)
+    return next((ending for ending in PARSERS if name.endswith(ending)), None)
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """InputError where that cannot be."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_chunks(path: Path, name: str) -> Iterator[Chunk]:
+    """The rows of a file, called `name` in messages. InputError names file and row, and never quotes a value."""
+    kind = file_type(path)
+    if kind is None:
+        raise InputError(
+            f"{name}: unknown file type, expected one of {', '.join(PARSERS)} (each also with .gz or .zst)",
+            hint="rename the file to its type",
+        )
+    if path.stat().st_size == 0:
+        raise InputError(f"{name}: is empty")
+    ending = path.suffix.lower()
+    with open_file(path) as raw, contextlib.ExitStack() as stack:
+        file: Any = raw
+        if ending == ".gz":
+            file = stack.enter_context(gzip.open(raw))
+        elif ending == ".zst":
+            file = pyarrow.CompressedInputStream(raw, "zstd")
+        try:
+            yield from PARSERS[kind](file, name)
+        except (OSError, EOFError, zlib.error) as error:
+            if ending not in COMPRESSIONS or (isinstance(error, OSError) and error.errno):
+                raise
+            what = "gzip" if ending == ".gz" else "zstd"
+            raise InputError(f"{name}: is not a whole {what} file") from None
+
+
+# --- JSON -------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(file: Any, name: str) -> Iterator[Chunk]:
+    """JSON lines, block by block. Only line feeds end a line: a JSON string may hold other line separators.
+
+    Once a block has shown that all rows are flat texts under the same names, Arrow parses the next ones; a
+    block that it does not take as such is read line by line again, so both ways give the same rows.
+    """
+    line, offset, rest, schema, blank = 1, 0, b"", None, True
+    for block in itertools.chain(iter(lambda: file.read(BLOCK_BYTES), b""), [None]):
+        data = rest if block is None else rest + block
+        cut = len(data) if block is None else data.rfind(b"\n") + 1
+        data, rest = data[:cut], data[cut:]
+        if not data:
+            continue
+        if offset == 0:
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        table = parse_flat_lines(data, schema) if schema is not None else None
+        if table is not None:
+            yield TableChunk(line, table)
+        else:
+            rows = _parse_lines(data, line, offset, name)
+            blank = blank and not rows
+            schema = _find_flat_schema(rows)
+            yield rows
+        line += data.count(b"\n")
+        offset += len(data)
+    if blank:
+        raise InputError(f"{name}: is empty")
+
+
+def _parse_lines(data: bytes, line: int, offset: int, name: str) -> list[Row]:
+    rows = []
+    for number, part in enumerate(data.split(b"\n"), line):
+        if part.strip():
+            rows.append(Row(number, _parse_line(part, number, offset, name)))
+        offset += len(part) + 1
+    return rows
+
+
+def _parse_line(part: bytes, number: int, offset: int, name: str) -> Mapping[str, Any] | BadRow:
+    try:
+        value = json.loads(part.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow("encoding", f"{name}: line {number} is not UTF-8 at byte {offset + error.start}")
+    except (ValueError, RecursionError):  # ValueError: also a number with too many digits
+        return BadRow("not_json", f"{name}: line {number} is not JSON")
+    return value if isinstance(value, dict) else BadRow("not_object", f"{name}: line {number} is not a JSON object")
+
+
+def _find_flat_schema(rows: list[Row]) -> Any:
+    """An Arrow schema where every row has the same names and texts only, else None."""
+    if not rows or isinstance(rows[0].value, BadRow):
+        return None
+    names = list(rows[0].value)
+    for row in rows:
+        if isinstance(row.value, BadRow) or list(row.value) != names:
+            return None
+        if not all(isinstance(value, str) for value in row.value.values()):
+            return None
+    return pyarrow.schema([(name, pyarrow.string()) for name in names])
+
+
+def parse_flat_lines(data: bytes, schema: Any) -> Any:
+    """The rows of a block as a table, or None where they are not all flat texts under the schema's names."""
+    if not data[:64].lstrip().startswith(b"{"):  # pyarrow 26 ends the process where the first value is null
+        return None
+    try:
+        table = pyarrow.json.read_json(
+            pyarrow.BufferReader(data),
+            pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
+        )
+        table.validate(full=True)
+    except (pyarrow.ArrowException, ValueError):
+        return None
+    lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    complete = table.num_rows == lines and not any(column.null_count for column in table.columns)
+    return table if complete else None
+
+
+def _read_json(file: Any, name: str) -> Iterator[Chunk]:
+    """One JSON value: a list of rows, an object that holds one list, or an object of rows by id (PubMedQA)."""
+    try:
+        text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: is not UTF-8 at byte {error.start}", hint="save the file as UTF-8") from None
+    if not text.strip():
+        raise InputError(f"{name}: is empty")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name}: is not JSON at line {error.lineno}, column {error.colno}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{name}: nested too deep, or a number has too many digits") from None
+    if isinstance(value, dict):
+        lists = [part for part in value.values() if isinstance(part, list)]
+        if value and all(isinstance(part, dict) for part in value.values()):
+            value = [{"id": key} | part for key, part in value.items()]
+        elif len(lists) == 1:
+            value = lists[0]
+    if not isinstance(value, list):
+        raise InputError(f"{name}: expected a JSON list of objects")
+    rows = []
+    for number, row in enumerate(value, 1):
+        bad = BadRow("not_object", f"{name}: row {number} is not a JSON object")
+        rows.append(Row(number, row if isinstance(row, dict) else bad))
+    yield rows
+
+
+# --- CSV --------------------------------------------------------------------------------------------
+
+
+def _read_csv(file: Any, name: str, delimiter: str | None = None) -> Iterator[Chunk]:
+    """Rows of a CSV file by its header; without a delimiter the header tells: comma, else semicolon or tab."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        header = ""
+        while not header.strip():
+            header = text.readline()
+            if not header:
+                raise InputError(f"{name}: is empty")
+        delimiter = delimiter or next((mark for mark in ",;\t" if mark in header), ",")
+        records = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
+        names = next(records)
+        chunk: list[Row] = []
+        for number, cells in enumerate((cells for cells in records if cells), 1):
+            chunk.append(Row(number, _parse_cells(cells, names, number, name)))
+            if len(chunk) == BATCH_ROWS:
+                yield chunk
+                chunk = []
+        yield chunk
+    except csv.Error as error:
+        raise InputError(f"{name}: is not CSV ({error})") from None
+    finally:
+        csv.field_size_limit(before)
+        text.detach()
+
+
+def _parse_cells(cells: list[str], names: list[str], number: int, name: str) -> Mapping[str, Any] | BadRow:
+    if len(cells) != len(names):
+        return BadRow("fields", f"{name}: row {number} has another number of fields than the header")
+    if any(map(is_broken, cells)):
+        return BadRow("encoding", f"{name}: row {number} is not UTF-8")
+    return dict(zip(names, cells, strict=True))
+
+
+# --- Parquet and Arrow ------------------------------------------------------------------------------
+
+
+def _read_parquet(file: Any, name: str) -> Iterator[Chunk]:
+    try:
+        reader = pyarrow.parquet.ParquetFile(_make_seekable(file), pre_buffer=False)
+        yield from _read_tables(reader.iter_batches(BATCH_ROWS))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
+        raise InputError(f"{name}: is not a readable Parquet file") from None
+
+
+def _read_arrow(file: Any, name: str) -> Iterator[Chunk]:
+    """Arrow's file format (Feather too), or its stream format, which the datasets library writes."""
+    file = _make_seekable(file)
+    try:
+        try:
+            reader = pyarrow.ipc.open_file(file)
+            batches: Iterable[Any] = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        except pyarrow.ArrowInvalid:
+            file.seek(0)
+            batches = pyarrow.ipc.open_stream(file)
+        yield from _read_tables(batches)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
+        raise InputError(f"{name}: is not a readable Arrow file") from None
+
+
+def _make_seekable(file: Any) -> Any:
+    return file if isinstance(file, io.BufferedReader) else io.BytesIO(file.read())
+
+
+def _read_tables(batches: Iterable[Any]) -> Iterator[TableChunk]:
+    line = 1
+    for batch in batches:
+        _check_offsets(batch)
+        yield TableChunk(line, pyarrow.Table.from_batches([batch]))
+        line += batch.num_rows
+
+
+def _check_offsets(batch: Any) -> None:
+    """ArrowInvalid where an offset or index of a batch points outside: pyarrow believes a file without looking.
+
+    UnicodeDecodeError where a column's name is not text. Columns of texts are checked as bytes: what is not UTF-8
+    there is a bad row, not a bad file.
+    """
+    bytes_of = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    columns = [column.view(bytes_of[column.type]) if column.type in bytes_of else column for column in batch.columns]
+    pyarrow.RecordBatch.from_arrays(columns, [field.name for field in batch.schema]).validate(full=True)
+
+
+def table_rows(chunk: TableChunk, name: str) -> list[Row]:
+    """The rows of a table; one that is not UTF-8 is a bad row."""
+    try:
+        values: list[Any] = chunk.table.to_pylist()
+    except UnicodeDecodeError:
+        values = [_read_table_row(chunk.table.slice(i, 1)) for i in range(len(chunk))]
+    lines = range(chunk.line, chunk.line + len(chunk))
+    return [
+        Row(line, BadRow("encoding", f"{name}: row {line} is not UTF-8") if value is None else value)
+        for line, value in zip(lines, values, strict=True)
+    ]
+
+
+def _read_table_row(table: Any) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = table.to_pylist()[0]
+    except UnicodeDecodeError:
+        return None
+    return row
+
+
+PARSERS: dict[str, Callable[[Any, str], Iterator[Chunk]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": functools.partial(_read_csv, delimiter="\t"),
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
+}
