@@ -54,5 +54,6 @@ def verify(
     screen.result(
         result.to_dict(),
         *([Table("What was checked", columns, rows, frozenset({0, 2, 3, 4}))] if rows else []),
+        *([f"not recomputable, so only the coordinator's word: {', '.join(result.claims)}"] if result.claims else []),
         f"{len(rows)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
     )
