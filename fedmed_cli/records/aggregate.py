@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -155,3 +156,24 @@ class Aggregate(Record):
         check_range(0, 100, server_lr=self.server_lr, clip=self.clip)
         check_range(0, 1, server_momentum=self.server_momentum)
         check_files(self.files)
+        self._check_decisions()
+
+    def _check_decisions(self) -> None:
+        """ValueError where what is said of a site contradicts itself: it counts and was rejected, or was left out."""
+        lists = {"sites": set(self.sites), "missing": set(self.missing), "excluded": set(self.excluded)}
+        for one, other in (("sites", "missing"), ("sites", "excluded"), ("missing", "excluded")):
+            for name in sorted(lists[one] & lists[other]):
+                raise ValueError(f"site {name} is named by {one} and by {other}")
+        for name, decision in self.sites.items():
+            weight, verdict, factor = decision.weight, decision.verdict, decision.clip_factor
+            # Without being rejected, a site has no weight where it claims no data, or Multi-Krum left it out.
+            may_be_zero = verdict == "rejected" or decision.prior == 0 or self.robust == "multi-krum"
+            if (verdict == "rejected" and weight != 0) or (weight == 0 and not may_be_zero):
+                raise ValueError(f"sites.{name}: weight must be 0 where it is rejected, found {weight} and {verdict!r}")
+            if verdict != "rejected" and (verdict == "clipped") != (factor < 1):
+                raise ValueError(
+                    f"sites.{name}: clip_factor must be below 1 where it is clipped, found {factor} and {verdict!r}"
+                )
+        total = math.fsum(decision.weight for decision in self.sites.values())
+        if self.robust != "centred-clipping" and abs(total - 1) > 1e-6:
+            raise ValueError(f"the weights of all sites must add up to 1, found {total}")

@@ -24,7 +24,7 @@ from fedmed_cli.adapters.signers import SignaturePolicy, check_signer, name_part
 from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.errors import FedmedError, InputError, TrustError
 from fedmed_cli.events import Say
-from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.aggregate import Aggregate, Truncation
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
@@ -34,6 +34,7 @@ from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
+from fedmed_cli.trust.evidence import CLAIMS, check_evidence
 from fedmed_cli.trust.keys import read_site_record
 from fedmed_cli.workspace import Workspace
 
@@ -61,10 +62,14 @@ class Checked:
 
 @dataclass
 class Verification:
-    """What `verify` found. A note is not a fault: it says what could not be proved, and why."""
+    """What `verify` found. A note is not a fault: it says what could not be proved, and why.
+
+    `claims` are the fields of recomputed records that nobody but the coordinator can know.
+    """
 
     checked: list[Checked] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    claims: tuple[str, ...] = ()
     faults: list[FedmedError] = field(default_factory=list)
 
     def attempt(self, check: Callable[[], T]) -> T | None:
@@ -84,20 +89,21 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""
-        return {"checked": [asdict(one) for one in self.checked], "notes": self.notes}
+        return {"checked": [asdict(one) for one in self.checked], "notes": self.notes, "claims": list(self.claims)}
 
 
 def recompute(
     plan: Plan, parent: Adapter, before: Adapter | None, record: Aggregate, contributions: Mapping[str, Adapter]
-) -> Adapter:
+) -> tuple[Adapter, Truncation]:
     """Combine the contributions again with the weights, clip factors, server step and method that the record states.
 
-    `before` is the global adapter before `parent`, for server momentum; a rejected site has weight 0.
+    `before` is the global adapter before `parent`, for server momentum; a rejected site has weight 0. Returned are the
+    adapter and what its rank cut away.
     """
     sites = sorted(record.sites)
     coefficients = [record.server_lr * record.sites[site].weight * record.sites[site].clip_factor for site in sites]
     momentum = (record.server_momentum, before) if before is not None and record.server_momentum else None
-    return COMBINE[record.method](plan, parent, [contributions[site] for site in sites], coefficients, momentum)[0]
+    return COMBINE[record.method](plan, parent, [contributions[site] for site in sites], coefficients, momentum)
 
 
 def verify_folder(path: Path, workspace: Workspace, plan: Plan | None, require: bool) -> Verification:
@@ -306,10 +312,9 @@ class _Checks:
             self.result.notes.append(f"round {number}: cannot be recomputed: some of its inputs are missing")
             return None
         adapters = {site: one.adapter for site, one in contributions.items()}
-        result = recompute(self.plan, start, before, record, adapters)
-        if result.digest == folder.adapter.digest:
-            return 0.0
-        difference = relate(folder.adapter, result).relative_difference
+        result, truncation = recompute(self.plan, start, before, record, adapters)
+        is_same = result.digest == folder.adapter.digest
+        difference = 0.0 if is_same else relate(folder.adapter, result).relative_difference
         if not difference <= RECOMPUTED_WITHIN:
             fault = TrustError(
                 f"{folder.path}: computed again from the recorded weights it differs by {difference:.1e}, "
@@ -317,6 +322,8 @@ class _Checks:
                 hint="its record or its weights were changed, and the digests made to fit",
             )
             self.result.faults.append(fault)
+        self.result.attempt(partial(check_evidence, folder.path, record, start, contributions, truncation))
+        self.result.claims = CLAIMS
         return difference
 
 

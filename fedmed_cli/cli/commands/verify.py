@@ -44,5 +44,6 @@ def verify(
     screen.result(
         result.to_dict(),
         *([checked_table(result.checked)] if result.checked else []),
+        *([f"not recomputable, so only the coordinator's word: {', '.join(result.claims)}"] if result.claims else []),
         f"{len(result.checked)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
     )
