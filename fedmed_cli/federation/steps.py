@@ -114,10 +114,6 @@ def train_site(
     check_site(plan, site)
     base = base or BaseModel(say=events.say)
     with workspace.lock():
-        if source is not None:
-            examples = site_data.file_data(workspace, plan, site, source, options, events.say)
-        else:
-            examples = site_data.workspace_data(workspace, site)
         folder, is_new, round_number = None, False, workspace.newest_round() + 1
         if global_adapter is not None:
             from fedmed_cli.federation.site import accept_global
@@ -125,6 +121,10 @@ def train_site(
             folder, is_new = accept_global(workspace, plan, global_adapter, require_signatures, events.say)
             round_number = folder.record.round + 1
         start = folder.adapter if folder else archive.starting_adapter(workspace, plan, round_number)
+        if source is not None:
+            examples = site_data.file_data(workspace, plan, site, source, options, events.say)
+        else:
+            examples = site_data.workspace_data(workspace, site)
         base.find(plan.base)
 
         from fedmed_cli.federation.site import train_local

@@ -296,15 +296,15 @@ def test_the_table_shows_sizes_labels_and_what_was_not_searched(tmp_path, capsys
     argv = ["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--by", "pathological", "--label", "label"]
     assert main([*argv, "--near-duplicates", "off"]) == 0
     out = capsys.readouterr().out
-    assert "600 examples, pathological" in out
+    assert "600 examples of one file were divided for a trial on one machine: pathological" in out
     assert "█ label 0" in out
-    assert "near-duplicates were not searched for" in out
+    assert "Near-duplicates were not searched for" in out
     record = SplitRecord.read(tmp_path / "w/data/split.json")
     for name, counts in record.sites.items():
-        line = next(line for line in out.splitlines() if line.strip().startswith(f"{name} "))
-        assert f"{counts.train}" in line
-        # The bar's marks are as long as the site is large and show its two labels alone.
-        assert len(set(line) & set("█▓▒░▚▞▙▟")) == 2
+        sizes, bar = (line for line in out.splitlines() if line.strip().startswith(f"{name} "))
+        assert f" {counts.train} " in sizes
+        # The bar's marks are as long as the site is large and show only its two labels.
+        assert len(set(bar) & set("█▓▒░▚▞▙▟")) == 2
 
 
 # --- against independent computations -------------------------------------------------------------------

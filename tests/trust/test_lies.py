@@ -7,7 +7,7 @@ import pytest
 from helpers import factories
 from test_verify import reseal_global
 
-from fedmed_cli.aggregation.state import Rules
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
 from fedmed_cli.workspace import Workspace
 
@@ -16,7 +16,7 @@ from fedmed_cli.workspace import Workspace
 def clipped_rounds(tmp_path_factory):
     """Two signed rounds; with this clip, all sites are clipped."""
     root = tmp_path_factory.mktemp("lies") / "work"
-    return factories.make_workspace(root, factories.make_plan(), 2, rules=Rules(clip=0.5)).root
+    return factories.make_workspace(root, factories.make_plan(), 2, settings=AggregationSettings(clip=0.5)).root
 
 
 @pytest.fixture
