@@ -102,10 +102,9 @@ def read_chunks(path: Path, name: str) -> Iterator[Chunk]:
 def _read_jsonl(file: Any, name: str) -> Iterator[Chunk]:
     """JSON lines, block by block. Only line feeds end a line: a JSON string may hold other line separators.
 
-    Once a block has shown that all rows are flat texts under the same names, Arrow parses the next ones; a
-    block that it does not take as such is read line by line again, so both ways give the same rows.
+    Arrow parses a block of flat texts; any other block is read line by line, which gives the same rows.
     """
-    line, offset, rest, schema, blank = 1, 0, b"", None, True
+    line, offset, rest, is_blank = 1, 0, b"", True
     for block in itertools.chain(iter(lambda: file.read(BLOCK_BYTES), b""), [None]):
         data = rest if block is None else rest + block
         cut = len(data) if block is None else data.rfind(b"\n") + 1
@@ -114,18 +113,38 @@ def _read_jsonl(file: Any, name: str) -> Iterator[Chunk]:
             continue
         if offset == 0:
             data = data.removeprefix(b"\xef\xbb\xbf")
-        table = parse_flat_lines(data, schema) if schema is not None else None
-        if table is not None:
-            yield TableChunk(line, table)
-        else:
-            rows = _parse_lines(data, line, offset, name)
-            blank = blank and not rows
-            schema = _find_flat_schema(rows)
-            yield rows
+        table = parse_flat_lines(data)
+        chunk = _parse_lines(data, line, offset, name) if table is None else TableChunk(line, table)
+        is_blank = is_blank and not chunk
+        yield chunk
         line += data.count(b"\n")
         offset += len(data)
-    if blank:
+    if is_blank:
         raise InputError(f"{name}: is empty")
+
+
+def parse_flat_lines(data: bytes) -> Any:
+    """The lines of a block as a table, or None where they are not all texts under the names of the first line."""
+    try:
+        first = json.loads(data[: data.find(b"\n") + 1 or None])
+        if not first or not isinstance(first, dict) or not all(isinstance(value, str) for value in first.values()):
+            return None  # pyarrow 26 ends the process where the first value is null
+        table = pyarrow.json.read_json(
+            pyarrow.BufferReader(data),
+            pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            pyarrow.json.ParseOptions(
+                explicit_schema=pyarrow.schema([(name, pyarrow.string()) for name in first]),
+                unexpected_field_behavior="error",
+            ),
+        )
+        table.validate(full=True)
+    except (pyarrow.ArrowException, ValueError, RecursionError):
+        return None
+    # As many rows as lines, each of which ends one: no line is blank or holds two rows.
+    num_lines = data.count(b"\n") + (not data.endswith(b"\n"))
+    num_ends = data.count(b"}\n") + data.count(b"}\r\n") + data.endswith(b"}")
+    has_all = table.num_rows == num_lines == num_ends and not any(column.null_count for column in table.columns)
+    return table if has_all else None
 
 
 def _parse_lines(data: bytes, line: int, offset: int, name: str) -> list[Row]:
@@ -145,37 +164,6 @@ def _parse_line(part: bytes, number: int, offset: int, name: str) -> Mapping[str
     except (ValueError, RecursionError):  # ValueError: also a number with too many digits
         return BadRow("not_json", f"{name}: line {number} is not JSON")
     return value if isinstance(value, dict) else BadRow("not_object", f"{name}: line {number} is not a JSON object")
-
-
-def _find_flat_schema(rows: list[Row]) -> Any:
-    """An Arrow schema where every row has the same names and texts only, else None."""
-    if not rows or isinstance(rows[0].value, BadRow):
-        return None
-    names = list(rows[0].value)
-    for row in rows:
-        if isinstance(row.value, BadRow) or list(row.value) != names:
-            return None
-        if not all(isinstance(value, str) for value in row.value.values()):
-            return None
-    return pyarrow.schema([(name, pyarrow.string()) for name in names])
-
-
-def parse_flat_lines(data: bytes, schema: Any) -> Any:
-    """The rows of a block as a table, or None where they are not all flat texts under the schema's names."""
-    if not data[:64].lstrip().startswith(b"{"):  # pyarrow 26 ends the process where the first value is null
-        return None
-    try:
-        table = pyarrow.json.read_json(
-            pyarrow.BufferReader(data),
-            pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
-        )
-        table.validate(full=True)
-    except (pyarrow.ArrowException, ValueError):
-        return None
-    lines = data.count(b"\n") + (not data.endswith(b"\n"))
-    complete = table.num_rows == lines and not any(column.null_count for column in table.columns)
-    return table if complete else None
 
 
 def _read_json(file: Any, name: str) -> Iterator[Chunk]:

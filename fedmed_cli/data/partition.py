@@ -140,13 +140,21 @@ def _division_error(count: int, least: float) -> InputError:
 
 def group_labels(groups: Groups, sequence: Ints, codes: Codes) -> Ints:
     """The commonest label of each group of `sequence`; the first to appear among equally common ones."""
-    rows, starts = groups.members()
-    labels = codes.codes[rows[starts[:-1]]]
-    for group in np.flatnonzero(groups.size > 1).tolist():
-        members = codes.codes[rows[starts[group] : starts[group + 1]]]
-        if (members != members[0]).any():
-            labels[group] = Counter(members.tolist()).most_common(1)[0][0]
+    labels, votes = _count_values(groups, codes.codes)
+    for group, counts in votes.items():
+        labels[group] = counts.most_common(1)[0][0]
     return labels[sequence]
+
+
+def _count_values(groups: Groups, values: Ints) -> tuple[Ints, dict[int, Counter[int]]]:
+    """The value of each group's first row, and for the groups with several values how often they have each."""
+    rows, starts = groups.members()
+    counts = {}
+    for group in np.flatnonzero(groups.size > 1).tolist():
+        members = values[rows[starts[group] : starts[group + 1]]]
+        if (members != members[0]).any():
+            counts[group] = Counter(members.tolist())
+    return values[rows[starts[:-1]]], counts
 
 
 def _split_by_label(groups: Groups, sequence: Ints, codes: Codes) -> list[NDArray[np.int64]]:
@@ -260,17 +268,12 @@ def by_column(
 
     `assign` gives each site's values. Returns the sites and how many rows moved with their group.
     """
-    site_of_value = _assign_values(codes, names, assign)
-    rows, starts = groups.members()
-    sites = site_of_value[codes.codes[rows]]
-    site_of = sites[starts[:-1]].copy()
+    site_of, votes = _count_values(groups, _assign_values(codes, names, assign)[codes.codes])
     num_moved = 0
-    for group in np.flatnonzero(groups.size > 1).tolist():
-        members = sites[starts[group] : starts[group + 1]]
-        if (members != members[0]).any():
-            votes = Counter(members.tolist())
-            site_of[group] = min(votes, key=lambda site: (-votes[site], names[site]))
-            num_moved += len(members) - votes[int(site_of[group])]
+    for group, counts in votes.items():
+        winner = min(counts, key=lambda site: (-counts[site], names[site]))
+        site_of[group] = winner
+        num_moved += counts.total() - counts[winner]
     return site_of[sequence], num_moved
 
 

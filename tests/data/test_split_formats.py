@@ -107,12 +107,10 @@ def test_both_ways_to_read_json_lines_give_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "BLOCK_BYTES", 600)
     by_arrow = []
     real = formats.parse_flat_lines
-    monkeypatch.setattr(
-        formats, "parse_flat_lines", lambda data, schema: by_arrow.append(real(data, schema)) or by_arrow[-1]
-    )
+    monkeypatch.setattr(formats, "parse_flat_lines", lambda data: by_arrow.append(real(data)) or by_arrow[-1])
     fast = read(tmp_path / "x.jsonl")
     assert sum(table is not None for table in by_arrow) > 5
-    monkeypatch.setattr(formats, "parse_flat_lines", lambda data, schema: None)
+    monkeypatch.setattr(formats, "parse_flat_lines", lambda data: None)
     assert read(tmp_path / "x.jsonl") == fast
     assert len(fast) == len(ROWS)
 
@@ -324,6 +322,30 @@ def test_data_that_change_while_they_are_read_are_refused(tmp_path, fails, monke
     monkeypatch.setattr(split_files, "write_sets", write_sets)
     assert "changed while it was read" in fails(6, "split", "--dataset", path, "-C", tmp_path / "work")
     assert not (tmp_path / "work/data").exists()
+
+
+FLAT = b'{"question":"a","answer":"b"}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        FLAT + b"\n\n" + FLAT + FLAT,
+        b"{}\nnull\n",
+        FLAT + b"\n \n" + FLAT + FLAT + b"\n",
+        FLAT + b"\r\n" + FLAT + b"\r\n",
+    ],
+)
+def test_lines_that_look_flat_give_the_same_rows_both_ways(data, tmp_path, monkeypatch):
+    def counted():
+        bad = BadRows()
+        rows = [batch.questions for batch in Source([str(tmp_path / "x.jsonl")], {"question": "question"}).batches(bad)]
+        return rows, bad.counts, bad.lines
+
+    (tmp_path / "x.jsonl").write_bytes(FLAT + b"\n" + data)
+    fast = counted()
+    monkeypatch.setattr(formats, "parse_flat_lines", lambda data: None)
+    assert counted() == fast
 
 
 @pytest.mark.parametrize("line", ["null", " null", "[1]", ""])
