@@ -290,7 +290,7 @@ def test_an_update_that_was_blown_up_is_shortened_and_said(trained_workspace, ca
 
 
 def test_a_claim_of_far_more_tokens_than_the_others_is_capped(trained_workspace, capsys):
-    reseal(trained_workspace.contribution("A"), num_tokens=10**9)
+    reseal(trained_workspace.contribution("A"), num_tokens=10**9, num_examples=10**9)
     assert main(["aggregate", "--json", "--weights", "tokens", "-C", str(trained_workspace.root)]) == 0
     sites = json.loads(capsys.readouterr().out)["sites"]
     assert sites["A"]["weight"] < 0.55
