@@ -10,14 +10,17 @@ from typing import Literal
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
-from fedmed_cli.adapters.low_rank import gram_of_innovations, update_norm
+from fedmed_cli.adapters.low_rank import cut_to_rank, gram_of_innovations, update_norm
 from fedmed_cli.aggregation import shares
 from fedmed_cli.aggregation.state import AcceptedContribution, SiteState
 from fedmed_cli.errors import CombineError
 
 CLIP_FROM_SITES = 3
 PAIRWISE_UP_TO = 100
-COPY_COSINE = 0.999
+# Honest updates reach 0.44 to 0.70 between unlike hospitals on SmolLM2-135M, and 0.78 between two halves of one data
+# set with large batches on a small model. Noise of 14 % of an update brings its copy down to 0.99.
+COPY_COSINE = 0.99
+EMPTY_BELOW = 1e-3  # of the middle norm, of an even number the lower middle one
 
 
 def collect(
@@ -40,17 +43,24 @@ def collect(
         gram = None
         norms = [update_norm(parent, adapter) for adapter in adapters]
     sites = {name: SiteState(contributions[name], norm) for name, norm in zip(names, norms, strict=True)}
+    _reject_empty_updates(sites, parent)
     _compare_updates(sites, gram)
     _shorten_updates(sites, clip)
     _set_claimed_weights(sites, claim)
     return sites, gram
 
 
+def _reject_empty_updates(sites: Mapping[str, SiteState], parent: Adapter) -> None:
+    """An update of the adapter that the site started from, or of next to nothing: it would dilute the others."""
+    middle = statistics.median_low(site.norm for site in sites.values())
+    for site in sites.values():
+        start = cut_to_rank(parent, site.contribution.adapter.max_rank)
+        if site.norm <= EMPTY_BELOW * middle or site.contribution.record.adapter == start.digest:
+            site.reject("it sent an empty update, which would only dilute the others")
+
+
 def _compare_updates(sites: Mapping[str, SiteState], gram: np.ndarray | None) -> None:
     names = list(sites)
-    for site in sites.values():
-        if site.norm == 0:
-            site.reasons.append("sent an empty update: its adapter equals the one it started from")
     if gram is None:
         for site in sites.values():
             site.reasons.append(f"not compared with the others: {len(names)} sites are more than {PAIRWISE_UP_TO}")

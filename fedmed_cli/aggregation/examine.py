@@ -47,9 +47,6 @@ def reject_and_weigh(state: RoundState) -> None:
         return
     start = evaluator.losses(state.parent)
     for site in state.accepted.values():
-        if site.norm == 0:
-            site.reject("it would only dilute the others")
-            continue
         adapter = site.contribution.adapter
         if site.clip_factor < 1:  # as it will be used, but without the momentum of `RoundState.build`
             adapter, _ = svd(state.plan, state.parent, [adapter], [site.clip_factor])
@@ -85,18 +82,8 @@ def _weigh_accepted(state: RoundState) -> None:
     gains = {name: site.gain.mean for name, site in accepted.items() if site.gain}
     errors = {name: site.gain_error for name, site in accepted.items() if site.gain_error is not None}
     scores = shares.scores_of_gains(gains, errors)
-    for name, weight in shares.weights_of_scores(_claimed_weights(accepted), scores).items():
+    for name, weight in shares.weights_of_scores(state.claimed_weights(), scores).items():
         accepted[name].weight, accepted[name].score = weight, scores[name]
-
-
-def _claimed_weights(accepted: Mapping[str, SiteState]) -> dict[str, float]:
-    """Weights by capped claims among the accepted; those who sent the same update share one weight."""
-    return shares.normalise(
-        {
-            name: site.claimed_weight / (1 + sum(copy in accepted for copy in site.copies))
-            for name, site in accepted.items()
-        }
-    )
 
 
 def _find_worst(state: RoundState, evaluator: Evaluator, start: Losses) -> tuple[SiteState, str] | None:
@@ -108,7 +95,7 @@ def _find_worst(state: RoundState, evaluator: Evaluator, start: Losses) -> tuple
     suspects = [name for name, gain in gains.items() if gain.mean < max(0.0, median - lag)]
     if not suspects:
         return None
-    weights = _claimed_weights(accepted)
+    weights = state.claimed_weights()
     with_all = evaluator.losses(state.build(svd, state.coefficients(weights, 1.0))[0])
     worst: tuple[SiteState, str] | None = None
     largest = -math.inf

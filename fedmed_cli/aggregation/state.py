@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.aggregation import shares
 from fedmed_cli.aggregation.methods import Combine, Momentum
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.records.aggregate import Truncation, Verdict
@@ -119,6 +120,15 @@ class RoundState:
     def accepted(self) -> dict[str, SiteState]:
         """The sites that were not rejected so far."""
         return {name: site for name, site in self.sites.items() if not site.rejected}
+
+    def share_among_copies(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """Weights of sum 1 in which those who sent the same update share one weight."""
+        copies = {name: sum(copy in weights for copy in self.sites[name].copies) for name in weights}
+        return shares.normalise({name: weight / (1 + copies[name]) for name, weight in weights.items()})
+
+    def claimed_weights(self) -> dict[str, float]:
+        """The accepted sites' shares of claimed data, of sum 1; copies share one weight."""
+        return self.share_among_copies({name: site.claimed_weight for name, site in self.accepted.items()})
 
     def coefficients(self, weights: Mapping[str, float], server_lr: float) -> list[float]:
         """η·w_i·γ_i for each site in order."""

@@ -23,8 +23,8 @@ DEMO_OUTLIER = 5.0  # nats from the mean improvement; beyond that the variance c
 
 def by_claims(state: RoundState) -> None:
     """The shares of claimed data."""
-    for site in state.accepted.values():
-        site.weight = site.claimed_weight
+    for name, weight in state.claimed_weights().items():
+        state.sites[name].weight = weight
 
 
 def crosseval(state: RoundState) -> None:
@@ -53,8 +53,7 @@ def crosseval(state: RoundState) -> None:
         errors[name] = statistics.median(report.standard_error for report in reports)
         site.reasons.append(f"gains {gains[name]:+.4f} nats in the median of {len(reports)} other sites' scores")
     scores = shares.scores_of_gains(gains, errors)
-    claimed = {name: site.claimed_weight for name, site in accepted.items()}
-    for name, weight in shares.weights_of_scores(claimed, scores).items():
+    for name, weight in shares.weights_of_scores(state.claimed_weights(), scores).items():
         accepted[name].weight, accepted[name].score = weight, scores[name]
 
 
@@ -75,8 +74,8 @@ def self_reported(state: RoundState) -> None:
         site.reasons.append(f"weighted by what it says of itself: {reported}")
     num_examples = [site.contribution.record.num_examples for site in accepted.values()]
     weights = demo_weights(np.array(initial), np.array(final), np.array(num_examples, dtype=float))
-    for site, weight in zip(accepted.values(), weights, strict=True):
-        site.weight = float(weight)
+    for name, weight in state.share_among_copies(dict(zip(accepted, weights.tolist(), strict=True))).items():
+        accepted[name].weight = weight
 
 
 def demo_weights(initial: np.ndarray, final: np.ndarray, num_examples: np.ndarray) -> np.ndarray:

@@ -3,19 +3,24 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from helpers import factories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_combine import contribution, make_plan
-from test_examine import evaluator, update
+from test_examine import evaluator, score_file, update
 
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
+from fedmed_cli.adapters.low_rank import cut_to_rank
 from fedmed_cli.aggregation.combine import combine
 from fedmed_cli.aggregation.evidence import collect
+from fedmed_cli.aggregation.methods import svd
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import CombineError
+from fedmed_cli.records.combining import WEIGHTINGS
+from fedmed_cli.records.scores import SiteScore
 
 HUGE = 2**62
 CLAIMS = st.one_of(st.integers(0, HUGE), st.integers(0, 20))
@@ -135,6 +140,72 @@ def test_sites_that_claim_nothing_have_no_weight_and_do_not_stop_the_round(plan,
     nothing = sent(plan, parent, dict.fromkeys("ABC", 0))
     with pytest.raises(CombineError, match="no site claims any"):
         combine(plan, parent, nothing, AggregationSettings(weights=weights), **given)
+
+
+# --- copies and empty updates -----------------------------------------------------------------------
+
+
+def combined(plan, parent, contributions, weights):
+    """The decisions under any weights, with whatever those need."""
+    gains = {one.record.adapter: SiteScore(0.1, 0.01) for one in contributions.values()}
+    scores = [score_file(plan, parent, site, gains) for site in contributions]
+    chosen = AggregationSettings(weights=weights)
+    given = {"evaluator": evaluator(plan, parent), "scores": scores}
+    return combine(plan, parent, contributions, chosen, **given).decisions
+
+
+def noisy(plan, adapter, share, seed=5):
+    """An adapter whose B has Gaussian noise of this share of its norm in each module."""
+    rng, factors = np.random.default_rng(seed), {}
+    for module, (a, b) in adapter.factors.items():
+        noise = rng.normal(size=b.shape)
+        factors[module] = (a, (b + share * noise * np.linalg.norm(b) / np.linalg.norm(noise)).astype(np.float32))
+    return plan_adapter(plan, factors)
+
+
+@pytest.mark.parametrize("weights", WEIGHTINGS)
+@pytest.mark.parametrize("noise", [0.0, 0.06])
+def test_copies_share_one_weight_under_all_weights(plan, parent, weights, noise):
+    contributions = {site: contribution(plan, site, update(plan, parent, i)) for i, site in enumerate("ABCD", 1)}
+    copy = contribution(plan, "E", noisy(plan, contributions["D"].adapter, noise))
+    without = combined(plan, parent, contributions, weights)["D"].weight
+    decisions = combined(plan, parent, contributions | {"E": copy}, weights)
+    assert decisions["D"].evidence.copies == ("E",)
+    assert decisions["A"].evidence.copies == ()
+    both = decisions["D"].weight + decisions["E"].weight
+    assert both == pytest.approx(without, abs=0.1 if weights == "agentic" else 1e-9)  # its scores compare all sites
+    assert sum(one.weight for one in decisions.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("weights", WEIGHTINGS)
+@pytest.mark.parametrize("size", [0.0, 1e-4])
+@pytest.mark.parametrize("start", ["initial", "second round"])
+def test_empty_updates_are_rejected_under_all_weights(plan, parent, weights, size, start):
+    if start == "second round":
+        parent = update(plan, parent, 7)
+    contributions = {site: contribution(plan, site, update(plan, parent, i)) for i, site in enumerate("ABCD", 1)}
+    contributions["B"] = contribution(plan, "B", update(plan, parent, 2, size=size))
+    decisions = combined(plan, parent, contributions, weights)
+    assert {site: one.verdict for site, one in decisions.items() if one.verdict != "accepted"} == {"B": "rejected"}
+    assert decisions["B"].weight == 0
+    assert "empty update" in decisions["B"].reasons[0]
+    assert sum(one.weight for one in decisions.values()) == pytest.approx(1)
+
+
+def test_an_empty_update_of_a_lower_rank_is_rejected_too(plan, parent):
+    parent = svd(plan, parent, [update(plan, parent, 7)], [1.0])[0]
+    contributions = {site: contribution(plan, site, update(plan, parent, i)) for i, site in enumerate("A", 1)}
+    contributions["B"] = contribution(plan, "B", cut_to_rank(parent, 2))
+    decisions = combined(plan, parent, contributions, "uniform")
+    assert (decisions["B"].verdict, decisions["B"].weight) == ("rejected", 0)
+
+
+def test_a_long_update_does_not_make_the_others_empty(plan, parent):
+    for names in ("AB", "ABCD"):
+        contributions = {site: contribution(plan, site, update(plan, parent, i)) for i, site in enumerate(names, 1)}
+        for site in names[len(names) // 2 :]:
+            contributions[site] = contribution(plan, site, update(plan, parent, 9, size=1e6, direction=ord(site)))
+        assert all(one.weight > 0 for one in combined(plan, parent, contributions, "uniform").values())
 
 
 # --- claims that cannot be true ---------------------------------------------------------------------

@@ -81,15 +81,16 @@ def test_a_new_method_is_a_function_and_a_row(root, monkeypatch, capsys, fails):
 
 def test_a_new_weighting_is_a_function_and_a_row(root, monkeypatch, capsys, fails):
     def longest(state):
-        site = max(state.sites.values(), key=lambda site: site.norm)
-        site.weight = 1.0
+        farthest = max(state.sites.values(), key=lambda site: site.norm)
+        for site in state.sites.values():
+            site.weight = 0.5 if site is farthest else 0.25
 
     monkeypatch.setitem(WEIGH, "longest", longest)
     monkeypatch.setitem(WEIGHTINGS, "longest", Weighting("where it moved farthest", claim=None, fewest_sites=3))
     argv = ("aggregate", "--weights", "longest", "-C", str(root))
     assert main([*argv, "--json", "--dry-run"]) == 0
     weights = [site["weight"] for site in json.loads(capsys.readouterr().out)["sites"].values()]
-    assert sorted(weights) == [0.0, 0.0, 1.0]
+    assert sorted(weights) == [0.25, 0.25, 0.5]
     assert "longest needs at least 3 contributions, found 2" in fails(4, *argv, "--exclude", "A")
 
 
