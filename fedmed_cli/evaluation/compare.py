@@ -12,7 +12,7 @@ import numpy as np
 from fedmed_cli import intervals
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.data import examples
-from fedmed_cli.data.disclosure import MIN_LABEL_COUNT
+from fedmed_cli.data.disclosure import MIN_LABEL_COUNT, list_columns
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation import generated as answering
@@ -80,7 +80,7 @@ def column_parts(rows: Sequence[Example], column: str) -> dict[str, list[int]]:
     that are long or not printable, for they are texts rather than labels. InputError where no row has the column.
     """
     if not any(column in row.columns for row in rows):
-        names = ", ".join(sorted({name[:40] for row in rows for name in row.columns})[:30]) or "no column"
+        names = list_columns(name for row in rows for name in row.columns)
         raise InputError(f"--by-column {column}: the test examples have no such column, found {names}")
     found: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
