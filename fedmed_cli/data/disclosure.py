@@ -1,11 +1,14 @@
-"""What of the data may be shown or leave: names that are names of columns, and values that many rows have."""
+"""What of the data may be shown or leave: names that are names of columns, and values that many groups have."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-MIN_LABEL_COUNT = 10
+from fedmed_cli.errors import UsageError
+
+MIN_GROUPS = 10
+MAX_VALUE_LENGTH = 80
 MAX_NAMES = 30
 # Names that no cell of a data set has by chance, in lower case.
 KNOWN_COLUMNS = frozenset(
@@ -26,3 +29,17 @@ def list_columns(names: Iterable[str], is_header: bool = True) -> str:
         more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         return ", ".join(names[:MAX_NAMES]) + more or "none"
     return f"{len(names)} columns" if len(names) > 1 else "1 column"
+
+
+def may_leave(value: str, num_groups: int) -> bool:
+    """Whether a column's value may be shown or be in a record: 10 groups have it, and it is a label rather than a text.
+
+    A group is what must not be divided, such as a patient: many rows of one patient are one group.
+    """
+    return num_groups >= MIN_GROUPS and len(value) <= MAX_VALUE_LENGTH and value.isprintable()
+
+
+def check_not_group(option: str, column: str | None, group_by: str | None) -> None:
+    """UsageError where the values of a column that are to be shown are the groups themselves, such as patients."""
+    if column is not None and column == group_by:
+        raise UsageError(f"{option}: {column!r} is the column that groups examples, so its values may name patients")

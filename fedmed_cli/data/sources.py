@@ -69,6 +69,11 @@ class Source:
         """How messages call the data."""
         return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
 
+    @property
+    def has_patients(self) -> bool:
+        """Whether the examples may be of patients: all are but those of the bundled corpus."""
+        return self.kind != "corpus"
+
     def fetch(self, folder: Path) -> None:
         """Bring a hub id's rows into `folder`, streamed, so that they can be read more than once."""
         if self.kind == "hub" and not self.paths:

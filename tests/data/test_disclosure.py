@@ -137,3 +137,55 @@ def test_names_that_are_names_of_columns_are_shown():
     # A header is only taken for one where a name is known: else it may be the first row of data.
     assert disclosure.list_columns(["Smith", "warfarin"], is_header=False) == "2 columns"
     assert disclosure.list_columns(["Frage", "Antwort", "source"], is_header=False) == "Antwort, Frage, source"
+
+
+# --- values of a column -----------------------------------------------------------------------------
+
+
+def patients(count, rows_each):
+    """Rows of patients, who have a label of their own each, and share another one."""
+    return [
+        {
+            "question": f"question {patient} of {row}?",
+            "answer": f"the answer to {patient} {row}",
+            "patient": f"Zqxdoe {patient}",
+            "ward": f"Zqxfarin {patient}" if patient < 3 else "a ward",
+        }
+        for patient in range(count)
+        for row in range(rows_each)
+    ]
+
+
+def test_a_label_counts_by_its_patients_and_not_by_its_rows(tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in patients(60, 15)))
+    argv = ["split", "--dataset", tmp_path / "x.jsonl", "--label", "ward", "--by", "iid", "--hospitals", "2"]
+    argv += ["--near-duplicates", "off", "--group-by", "patient"]
+    assert check_nothing_shown(capsys, "x.jsonl", tmp_path / "work", *argv, "-C", tmp_path / "work") == 0
+    sites = json.loads((tmp_path / "work/data/split.json").read_text())["sites"]
+    assert {label for site in sites.values() for label in site["labels"]} == {"a ward", "other"}
+    # Without patients' groups each text counts, and the 15 rows of one label are enough.
+    argv = [str(part) for part in argv[:-2]]
+    assert main([*argv, "--hospitals", "1", "-C", str(tmp_path / "rows")]) == 0
+    sites = json.loads((tmp_path / "rows/data/split.json").read_text())["sites"]
+    assert "Zqxfarin 1" in sites["A"]["labels"]
+
+
+@pytest.mark.parametrize("option", [["--label", "patient"], ["--by", "column:patient"]])
+def test_the_group_column_is_no_label(option, tmp_path, fails):
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in patients(60, 15)))
+    argv = ["split", "--dataset", tmp_path / "x.jsonl", *option, "--group-by", "patient", "-C", tmp_path / "work"]
+    assert f"{option[0]}: 'patient' is the column that groups examples" in fails(2, *argv)
+    assert not (tmp_path / "work/data").exists()
+
+
+def test_values_of_a_column_are_not_shown_by_assign(tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in patients(60, 15)))
+    argv = ["split", "--dataset", tmp_path / "x.jsonl", "--by", "column:ward", "--assign", "A=a ward;B=other"]
+    assert check_nothing_shown(capsys, "x.jsonl", tmp_path / "work", *argv, "-C", tmp_path / "work") == 3
+
+
+def test_may_leave():
+    assert disclosure.may_leave("GHR", 10)
+    assert not disclosure.may_leave("GHR", 9)
+    assert not disclosure.may_leave("x" * 81, 100)
+    assert not disclosure.may_leave("a\tb", 100)

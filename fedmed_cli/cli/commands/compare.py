@@ -121,6 +121,7 @@ def compare(
         from fedmed_cli.evaluation import compared_adapters, mcq_files
 
         tests = comparison.test_set(place, site, max_eval_samples, screen.say)
+        tests.check_columns(by_column or [])
         chosen = compared_adapters.workspace_adapters(place, plan, all_rounds, screen.say)
         chosen |= compared_adapters.named_adapters(plan, adapter or [], chosen)
         local_only = compared_adapters.local_only(plan, alone or [], chosen)
