@@ -210,7 +210,7 @@ def _read_other_columns(row: Mapping[str, Any], layout: Layout) -> dict[str, str
         if value is not None and column not in layout.used and column != "id":
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             if is_broken(text) or is_broken(str(column)):
-                raise BadRow("encoding", f"column {str(column)[:40]!r} holds a broken character")
+                raise BadRow("encoding", "a column holds a broken character")
             columns[str(column)] = text
     return columns
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedmed_cli.data.bad_rows import BadRow
+from fedmed_cli.data.disclosure import list_columns
 from fedmed_cli.errors import InputError
 
 # Column names that hold a question and its answer, and one whose text belongs to the question too. The first
@@ -77,10 +78,10 @@ class Layout:
         return question, answer
 
 
-def find_layout(names: Sequence[str], columns: Mapping[str, str] | None, name: str) -> Layout:
+def find_layout(names: Sequence[str], columns: Mapping[str, str] | None, name: str, is_header: bool) -> Layout:
     """The layout of data with the columns `names`; `columns` maps question and answer, or text, to their names.
 
-    InputError lists names of columns, never a value.
+    InputError lists the names where that is safe: see `list_columns`, which `is_header` is for.
     """
     if columns:
         unknown = sorted(set(columns) - {"question", "answer", "messages", "text"})
@@ -102,9 +103,8 @@ def find_layout(names: Sequence[str], columns: Mapping[str, str] | None, name: s
                 column = _find(names, part)
                 if column is not None:
                     return Layout(kind, column, column)  # type: ignore[arg-type]  # one of the three
-    found = ", ".join(sorted(column[:40] for column in names)[:30]) or "none"
     raise InputError(
-        f"{name}: expected columns question and answer, found {found}",
+        f"{name}: expected columns question and answer, found {list_columns(names, is_header)}",
         hint="say which they are, for example --columns question=Q,answer=A",
     )
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmed_cli.data.disclosure import MIN_LABEL_COUNT
+from fedmed_cli.data.disclosure import may_leave
+from fedmed_cli.data.leakage_groups import Ints
 from fedmed_cli.data.partition import NOWHERE, SETS, Partition
 from fedmed_cli.data.row_index import Codes, Index
 from fedmed_cli.records.split import SiteCounts
@@ -17,16 +18,22 @@ from fedmed_cli.records.split import SiteCounts
 MAX_LABELS = 10_000  # of all sites together, in the record
 
 
-def count_sites(names: Sequence[str], index: Index, division: Partition) -> dict[str, SiteCounts]:
-    """Each site's sets, labels and identifiers, and how far its labels are from those of all sites."""
+def count_sites(
+    names: Sequence[str], index: Index, division: Partition, has_patients: bool = True
+) -> dict[str, SiteCounts]:
+    """Each site's sets, labels and identifiers, and how far its labels are from those of all sites.
+
+    Without patients, as in the bundled corpus, a label counts by its rows and not by its groups.
+    """
+    group_of = index.group_of if has_patients else np.arange(len(index), dtype=np.int32)
     assignment = division.assignment
     site_of = np.where(assignment == NOWHERE, -1, assignment // len(SETS))
-    pool = count_labels(index.label, site_of >= 0)
+    pool = count_labels(index.label, group_of, site_of >= 0)
     sizes = np.bincount(assignment[site_of >= 0], minlength=len(names) * len(SETS)).reshape(-1, len(SETS)).tolist()
     result = {}
     for number, name in enumerate(names):
         chosen = site_of == number
-        labels = count_labels(index.label, chosen)
+        labels = count_labels(index.label, group_of, chosen)
         result[name] = SiteCounts(
             **dict(zip(SETS, sizes[number], strict=True)),
             labels=_keep_commonest(labels, max(1, MAX_LABELS // len(names))),
@@ -36,16 +43,18 @@ def count_sites(names: Sequence[str], index: Index, division: Partition) -> dict
     return result
 
 
-def count_labels(codes: Codes | None, chosen: NDArray[np.bool_]) -> dict[str, int]:
-    """Counts of the labels of the chosen rows; values seen fewer than 10 times are pooled as "other"."""
+def count_labels(codes: Codes | None, group_of: Ints, chosen: NDArray[np.bool_]) -> dict[str, int]:
+    """Counts of the labels of the chosen rows; those that may not leave are pooled as "other"."""
     if codes is None:
-        total = int(chosen.sum())
-        return {"none" if total >= MIN_LABEL_COUNT else "other": total} if total else {}
+        codes = Codes(np.zeros(len(chosen), dtype=np.int32), ("",))
+    labels, groups = codes.codes[chosen], group_of[chosen]
+    num_rows = np.bincount(labels, minlength=len(codes.names)).tolist()
+    pairs = np.unique(labels.astype(np.int64) * len(group_of) + groups)
+    num_groups = np.bincount(pairs // len(group_of), minlength=len(codes.names)).tolist()
     counts: Counter[str] = Counter()
-    for name, count in zip(codes.names, np.bincount(codes.codes[chosen], minlength=len(codes.names)), strict=True):
-        if count:
-            counts[(name or "none") if count >= MIN_LABEL_COUNT else "other"] += int(count)
-    return dict(sorted(counts.items()))
+    for name, rows, of_groups in zip(codes.names, num_rows, num_groups, strict=True):
+        counts[(name or "none") if may_leave(name, of_groups) else "other"] += rows
+    return {label: count for label, count in sorted(counts.items()) if count}
 
 
 def _keep_commonest(labels: Mapping[str, int], most: int) -> dict[str, int]:

@@ -26,6 +26,7 @@ from fedmed_cli.errors import InputError
 BATCH_ROWS = 8192
 BLOCK_BYTES = 8_000_000
 COMPRESSIONS = (".gz", ".zst")
+OBJECT_TYPES = (".jsonl", ".ndjson", ".json")  # where each row names its columns
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmed_cli.data.disclosure import MIN_LABEL_COUNT
 from fedmed_cli.data.leakage_groups import Groups, Ints, number_groups
 from fedmed_cli.data.row_index import Codes, Index
 from fedmed_cli.data.split_options import SplitOptions
@@ -302,11 +301,9 @@ def _check_assigned(name_of: Mapping[str, str], counts: Mapping[str, int]) -> No
     """InputError unless each value of the column has a site, and each value with a site is one of the column."""
     missing = {value: total for value, total in counts.items() if value not in name_of}
     if missing:
-        # A rare value may point at a person: those are counted, not named.
-        shown = [value for value in sorted(missing) if missing[value] >= MIN_LABEL_COUNT]
         raise InputError(
-            f"--assign leaves {len(missing)} values of the column ({sum(missing.values())} examples) "
-            f"without a hospital{': ' if shown else ''}{', '.join(repr(value[:60]) for value in shown[:20])}"
+            f"--assign leaves {len(missing)} values ({sum(missing.values())} examples) without a hospital",
+            hint="name each value in --assign; the data's own are not shown",
         )
     for value in name_of:
         if value not in counts:

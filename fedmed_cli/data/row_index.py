@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from fedmed_cli.data import identifiers, screening
 from fedmed_cli.data.bad_rows import DEFAULT_MAX_BAD, BadRows
 from fedmed_cli.data.batches import Batch, Texts, as_texts
+from fedmed_cli.data.disclosure import list_columns
 from fedmed_cli.data.leakage_groups import Ints, Keys, merge_equal
 from fedmed_cli.data.near_duplicates import SIMILARITY, MinHashIndex
 from fedmed_cli.data.same_text import group_key, group_name, keyed_hash, question_key, text_key
@@ -149,8 +150,7 @@ def _check_columns(options: IndexOptions, columns: Iterable[str]) -> None:
     """InputError where no row has a column that was asked for."""
     for wanted in (options.group_by, options.label, options.column):
         if wanted is not None and wanted not in columns:
-            found = ", ".join(sorted(part[:40] for part in columns)[:30]) or "no other column"
-            raise InputError(f"the data have no column {wanted!r}, found {found}")
+            raise InputError(f"the data have no column {wanted!r}, found {list_columns(columns)}")
 
 
 def repeated_keys(keys: Keys) -> Keys:

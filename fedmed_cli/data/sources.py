@@ -19,6 +19,7 @@ from fedmed_cli.data.batches import Batch, make_batch
 from fedmed_cli.data.columns import Layout, find_layout
 from fedmed_cli.data.formats import (
     BATCH_ROWS,
+    OBJECT_TYPES,
     PARSERS,
     Chunk,
     Row,
@@ -68,6 +69,11 @@ class Source:
         """How messages call the data."""
         return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
 
+    @property
+    def has_patients(self) -> bool:
+        """Whether the examples may be of patients: all are but those of the bundled corpus."""
+        return self.kind != "corpus"
+
     def fetch(self, folder: Path) -> None:
         """Bring a hub id's rows into `folder`, streamed, so that they can be read more than once."""
         if self.kind == "hub" and not self.paths:
@@ -103,13 +109,26 @@ class Source:
         layout: Layout | None = None
         for number, name, chunk in _read_ahead(self._limited_chunks()):
             if layout is None:
-                names = _read_column_names(chunk)
-                layout = find_layout(names, self.columns, name) if names is not None else None
+                layout = self._find_layout(chunk, number, name)
             batch = make_batch(chunk, layout, number, name, bad)
             if len(batch):
                 yield batch
         if not bad.num_rows:
             raise InputError(f"{self.title}: holds no example")
+
+    def _find_layout(self, chunk: Chunk, file: int, name: str) -> Layout | None:
+        """The layout by the first rows of a file; None where all are bad."""
+        if isinstance(chunk, TableChunk):
+            rows = [chunk.table.column_names] * len(chunk[:_SNIFFED_ROWS])
+        else:
+            rows = [list(row.value) for row in chunk if not isinstance(row.value, BadRow)][:_SNIFFED_ROWS]
+        if not rows:
+            return None
+        names = list(dict.fromkeys(str(column) for row in rows for column in row))
+        # Objects that all have the same keys; the names of a table may be its first row of data.
+        has_keys = bool(self.paths) and file_type(self.paths[file - 1]) in OBJECT_TYPES
+        is_header = has_keys and len(rows) > 1 and all(len(row) == len(names) for row in rows)
+        return find_layout(names, self.columns, name, is_header)
 
     def _limited_chunks(self) -> Iterator[tuple[int, str, Chunk]]:
         """Chunks of at most BATCH_ROWS rows with their file's number and name, up to the limit."""
@@ -137,16 +156,6 @@ def raw_rows(name: str) -> Iterator[Row]:
     for path in _find_files(name):
         for chunk in read_chunks(path, str(path)):
             yield from table_rows(chunk, str(path)) if isinstance(chunk, TableChunk) else chunk
-
-
-def _read_column_names(chunk: Chunk) -> list[str] | None:
-    """The columns of a chunk, or None where all its rows are bad."""
-    if isinstance(chunk, TableChunk):
-        return list(chunk.table.column_names)
-    good = [row.value for row in chunk if not isinstance(row.value, BadRow)]
-    if not good:
-        return None
-    return list(dict.fromkeys(str(name) for value in good[:_SNIFFED_ROWS] for name in value))
 
 
 # --- finding the files ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmed_cli.data import leak_check, row_index, screening, split_files, topics
+from fedmed_cli.data import disclosure, leak_check, row_index, screening, split_files, topics
 from fedmed_cli.data import partition as partitioning
 from fedmed_cli.data.composition import count_sites
 from fedmed_cli.data.leakage_groups import merge
@@ -69,6 +69,9 @@ def split(
             f"{workspace.data} exists already", hint="use another folder with --workspace; nothing was changed"
         )
     options.check()
+    if source.has_patients:
+        option = "--by" if options.label == options.column else "--label"
+        disclosure.check_not_group(option, options.label, options.group_by)
     seed = plan.training.seed
     wrote_plan = not workspace.plan_path.exists()
     with _make_staging(workspace) as staged, ThreadPoolExecutor(1) as pool:
@@ -164,7 +167,7 @@ def _make_record(
     source: Source, source_digest: str, options: SplitOptions, seed: int, written: _Written, started: float
 ) -> SplitRecord:
     index = written.index
-    sites = count_sites(options.names, index, written.division)
+    sites = count_sites(options.names, index, written.division, source.has_patients)
     num_examples = sum(counts.total for counts in sites.values())
     return SplitRecord(
         source=source.kind,

@@ -12,7 +12,7 @@ import numpy as np
 from fedmed_cli import intervals
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.data import examples
-from fedmed_cli.data.disclosure import MIN_LABEL_COUNT
+from fedmed_cli.data.disclosure import check_not_group, list_columns, may_leave
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation import generated, mcq, measuring
@@ -45,6 +45,12 @@ class TestSet:
     examples: list[Example]
     name: str
     group_by: str | None
+    has_patients: bool
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """UsageError where one is the group column, whose values may name patients."""
+        for column in columns if self.has_patients else ():
+            check_not_group("--by-column", column, self.group_by)
 
 
 def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> TestSet:
@@ -62,7 +68,7 @@ def test_set(workspace: Workspace, site: str | None, limit: int, say: Say) -> Te
     sample = measuring.sample(rows, limit, group_by, examples.home_site)
     if len(sample) < len(rows):
         say(f"measuring on {len(sample)} of {len(rows)} examples of {name} (--max-eval-samples)")
-    return TestSet(sample, name, group_by)
+    return TestSet(sample, name, group_by, workspace.has_patients(site))
 
 
 def site_parts(rows: Sequence[Example]) -> dict[str, list[int]]:
@@ -71,14 +77,14 @@ def site_parts(rows: Sequence[Example]) -> dict[str, list[int]]:
     return {site: [i for i, row in enumerate(rows) if examples.home_site(row) == site] for site in sites}
 
 
-def column_parts(rows: Sequence[Example], column: str) -> dict[str, list[int]]:
+def column_parts(rows: Sequence[Example], column: str, groups: Sequence[str]) -> dict[str, list[int]]:
     """Indices of the examples with each value of a column, for a record that leaves the house.
 
-    Values of fewer than 10 examples are pooled as `other`, as are all but the 30 most frequent ones, and those
-    that are long or not printable, for they are texts rather than labels. InputError where no row has the column.
+    Values that may not leave are pooled as `other`, as are all but the 30 most frequent ones. `groups` names each
+    example's group. InputError where no row has the column.
     """
     if not any(column in row.columns for row in rows):
-        names = ", ".join(sorted({name[:40] for row in rows for name in row.columns})[:30]) or "no column"
+        names = list_columns(name for row in rows for name in row.columns)
         raise InputError(f"--by-column {column}: the test examples have no such column, found {names}")
     by_value: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -86,9 +92,8 @@ def column_parts(rows: Sequence[Example], column: str) -> dict[str, list[int]]:
     frequent = sorted(by_value, key=lambda value: (-len(by_value[value]), value))[:MAX_VALUES]
     parts: dict[str, list[int]] = {}
     for value, indices in by_value.items():
-        is_label = len(value) <= 80 and value.isprintable()
-        named = value in frequent and len(indices) >= MIN_LABEL_COUNT and is_label
-        parts.setdefault(value if named else OTHER, []).extend(indices)
+        is_shown = value in frequent and may_leave(value, len({groups[i] for i in indices}))
+        parts.setdefault(value if is_shown else OTHER, []).extend(indices)
     return {value: sorted(parts[value]) for value in sorted(parts)}
 
 
@@ -142,7 +147,9 @@ def compare(
     """
     items = measuring.prepare(lm, plan, tests.examples, tests.group_by)
     shares = site_parts(items.examples)
-    columns = {column: column_parts(items.examples, column) for column in by_column}
+    # Without patients a value counts by its rows, not by its groups.
+    groups = items.groups if tests.has_patients else [str(i) for i in range(len(items.examples))]
+    columns = {column: column_parts(items.examples, column, groups) for column in by_column}
     losses = measure_all(workspace, plan, lm, adapters, items, progress)
     paired = Paired(losses, items.groups, num_resamples)
     parts = {OVERALL: list(range(len(items.examples))), **shares}

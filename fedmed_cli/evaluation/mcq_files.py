@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fedmed_cli.data.bad_rows import BadRow
 from fedmed_cli.data.columns import text_of
+from fedmed_cli.data.disclosure import list_columns
 from fedmed_cli.data.sources import raw_rows
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Say
@@ -120,9 +121,8 @@ def _find_layout(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path) -> C
         return "columns"
     if "question" in names and "final_decision" in names:
         return "decision"
-    columns = ", ".join(sorted(name[:40] for name in names)[:30]) or "none"
     raise InputError(
-        f"{path}: is not a file of multiple-choice questions, found columns {columns}",
+        f"{path}: is not a file of multiple-choice questions, found {list_columns(names, is_header=False)}",
         hint="expected question and options with answer_idx or answer (MedQA), or with opa, opb, opc, opd and cop "
         "(MedMCQA), or with final_decision (PubMedQA)",
     )

@@ -225,6 +225,7 @@ def compare(
 
         say = events.say
         tests = comparing.test_set(workspace, site, options.max_eval_samples, say)
+        tests.check_columns(options.by_column)
         adapters = compared_adapters.workspace_adapters(workspace, plan, options.all_rounds, say)
         adapters |= compared_adapters.named_adapters(plan, options.adapters, adapters)
         local_only = compared_adapters.local_only(plan, options.alone, adapters)

@@ -10,12 +10,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.events import Say
 from fedmed_cli.records.metrics import metric_line
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace.durable import end_of_last_line, make_folders, sync_folder, write_all, write_folder
+
+if TYPE_CHECKING:
+    from fedmed_cli.records.split import DivisionRecord, SplitRecord
 
 PLAN_NAME = "federation.toml"
 DIVISION_NAME = "division.json"
@@ -71,15 +75,24 @@ class Workspace:
     def site_data(self, site: str) -> Path:
         return self.data / site
 
-    def group_column(self, site: str | None = None) -> str | None:
-        """The column whose groups were kept together, from the split's record or that of the site's own division."""
+    def division(self, site: str | None = None) -> SplitRecord | DivisionRecord | None:
+        """The record of the site's own division, else that of the split; None where there is neither."""
         from fedmed_cli.records.split import DivisionRecord, SplitRecord
 
         division = self.site_data(site) / DIVISION_NAME if site else None
         if division is not None and division.exists():
-            return DivisionRecord.read(division).group_by
+            return DivisionRecord.read(division)
         split = self.data / "split.json"
-        return SplitRecord.read(split).group_by if split.exists() else None
+        return SplitRecord.read(split) if split.exists() else None
+
+    def group_column(self, site: str | None = None) -> str | None:
+        """The column whose groups were kept together."""
+        record = self.division(site)
+        return record.group_by if record is not None else None
+
+    def has_patients(self, site: str | None = None) -> bool:
+        """Whether the examples may be of patients: all are but those of the bundled corpus."""
+        return getattr(self.division(site), "source", None) != "corpus"
 
     def contribution(self, site: str) -> Path:
         return self.adapters / site

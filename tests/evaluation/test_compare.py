@@ -8,6 +8,7 @@ import pytest
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.data.examples import Example
+from fedmed_cli.errors import UsageError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.measures import Interval
@@ -160,18 +161,35 @@ def test_a_column_of_sites_gives_the_parts_of_the_sites_and_rare_values_are_pool
 
 
 def test_values_that_are_rare_long_or_too_many_are_pooled():
-    from fedmed_cli.evaluation.compare import MAX_VALUES, column_parts
+    from fedmed_cli.evaluation import compare
 
-    def rows(values):
-        return [Example(str(i), "q", "a", {"kind": value} if value else {}) for i, value in enumerate(values)]
+    def column_parts(values, group=str):
+        rows = [Example(str(i), "q", "a", {"kind": value} if value else {}) for i, value in enumerate(values)]
+        return compare.column_parts(rows, "kind", [group(i) for i in range(len(rows))])
 
     values = ["often"] * 10 + ["rare"] * 9 + ["x" * 81] * 12 + ["a\tb"] * 12 + [""] * 11
-    parts = column_parts(rows(values), "kind")
+    parts = column_parts(values)
     assert {value: len(indices) for value, indices in parts.items()} == {"none": 11, "often": 10, "other": 33}
     assert sorted(i for indices in parts.values() for i in indices) == list(range(len(values)))
-    many = column_parts(rows([f"v{i:02d}" for i in range(MAX_VALUES + 5) for _ in range(10)]), "kind")
-    assert len(many) == MAX_VALUES + 1
+    many = column_parts([f"v{i:02d}" for i in range(compare.MAX_VALUES + 5) for _ in range(10)])
+    assert len(many) == compare.MAX_VALUES + 1
     assert len(many["other"]) == 50
+    # Twelve rows of one patient are one group: the value is that patient's.
+    assert column_parts(["one patient"] * 12 + ["many"] * 12, lambda i: "P1" if i < 12 else str(i)).keys() == {
+        "many",
+        "other",
+    }
+
+
+def test_the_group_column_is_refused_but_of_the_corpus(split_workspace):
+    from fedmed_cli.evaluation.compare import TestSet, test_set
+
+    with pytest.raises(UsageError, match="--by-column: 'patient' is the column that groups examples"):
+        TestSet([], "x", "patient", has_patients=True).check_columns(["ward", "patient"])
+    TestSet([], "x", "patient", has_patients=True).check_columns(["ward"])
+    corpus = test_set(split_workspace, None, 100, print)
+    assert (corpus.group_by, corpus.has_patients) == ("focus", False)
+    corpus.check_columns(["focus"])
 
 
 def test_no_text_of_an_example_is_in_the_record(compared):
