@@ -19,6 +19,7 @@ from fedmed_cli.reporting.parts import Cell, Figure, Group, Pairs, Part, Table, 
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.markdown import Markdown
 
 
 class Screen:
@@ -166,7 +167,6 @@ class Screen:
 
     def side_by_side(self, columns: Iterable[tuple[str, str]], label: str) -> None:
         """Answers beside each other where the screen is wide enough, else below each other."""
-        from rich.markdown import Markdown
         from rich.table import Table as RichTable
 
         columns = list(columns)
@@ -178,12 +178,12 @@ class Screen:
         if self.out.width < 100:
             for name, text in columns:
                 self.out.rule(f"[bold]{escape(name)}[/bold]", align="left", style="dim")
-                self.out.print(Markdown(text or "(no answer)"))
+                self.out.print(_markdown(text or "(no answer)"))
             return
         table = RichTable(expand=True, show_lines=False)
         for name, _ in columns:
             table.add_column(escape(name), ratio=1, overflow="fold")
-        table.add_row(*(Markdown(text or "(no answer)") for _, text in columns))
+        table.add_row(*(_markdown(text or "(no answer)") for _, text in columns))
         self.out.print(table)
 
     def commands(self, rows: Iterable[tuple[str, str]]) -> None:
@@ -270,6 +270,13 @@ def _no_echo() -> Iterator[None]:
         termios.tcsetattr(handle, termios.TCSADRAIN, before)
 
 
+def _markdown(text: str) -> Markdown:
+    """What a model wrote. A link shows its address instead of leading there: its text could claim another."""
+    from rich.markdown import Markdown
+
+    return Markdown(text, hyperlinks=False)
+
+
 class _MarkdownStream:
     """Markdown that grows: finished paragraphs are printed for good, the last one is drawn again with each piece."""
 
@@ -298,12 +305,10 @@ class _MarkdownStream:
                 break
             done, self._tail = self._tail[:cut], self._tail[cut:]
             self._print(done)
-        from rich.markdown import Markdown
-
         # Only what fits is drawn: a live region that is taller than the screen cannot be taken back.
         lines = self._tail.splitlines()[-max(self._console.height - 4, 3) :]
         shown = "\n".join(lines)
-        self._live.update(Markdown(shown) if shown.strip() else "", refresh=True)
+        self._live.update(_markdown(shown) if shown.strip() else "", refresh=True)
 
     def _finished(self) -> int:
         """Where the first finished paragraph ends: at an empty line that is not inside a code block; 0 if none."""
@@ -315,10 +320,8 @@ class _MarkdownStream:
         return 0
 
     def _print(self, text: str) -> None:
-        from rich.markdown import Markdown
-
         if text.strip():
-            self._console.print(Markdown(text), width=self._width)
+            self._console.print(_markdown(text), width=self._width)
 
 
 def show_error(error: FedmedError) -> None:
