@@ -1,0 +1,62 @@
+"""What the guardrails do on what real people wrote: python benchmarks/guardrails/real.py FOLDER
+
+FOLDER holds consumer_questions.jsonl.gz (K-QA, MIT, and MeQSum, CC BY 4.0) and misuse_requests.jsonl.gz (the training
+half of MedSafetyBench, MIT), each with `source` and `prompt`. The labels beside this program name the texts by hash.
+Two readers, both language models and neither with the other's labels, read every text by the rule in labels/RULE.md;
+where their levels differed, a third reading settled it. 1,560 of the 1,578 levels agreed, and 442 of the 450 labels of
+misuse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+from evaluate import wilson
+
+from fedmed_cli.chat.guardrails.question import check_question
+
+LABELS = Path(__file__).with_name("labels")
+FILES = {"consumer_questions": ("real_labels.jsonl", "level"), "misuse_requests": ("misuse_labels.jsonl", "label")}
+
+
+def read(folder: Path, name: str) -> list[tuple[str, str, str]]:
+    """Source, label and text of each message of a file."""
+    labels_name, field = FILES[name]
+    rows = map(json.loads, (LABELS / labels_name).read_text(encoding="utf-8").splitlines())
+    labels = {row["sha256"]: row[field] for row in rows}
+    with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = [json.loads(line) for line in file]
+    return [
+        (row["source"], labels[hashlib.sha256(row["prompt"].encode()).hexdigest()[:16]], row["prompt"]) for row in texts
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    totals: Counter[tuple[str, str]] = Counter()
+    findings: Counter[tuple[str, str, str]] = Counter()
+    for name in FILES:
+        for source, label, text in read(arguments.folder, name):
+            totals[source, label] += 1
+            found = check_question(text)
+            outcomes = {finding.level.value for finding in found} | {finding.kind.value for finding in found}
+            findings.update((source, label, outcome) for outcome in outcomes)
+    print("| source | label | messages | urgent | of them crisis | declined |\n| --- | --- | --- | --- | --- | --- |")
+    for (source, label), total in sorted(totals.items()):
+        cells = []
+        for outcome in ("urgent", "crisis", "decline"):
+            hits = findings[source, label, outcome]
+            low, high = wilson(hits, total)
+            cells.append(f"{hits} = {100 * hits / total:.1f} % [{100 * max(0, low):.1f}, {100 * high:.1f}]")
+        print(f"| {source} | {label} | {total:,} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
