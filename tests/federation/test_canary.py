@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 from conftest import NUM_EXAMPLES
@@ -76,8 +77,12 @@ def test_no_mark_in_any_record_metric_log_or_error(marked, tiny_base, capfd, mon
     for name, text in spoiled.items():
         (folder / name).write_text(text)
         assert main(["split", "--dataset", str(folder / name), "-C", str(folder / f"of-{name}")]) == 3, name
-        code = 6 if name == "tiny.jsonl" else 3  # it can be read, but data/A is of `split`
-        assert main(["train-local", "--site", "A", "--data", str(folder / name), *base]) == code, name
+        train = ["train-local", "--site", "A", "--data", str(folder / name), "--base", str(tiny_base)]
+        assert main([*train, "-C", str(root)]) == 6, name  # data/A is of `split`
+        own = folder / f"own-{name}"
+        own.mkdir()
+        shutil.copy(root / "federation.toml", own)
+        assert main([*train, "-C", str(own)]) == 3, name
     from fedmed_cli.federation import site
 
     def broken(name):
