@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmed_cli.chat.choose_adapter import BASE, NamedAdapter
 from fedmed_cli.chat.guardrails.answer import check_answer
-from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, Finding, holds_answer_back
+from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, Finding, Strictness, holds_answer_back
 from fedmed_cli.chat.guardrails.question import check_question
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.models.prompts import prompt_ids, prompt_messages
@@ -81,6 +81,7 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     current: NamedAdapter = BASE
     stats: list[Answer] = field(default_factory=list)
+    guardrails: Strictness = "standard"
 
     def __post_init__(self) -> None:
         self.system = self.prompt.system  # until /system or /load change it
@@ -114,11 +115,10 @@ class Conversation:
                 return messages, forgotten
         raise InputError(f"the question does not fit into the model's context ({max(room, 0):,} tokens)")
 
-    @staticmethod
-    def guard(question: str) -> Guarded:
+    def guard(self, question: str) -> Guarded:
         """Check a question: nothing is asked without. InputError where it is empty or too long."""
         question = check_length(question)
-        findings = check_question(question)
+        findings = check_question(question, self.guardrails)
         return Guarded(question, findings, holds_answer_back(findings))
 
     def ask(self, guarded: Guarded, on_text: Callable[[str], None] = lambda text: None) -> Reply:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedmed_cli.cli import options as o
+from fedmed_cli.cli import parse
 
 
 def chat(
@@ -22,6 +23,7 @@ def chat(
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="Keep typed lines in .fedmed/chat_history for the next chat.")
     ] = False,
+    guardrails: o.GuardrailsOption = "standard",
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
@@ -35,9 +37,10 @@ def chat(
 
     from fedmed_cli.chat import choose_adapter
     from fedmed_cli.chat.conversation import DISCLAIMER, Conversation, Settings, check_length, to_json
-    from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS
+    from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, STRICTNESS
     from fedmed_cli.errors import UsageError
 
+    strictness = parse.choice("--guardrails", guardrails, STRICTNESS)
     screen, place = common.open()
     plan = place.read_plan()
     named = None if adapter == "best" else choose_adapter.choose_adapter(place, plan, adapter, screen.say)
@@ -64,7 +67,9 @@ def chat(
     named = named or find("best")
     context = min(int(getattr(lm.model.config, "max_position_embeddings", 4096)), 8192)
     settings = Settings(temperature, min(max_new_tokens, context // 2))
-    conversation = Conversation(decoding.make(lm, context), lm.tokenizer, plan.prompt, context, settings)
+    conversation = Conversation(
+        decoding.make(lm, context), lm.tokenizer, plan.prompt, context, settings, guardrails=strictness
+    )
     conversation.use(named)
     screen.detail(conversation.decoder.kernels)
     screen.say(f"{plan.base.name} with {named.name}. {DISCLAIMER}")
