@@ -54,9 +54,8 @@ def main() -> None:
             outcomes = {finding.level.value for finding in found}
             outcomes |= {finding.kind.value for finding in found if finding.level.value == "urgent"}
             findings.update((source, label, outcome) for outcome in outcomes)
-    print(
-        "| source | label | messages | urgent | of them crisis | possible | declined |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
+    columns = ("source", "label", "messages", "urgent", "of them crisis", "possible", "declined")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for (source, label), total in sorted(totals.items()):
         cells = []
         for outcome in ("urgent", "crisis", "possible", "decline"):

@@ -40,7 +40,7 @@ class Point:
 # Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
-        Kind.CRISIS: Point((-0.15, -5.0), (math.inf, -1.0), (0.5, -5.0)),
+        Kind.CRISIS: Point((0.0, -5.0), (math.inf, -1.0), (0.5, -5.0)),
         Kind.EMERGENCY: Point((0.8, -1.7), (0.8, 0.8), (0.2, -3.0)),
         Kind.MISUSE: Point((0.4, -1.0), (0.4, -1.0)),
         Kind.DOSING: Point((1.2, -1.5), (1.2, -1.5)),
@@ -60,11 +60,8 @@ LEVELS: Mapping[Kind, Level] = {Kind.EMERGENCY: Level.URGENT, Kind.CRISIS: Level
 # Kinds that a chat is full of; none identifies anybody by itself.
 UNNOTICED = frozenset(("url", "age", "date"))
 
-_ABOUT_SOMEBODY = re.compile(
-    r" (?:i|my|mine|me|he|she|his|her|him|we|our|us|this|these|it|mother|father|son|daughter|husband|wife) "
-)
 _SPEAKER = re.compile(
-    r" (?:i|my|me|we|our|us|help|please|husband|wife|mother|father|son|daughter|brother|sister|friend|neighbour|someone) "
+    r" (?:i|my|me|we|our|us|help|please|husband|wife|mother|father|son|daughter|brother|sister|friend|someone) "
 )
 _STEM = re.compile(
     r"(?i)(?:[:\u2013-]|(?<!he )(?<!it )(?<!they )\b(?:is|are|by|to|of|between|from|because))[\s?.:\u2013-]*$"
@@ -214,10 +211,6 @@ def _is_denied_or_past(rule: Rule, spans: Sequence[Span], reading: Reading) -> b
 
 def _is_silent(rule: Rule, reading: Reading, message: Sequence[Reading]) -> bool:
     """Whether a rule that matched says nothing, because of how the sentence is meant."""
-    if any(True for pattern in rule.unless for _ in _places(pattern, reading, message)):
-        return True
-    if rule.personal and not any(_ABOUT_SOMEBODY.search(other.plain) for other in message):
-        return True
     if rule.generic or rule.kind in (Kind.DIAGNOSIS, Kind.MISUSE):
         return False
     is_asked = reading.is_informational and not reading.is_personal
