@@ -20,7 +20,7 @@ def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     share = hits / total
     middle = share + z * z / (2 * total)
     half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return (middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
+    return max(0.0, middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
 
 
 def main(path: str, show: bool) -> None:
