@@ -1,8 +1,10 @@
 """Learn the likeness model from the open sets and real messages, and write fedmed_cli/chat/guardrails/classifier.tsv.
 
     python benchmarks/guardrails/train.py FOLDER            learn from all sources and write the file
-    python benchmarks/guardrails/train.py FOLDER --held     leave out one source after the other, and print how the
-                                                            whole guardrail does on it, with Wilson intervals (95 %)
+    python benchmarks/guardrails/train.py FOLDER --held source|half
+                                                            leave out one source after the other, or one half of all
+                                                            messages, and print how the whole guardrail does on what
+                                                            was left out, with Wilson intervals (95 %)
 
 FOLDER holds consumer_questions.jsonl.gz (K-QA, MIT; MeQSum, CC BY 4.0), misuse_requests.jsonl.gz (MedSafetyBench, MIT),
 medquad_train_10k.jsonl.gz (MedQuAD, CC BY 4.0) and medmcqa_dev.jsonl.gz (MedMCQA, MIT). The unseen set
@@ -171,15 +173,14 @@ def write(model: Model, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def held(rows: Sequence[Row], strictness: question.Strictness) -> None:
-    """Each source by models that have not seen it. The rules have seen the development set."""
+def held(rows: Sequence[Row], by: str, strictness: question.Strictness) -> None:
+    """Each source, or each half of all messages, by a model that has not seen it. The rules have seen all."""
     counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    for source in dict.fromkeys(row.source for row in rows):
-        model = learn([row for row in rows if row.source != source])
+    folds = [row.source if by == "source" else int(sha(row.text), 16) % 2 for row in rows]
+    for fold in dict.fromkeys(folds):
+        model = learn([row for row, its in zip(rows, folds, strict=True) if its != fold])
         classifier.load = lambda model=model: model  # type: ignore[assignment]
-        for row in rows:
-            if row.source != source:
-                continue
+        for row in (row for row, its in zip(rows, folds, strict=True) if its == fold):
             found = question.check_question(row.text, strictness)
             levels = {finding.level.value for finding in found}
             is_urgent = "urgent" in levels
@@ -205,7 +206,8 @@ def held(rows: Sequence[Row], strictness: question.Strictness) -> None:
             for kind in row.labels & set(CLASSES[3:-1]):
                 tally[f"{kind}: noticed"] = "notice" in levels
             for what, hit in tally.items():
-                for key in ((source, what), ("all written" if source in WRITTEN else "all real", what)):
+                group = "all written" if row.source in WRITTEN else "all real"
+                for key in ((row.source, what), (group, what)):
                     counts[key][0] += hit
                     counts[key][1] += 1
     for (source, what), (hits, total) in sorted(counts.items(), key=lambda item: (item[0][1], item[0][0])):
@@ -216,12 +218,12 @@ def held(rows: Sequence[Row], strictness: question.Strictness) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--held", action="store_true")
+    parser.add_argument("--held", choices=("source", "half"))
     parser.add_argument("--guardrails", choices=("standard", "strict"), default="standard")
     arguments = parser.parse_args()
     rows = [row for name in WRITTEN for row in read_written(name)] + read_real(arguments.folder)
     if arguments.held:
-        held(rows, arguments.guardrails)
+        held(rows, arguments.held, arguments.guardrails)
     else:
         write(learn(rows), ROOT / "fedmed_cli/chat/guardrails/classifier.tsv")
 

@@ -37,7 +37,7 @@ class Point:
     possible: tuple[float, float] = (math.inf, math.inf)
 
 
-# Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held).
+# Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held source).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
         Kind.CRISIS: Point((0.4, -4.5), (math.inf, 0.0), (0.0, -5.0)),
