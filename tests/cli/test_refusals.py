@@ -318,6 +318,7 @@ def fail_at(monkeypatch, number):
     return calls
 
 
+@pytest.mark.slow
 def test_no_space_left_at_any_step_of_aggregate_loses_nothing(trained_once, tmp_path, fails, monkeypatch):
     number = 0
     while True:

@@ -288,6 +288,7 @@ def run_site(ready, name="A", until=None, said=None, **changes):
     ).record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_steps", [1, 3])
 def test_a_training_that_breaks_off_at_any_step_ends_with_the_same_bytes(ready, save_steps):
     workspace = ready[0]
