@@ -179,7 +179,7 @@ def _open_staging(workspace: Workspace, target: Path | None) -> Iterator[Path]:
         with new_folder(target) as folder:
             yield folder
         return
-    workspace.private.mkdir(parents=True, exist_ok=True)
+    workspace.make_private()
     with tempfile.TemporaryDirectory(dir=workspace.private, prefix=".dry-run.", suffix=".tmp") as name:
         yield Path(name)
 

@@ -37,6 +37,7 @@ from fedmed_cli.training.loop import Trained, order_seed, peak_memory, train
 from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.trust.keys import sign_record
 from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace.durable import private_files
 
 
 @dataclass(frozen=True)
@@ -321,7 +322,8 @@ def _file_away(
         previous = {f"global/{name}": content for name, content in accepted.files.items()}
         workspace.replace_folder(workspace.round(task.round_number - 1), dict(previous))
     if data.pending:
-        workspace.replace_folder(workspace.site_data(task.site), dict(data.pending))
+        with private_files():
+            workspace.replace_folder(workspace.site_data(task.site), dict(data.pending))
     target = workspace.contribution(task.site)
     return SiteResult(record, target, workspace.replace_folder(target, dict(files)))
 

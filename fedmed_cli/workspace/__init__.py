@@ -131,7 +131,7 @@ class Workspace:
         """
         from filelock import FileLock, Timeout
 
-        self.private.mkdir(parents=True, exist_ok=True)
+        self.make_private()
         lock, holder = FileLock(self.private / "lock"), self.private / "lock.pid"
         try:
             lock.acquire(timeout=0)
@@ -147,6 +147,14 @@ class Workspace:
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+    def make_private(self) -> None:
+        """Make `.fedmed/` for this user alone: it holds what is computed from single examples.
+
+        Whoever shares a workspace on purpose may open it to a group; an existing folder keeps its mode.
+        """
+        make_folders(self.root)
+        self.private.mkdir(mode=0o700, exist_ok=True)
 
     def _sweep(self) -> None:
         """Finish or remove what a process left that died while writing.
