@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": ("verify", "verify"),
     "pack": ("pack", "pack"),
     "report": ("report", "report"),
+    "privacy": ("privacy", "privacy"),
     "keys": ("keys", "keys"),
     "keys new": ("keys", "new"),
     "keys show": ("keys", "show"),

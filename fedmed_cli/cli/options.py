@@ -35,6 +35,7 @@ COMMON_PANEL = "Everywhere"
 DATA_PANEL = "The data"
 LEAK_PANEL = "What must not leak"
 AGGREGATION_PANEL = "How to combine"
+DP_PANEL = "Differential privacy"
 
 
 def _option(flag: str, *more: str, text: str, panel: str | None = None, **rest: Any) -> Any:
@@ -97,6 +98,17 @@ PhiOption = Annotated[
 ]
 
 
+LedgerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--privacy-ledger",
+        help="The hospital's privacy ledger \\[privacy.jsonl beside the user's key].",
+        dir_okay=False,
+        rich_help_panel=DP_PANEL,
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class CommonOptions:
     """What every command takes."""
@@ -152,6 +164,16 @@ class PlanOptions:
     lr_scheduler_rounds: Annotated[
         int | None,
         _option("--lr-scheduler-rounds", text="Rounds spanned by one linear or cosine decay [1].", panel=PLAN_PANEL),
+    ] = None
+    max_epsilon: Annotated[
+        float | None,
+        _option(
+            "--max-epsilon",
+            text="Require differential privacy of every contribution, with at most this epsilon in all.",
+            min=1e-3,
+            max=1000,
+            panel=PLAN_PANEL,
+        ),
     ] = None
     fedprox_mu: Annotated[
         float | None,
@@ -306,9 +328,44 @@ class TrainingOptions:
         _option("--report-to", text="tensorboard: event files in .fedmed/tensorboard/.", panel=TRAINING_PANEL),
     ] = None
 
+    dp_epsilon: Annotated[
+        float | None,
+        _option(
+            "--dp-epsilon", text="Train with differential privacy of this epsilon (DP-SGD).", min=1e-3, panel=DP_PANEL
+        ),
+    ] = None
+    dp_noise_multiplier: Annotated[
+        float | None,
+        _option(
+            "--dp-noise-multiplier", text="Noise over clip norm, instead of --dp-epsilon.", min=1e-3, panel=DP_PANEL
+        ),
+    ] = None
+    dp_delta: Annotated[
+        float | None,
+        _option(
+            "--dp-delta",
+            text="Delta of the guarantee [a tenth of one unit's share, at most 1e-5].",
+            min=1e-100,
+            max=0.1,
+            panel=DP_PANEL,
+        ),
+    ] = None
+    dp_max_grad_norm: Annotated[
+        float, _option("--dp-max-grad-norm", text="Norm that a unit's gradient is cut to.", min=1e-9, panel=DP_PANEL)
+    ] = 1.0
+    dp_budget: Annotated[
+        float | None,
+        _option(
+            "--dp-budget",
+            text="Refuse to train above this epsilon of all trainings on the same records together.",
+            min=1e-3,
+            panel=DP_PANEL,
+        ),
+    ] = None
+
     def site_settings(self, max_eval_samples: int | None) -> SiteSettings:
         """As the core takes them; UsageError where two options contradict each other."""
-        from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, SiteSettings
+        from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, PrivacyOptions, SiteSettings
         from fedmed_cli.training.options import TrainingOptions as Options
 
         epochs = self.num_train_epochs
@@ -320,6 +377,11 @@ class TrainingOptions:
             raise UsageError("--early-stopping-patience goes with --eval-steps")
         if self.report_to is not None:
             parse.choice("--report-to", self.report_to, ("tensorboard",))
+        if self.dp_epsilon is not None and self.dp_noise_multiplier is not None:
+            raise UsageError("--dp-epsilon and --dp-noise-multiplier say the same thing twice", hint="omit one of them")
+        privacy = None
+        if self.dp_epsilon is not None or self.dp_noise_multiplier is not None:
+            privacy = PrivacyOptions(self.dp_epsilon, self.dp_noise_multiplier, self.dp_delta, self.dp_max_grad_norm)
         options = Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
         return SiteSettings(
             options,
@@ -329,6 +391,8 @@ class TrainingOptions:
             self.save_steps,
             self.logging_steps,
             self.report_to,
+            privacy,
+            self.dp_budget,
         )
 
 

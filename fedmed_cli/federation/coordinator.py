@@ -27,6 +27,7 @@ from fedmed_cli.federation.staging import stage
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.combining import METHODS, WEIGHTINGS
+from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A round that was aggregated: its record and where its global adapter lies (None for a dry run)."""
+    """A round that was aggregated: its record, those it was made of, and where its adapter lies (None: a dry run)."""
 
     record: Aggregate
+    contributions: dict[str, Contribution]
     path: Path | None
     num_bytes: int
 
@@ -124,8 +126,9 @@ def aggregate(
         files[AGGREGATE_NAME] = record.to_bytes()
         files |= keys.sign_record(AGGREGATE_NAME, files, signer)
         num_bytes = sum(map(len, files.values()))
+        contributions = {name: one.record for name, one in inputs.contributions.items()}
         if target is None:
-            return RoundResult(record, None, num_bytes)
+            return RoundResult(record, contributions, None, num_bytes)
         home = staged / "global" if output is None else staged
         home.mkdir(exist_ok=True)
         for name, data in files.items():
@@ -134,7 +137,7 @@ def aggregate(
             shutil.rmtree(archive)
     if output is None:
         _log(workspace, record)
-    return RoundResult(record, output or workspace.global_adapter(record.round), num_bytes)
+    return RoundResult(record, contributions, output or workspace.global_adapter(record.round), num_bytes)
 
 
 def _check_request(

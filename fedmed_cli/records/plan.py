@@ -135,6 +135,17 @@ class Training:
 
 
 @dataclass(frozen=True)
+class PrivacyRules:
+    """What every contribution must promise: an epsilon of at most `max_epsilon`, all earlier trainings included."""
+
+    max_epsilon: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_epsilon <= 1000:
+            raise ValueError(f"privacy.max_epsilon must be above 0 and at most 1000, found {self.max_epsilon}")
+
+
+@dataclass(frozen=True)
 class Sites:
     """Who takes part, and how many contributions a round needs at least.
 
@@ -188,6 +199,7 @@ _PLAN_COMMENTS = {
     "# with use_rslora. rank_pattern and alpha_pattern hold what some modules have instead.",
     "prompt": "Plain texts; the base model's own chat template wraps them.",
     "training": "Agreed by all sites. Device and batch size are free; max_steps is the default of a round.",
+    "privacy": "What every contribution must promise (differential privacy), all trainings on its records together.",
     "sites": "Who takes part, and the fewest contributions a round may be made of. Not part of the plan digest.\n"
     "# `keys` holds the public key of a site or of the coordinator: what they send must be signed with it.",
 }
@@ -202,6 +214,7 @@ class Plan:
     prompt: Prompt
     training: Training
     sites: Sites
+    privacy: PrivacyRules | None = None
 
     FORMAT: ClassVar[str] = "plan"
     VERSION: ClassVar[int] = 1
@@ -283,14 +296,21 @@ class Plan:
         r = self.lora.r if limit >= self.max_rank else min(limit, self.lora.r)
         return r, rescaled(self.lora.alpha, self.lora.r, r, self.lora.use_rslora)
 
+    @property
+    def max_epsilon(self) -> float | None:
+        """The most epsilon that a contribution may have; None where the plan asks for none."""
+        return self.privacy.max_epsilon if self.privacy else None
+
     def rank_of(self, site: str) -> int:
         """The rank above which a site trains nothing: the plan's highest, or what the plan gives that site."""
         return self.sites.ranks.get(site, self.max_rank)
 
     @cached_property
     def digest(self) -> str:
-        """Digest of what the sites agree on: base, lora, prompt and training (not sites)."""
+        """Digest of what the sites agree on: base, lora, prompt, training and privacy (not sites)."""
         parts = {name: encode(getattr(self, name)) for name in ("base", "lora", "prompt")}
+        if self.privacy is not None:
+            parts["privacy"] = encode(self.privacy)
         return sha256_json(parts | {"training": self.training.agreed()})
 
     def to_bytes(self) -> bytes:
@@ -301,6 +321,8 @@ class Plan:
             f"fedmed_version = {_toml(__version__)}",
         ]
         for name, comment in _PLAN_COMMENTS.items():
+            if getattr(self, name) is None:
+                continue
             lines += ["", f"# {comment}", f"[{name}]"]
             values = encode(getattr(self, name))
             tables = {key: value for key, value in values.items() if isinstance(value, dict)}

@@ -1,0 +1,73 @@
+"""Tables on privacy: what a ledger says was spent, and what contributions promise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import short
+from fedmed_cli.records.privacy import NO_GUARANTEE
+from fedmed_cli.reporting.parts import Part, Table, Text
+
+if TYPE_CHECKING:
+    from fedmed_cli.federation.private_training import Spent
+
+
+def spent_parts(spent: Sequence[Spent], ledger: Path) -> list[Part]:
+    """What was spent on each set of training examples, and what that means."""
+    if not spent:
+        return [Text(f"{ledger}: no training on records of patients was entered yet.")]
+    columns = ["records", "site", "unit", "units", "trainings", "epsilon", "delta", "left", "trainings left"]
+    rows = [
+        [
+            short(one.data),
+            one.site,
+            one.unit,
+            f"{one.num_units:,}",
+            f"{one.trainings:,}",
+            _epsilon(one.epsilon),
+            f"{one.delta:.2g}",
+            "" if one.left is None else f"{one.left:.3g}",
+            "" if one.more is None else f"{one.more:,}",
+        ]
+        for one in spent
+    ]
+    parts: list[Part] = [Table(f"Spent, by {ledger}", columns, rows, frozenset({1, 2}))]
+    if without := sum(one.without_guarantee for one in spent):
+        parts.append(Text(f"{without:,} trainings were without differential privacy. {NO_GUARANTEE}", "note"))
+    return parts
+
+
+def promises_table(contributions: Mapping[str, Contribution], round_number: int) -> list[Part]:
+    """What each site's contribution to a round promises; empty where none promises anything."""
+    if not any(record.privacy for record in contributions.values()):
+        return []
+    columns = ["site", "unit", "epsilon", "with earlier trainings", "delta", "noise", "sampling rate", "steps"]
+    rows = []
+    for site, record in contributions.items():
+        one = record.privacy
+        if one is None:
+            rows.append([site, "", "no guarantee", "", "", "", "", ""])
+            continue
+        how = one.mechanism
+        rows.append(
+            [
+                site,
+                one.unit,
+                _epsilon(one.epsilon),
+                _epsilon(one.total_epsilon),
+                f"{one.delta:.2g}",
+                f"{how.noise_multiplier:.3g}",
+                f"{how.sampling_rate:.3g}",
+                f"{how.steps:,}",
+            ]
+        )
+    return [
+        Table(f"Differential privacy of round {round_number}, as the sites state it", columns, rows, frozenset({1}))
+    ]
+
+
+def _epsilon(value: float | None) -> str:
+    return "unbounded" if value is None else f"{value:.3g}"
