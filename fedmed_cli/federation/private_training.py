@@ -15,10 +15,8 @@ from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.privacy import LedgerEntry, Mechanism, Privacy, UnitOfPrivacy
 from fedmed_cli.training import accounting
 from fedmed_cli.training.options import PrivacyOptions
-from fedmed_cli.trust.ledger import Ledger, share_records, sketch
+from fedmed_cli.trust.ledger import MOST_MORE, Ledger, Spent, share_records, sketch
 from fedmed_cli.workspace import utc_now
-
-MOST_MORE = 100  # trainings to look ahead
 
 
 @dataclass(frozen=True)
@@ -173,27 +171,6 @@ def total_epsilon(
 def default_delta(num_units: int) -> float:
     """A tenth of one unit's share, at most 1e-5."""
     return min(1e-5, 0.1 / num_units)
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What was spent on one set of training examples, with all other trainings that share records with it.
-
-    `epsilon` None: one of them promised nothing. `left` and `more`, the number of further trainings like the newest
-    one, are None where there is no budget or nothing is promised; `more` stops at MOST_MORE.
-    """
-
-    site: str
-    data: str
-    unit: UnitOfPrivacy
-    num_units: int
-    trainings: int
-    without_guarantee: int
-    newest: str
-    delta: float
-    epsilon: float | None
-    left: float | None
-    more: int | None
 
 
 def list_spent(entries: Sequence[LedgerEntry], budget: float | None, delta: float | None = None) -> list[Spent]:

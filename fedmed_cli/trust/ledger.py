@@ -13,7 +13,7 @@ from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.events import Say
 from fedmed_cli.records.codec import parse_json, read_file
 from fedmed_cli.records.digests import sha256_bytes
-from fedmed_cli.records.privacy import LedgerEntry
+from fedmed_cli.records.privacy import LedgerEntry, UnitOfPrivacy
 from fedmed_cli.trust.keys import config_folder
 from fedmed_cli.workspace.durable import private_files, sync_folder, write_all, write_file
 
@@ -21,6 +21,28 @@ LEDGER_NAME = "privacy.jsonl"
 SKETCH_SIZE = 256
 MAX_LEDGER_BYTES = 1_000_000_000
 START = "0" * 64
+MOST_MORE = 100  # trainings to look ahead
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was spent on one set of training examples, with all other trainings that share records with it.
+
+    `epsilon` None: one of them promised nothing. `left` and `more`, the number of further trainings like the newest
+    one, are None where there is no budget or nothing is promised; `more` stops at MOST_MORE.
+    """
+
+    site: str
+    data: str
+    unit: UnitOfPrivacy
+    num_units: int
+    trainings: int
+    without_guarantee: int
+    newest: str
+    delta: float
+    epsilon: float | None
+    left: float | None
+    more: int | None
 
 
 def default_ledger_path() -> Path:

@@ -17,7 +17,7 @@ def privacy(
     ] = None,
     delta: Annotated[
         float | None,
-        typer.Option("--dp-delta", min=1e-100, max=0.1, help="Delta to count at [a tenth of one unit's share]."),
+        typer.Option("--dp-delta", min=1e-100, max=0.1, help=r"Delta to count at \[a tenth of one unit's share]."),
     ] = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:

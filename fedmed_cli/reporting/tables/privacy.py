@@ -12,7 +12,7 @@ from fedmed_cli.records.privacy import NO_GUARANTEE
 from fedmed_cli.reporting.parts import Part, Table, Text
 
 if TYPE_CHECKING:
-    from fedmed_cli.federation.private_training import Spent
+    from fedmed_cli.trust.ledger import Spent
 
 
 def spent_parts(spent: Sequence[Spent], ledger: Path) -> list[Part]:
