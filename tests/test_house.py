@@ -26,7 +26,7 @@ NEVER = {
 }
 SCREEN = {"typer", "rich", "prompt_toolkit"}
 WITH_TORCH = ("models", "training", "evaluation", "chat")
-WITH_TORCH_FILES = {f"federation/{name}.py" for name in ("site", "simulation", "pooled", "cross_scores")}
+WITH_TORCH_FILES = {f"federation/{name}.py" for name in ("site", "simulation", "pooled", "cross_scores", "auditing")}
 
 
 def imports(path):

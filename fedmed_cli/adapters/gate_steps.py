@@ -300,15 +300,16 @@ def _check_sizes(reading: Reading) -> None:
 def _check_privacy(reading: Reading) -> None:
     """TrustError where a contribution does not promise the privacy that the plan asks for."""
     record, plan = reading.records.get(CONTRIBUTION_NAME), reading.plan
-    if not isinstance(record, Contribution) or plan is None or plan.max_epsilon is None:
+    if not isinstance(record, Contribution) or plan is None or plan.privacy.max_epsilon is None:
         return
     total = record.privacy.total_epsilon if record.privacy else None
-    if total is None or total > plan.max_epsilon:
+    if total is None or total > plan.privacy.max_epsilon:
         found = (
             "no guarantee" if record.privacy is None else f"epsilon {'unbounded' if total is None else f'{total:.3g}'}"
         )
         raise TrustError(
-            f"{reading.path}: the plan asks for differential privacy with epsilon at most {plan.max_epsilon:g}, "
+            f"{reading.path}: the plan asks for differential privacy with epsilon at most "
+            f"{plan.privacy.max_epsilon:g}, "
             f"found {found}"
         )
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "pack": ("pack", "pack"),
     "report": ("report", "report"),
     "privacy": ("privacy", "privacy"),
+    "audit": ("audit", "audit"),
     "keys": ("keys", "keys"),
     "keys new": ("keys", "new"),
     "keys show": ("keys", "show"),

@@ -175,6 +175,16 @@ class PlanOptions:
             panel=PLAN_PANEL,
         ),
     ] = None
+    max_audit_auc: Annotated[
+        float | None,
+        _option(
+            "--max-audit-auc",
+            text="Have 'pack' refuse a contribution whose audit found more than this AUC.",
+            min=0.5,
+            max=1,
+            panel=PLAN_PANEL,
+        ),
+    ] = None
     fedprox_mu: Annotated[
         float | None,
         _option(
@@ -363,6 +373,22 @@ class TrainingOptions:
         ),
     ] = None
 
+    canaries: Annotated[
+        int,
+        _option(
+            "--canaries",
+            text="Train on about half of N synthetic examples too, for 'fedmed audit' to look for.",
+            min=0,
+            max=100_000,
+            metavar="N",
+            panel=DP_PANEL,
+        ),
+    ] = 0
+    canary_repeats: Annotated[
+        int,
+        _option("--canary-repeats", text="How often each of them is trained on.", min=1, max=10_000, panel=DP_PANEL),
+    ] = 1
+
     def site_settings(self, max_eval_samples: int | None) -> SiteSettings:
         """As the core takes them; UsageError where two options contradict each other."""
         from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, PrivacyOptions, SiteSettings
@@ -393,6 +419,8 @@ class TrainingOptions:
             self.report_to,
             privacy,
             self.dp_budget,
+            self.canaries,
+            self.canary_repeats,
         )
 
 

@@ -34,6 +34,7 @@ class PlanOptions:
     alpha_pattern: dict[str, float] | None = None
     system_prompt: str | None = None
     max_epsilon: float | None = None
+    max_audit_auc: float | None = None
     seed: int | None = None
 
 
@@ -60,7 +61,7 @@ def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | Non
             prompt=Prompt(**{field: given[option] for option, field in _PROMPT.items() if option in given}),
             training=Training(**{name: value for name, value in given.items() if name in training_names}),
             sites=Sites(names, min_sites if min_sites is not None else len(names) // 2 + 1),
-            privacy=PrivacyRules(options.max_epsilon) if options.max_epsilon is not None else None,
+            privacy=PrivacyRules(options.max_epsilon, options.max_audit_auc),
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -82,7 +83,7 @@ def check_options(options: PlanOptions, plan: Plan) -> None:
     agreed = dataclasses.asdict(plan.training)
     agreed |= {option: getattr(plan.lora, field) for option, field in _LORA.items()}
     agreed |= {option: getattr(plan.prompt, field) for option, field in _PROMPT.items()}
-    agreed["max_epsilon"] = plan.max_epsilon
+    agreed |= dataclasses.asdict(plan.privacy)
     for name, value in _list_given(options).items():
         if name in agreed and value != agreed[name]:
             flag = "--" + name.replace("_", "-")

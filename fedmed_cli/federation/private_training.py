@@ -146,7 +146,7 @@ def open_account(
 ) -> Account:
     """The account that a training is entered into. ConflictError where it would spend more than may be."""
     digest, sketch = describe_data(data.train)
-    limit = min((limit for limit in (budget, plan.max_epsilon) if limit is not None), default=None)
+    limit = min((limit for limit in (budget, plan.privacy.max_epsilon) if limit is not None), default=None)
     unit: UnitOfPrivacy = "group" if data.group_by else "example"
     account = Account(ledger, site, plan.digest, round_number, digest, sketch, num_units, unit, run, limit)
     account.check()

@@ -20,6 +20,7 @@ from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import measuring
 from fedmed_cli.evaluation.measuring import EvaluationSet
 from fedmed_cli.events import Events, Step
+from fedmed_cli.federation.auditing import canaries_to_train_on
 from fedmed_cli.federation.private_training import PrivateRun, open_account, plan_run
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import prompts
@@ -147,10 +148,14 @@ def _prepare(task: _Task, data: SiteData) -> _Prepared:
     start = cut_to_rank(task.parent, plan.rank_of(task.site))
     if start.max_rank < task.parent.max_rank:
         task.say(f"trains rank {start.max_rank} of the plan's {task.parent.max_rank}")
-    each = _encode(task, data.train)
+    rows = list(data.train)
+    if settings.canaries:
+        rows += canaries_to_train_on(task.workspace, task.lm, task.site, settings.canaries, task.say)
+        rows += rows[len(data.train) :] * (settings.canary_repeats - 1)
+    each = _encode(task, rows)
     encoded = [tokens for tokens in each if tokens is not None]
     units: dict[str, list[Encoded]] = {}
-    for row, tokens in zip(data.train, each, strict=True):
+    for row, tokens in zip(rows, each, strict=True):
         if tokens is not None:
             units.setdefault(row.group(data.group_by), []).append(tokens)
     choosing, reporting = split_validation(task.site, data) if settings.options.eval_steps else ([], data.validation)
@@ -158,7 +163,7 @@ def _prepare(task: _Task, data: SiteData) -> _Prepared:
         start,
         encoded,
         tuple(map(tuple, units.values())),
-        len(data.train) - len(encoded),
+        len(rows) - len(encoded),
         settings.steps(plan, len(units) if settings.privacy else len(encoded)),
         _make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
         _make_evaluation_set(task, reporting, data.group_by, "measuring"),
@@ -355,6 +360,7 @@ def _make_contribution(
         per_device_train_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kept_step=trained.kept_step,
+        num_canaries=task.settings.canaries,
         privacy=privacy,
         losses=tuple(round(loss, 6) for loss in losses),
         validation_before=before,

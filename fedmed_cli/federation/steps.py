@@ -23,9 +23,11 @@ from fedmed_cli.data.split_options import SplitOptions
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
+from fedmed_cli.federation.audit_gate import audit_path
 from fedmed_cli.federation.coordinator import RoundResult
 from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
 from fedmed_cli.models.base_model import BaseModel
+from fedmed_cli.records.audit import Audit
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.options import SiteSettings
@@ -160,9 +162,37 @@ def _open_ledger(
 ) -> Ledger | None:
     """The ledger; None where the examples are of nobody, and nothing about privacy is asked for."""
     has_patients = source.has_patients if source is not None else workspace.has_patients(site)
-    if not has_patients and settings.privacy is None and settings.budget is None and plan.max_epsilon is None:
+    if not has_patients and settings.privacy is None and settings.budget is None and plan.privacy.max_epsilon is None:
         return None
     return Ledger(path or default_ledger_path(), workspace.private / "privacy-seal.json", say)
+
+
+def audit(
+    workspace: Workspace,
+    site: str,
+    *,
+    max_eval_samples: int = 600,
+    base: BaseModel | None = None,
+    events: Events = Events(),  # frozen
+) -> tuple[Path, Audit]:
+    """Measure what a site's contribution tells about its examples, and write `reports/audit-SITE.json`.
+
+    An older audit is set aside. Returns the path and the record.
+    """
+    plan = workspace.read_plan()
+    check_site(plan, site)
+    base = base or BaseModel(say=events.say)
+    with workspace.lock():
+        folder = gate.read_contribution(workspace.contribution(site), plan, site=site, policy=None)
+        base.find(plan.base)
+
+        from fedmed_cli.federation.auditing import audit_site
+
+        record = audit_site(workspace, plan, base.load(plan.base), site, folder, max_eval_samples, events)
+        path = audit_path(workspace, site)
+        workspace.set_aside(path)
+        write_file(path, record.to_bytes())
+    return path, record
 
 
 def check_site(plan: Plan, site: str) -> None:

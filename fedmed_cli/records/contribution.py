@@ -51,6 +51,7 @@ class Contribution(Record):
     gradient_accumulation_steps: int = 1
     kept_step: int | None = None
     privacy: Privacy | None = None
+    num_canaries: int = 0
     run: Run = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,6 +68,7 @@ class Contribution(Record):
         for part in ("before", "after"):
             measured = getattr(self, f"validation_{part}")
             check_not_negative(**{f"validation_{part}.mean": measured.mean if measured else 0.0})
+        check_range(0, 1_000_000, num_canaries=self.num_canaries)
         check_range(1, 1_000_000, gradient_accumulation_steps=self.gradient_accumulation_steps)
         check_range(1, max(1, len(self.losses)), kept_step=self.kept_step)
         if len(self.losses) > self.max_steps:
@@ -111,8 +113,8 @@ class Contribution(Record):
         body = encode(self) | {"reduction": round(self.reduction, 6)}
         if self.gradient_accumulation_steps == 1:
             del body["gradient_accumulation_steps"]
-        for name in ("kept_step", "privacy"):
-            if body[name] is None:
+        for name in ("kept_step", "privacy", "num_canaries"):
+            if not body[name]:
                 del body[name]
         return self.header() | dict(sorted(body.items()))
 

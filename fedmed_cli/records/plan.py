@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from fedmed_cli import __version__
 from fedmed_cli.errors import InputError
-from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_names
+from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_names
 from fedmed_cli.records.codec import check_header, control_character, decode_fields, encode, read_file, reason_of
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.lora import Lora, Names, rescaled, resolve, scaling
@@ -136,13 +136,18 @@ class Training:
 
 @dataclass(frozen=True)
 class PrivacyRules:
-    """What every contribution must promise: an epsilon of at most `max_epsilon`, all earlier trainings included."""
+    """What every contribution must keep, where the plan asks for it.
 
-    max_epsilon: float
+    `max_epsilon` is of all trainings on a contribution's records together; `max_audit_auc` is the most that the
+    hospital's own audit may have found before `pack` hands the contribution over.
+    """
+
+    max_epsilon: float | None = None
+    max_audit_auc: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_epsilon <= 1000:
-            raise ValueError(f"privacy.max_epsilon must be above 0 and at most 1000, found {self.max_epsilon}")
+        check_range(1e-3, 1000, **{"privacy.max_epsilon": self.max_epsilon})
+        check_range(0.5, 1, **{"privacy.max_audit_auc": self.max_audit_auc})
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ class Plan:
     prompt: Prompt
     training: Training
     sites: Sites
-    privacy: PrivacyRules | None = None
+    privacy: PrivacyRules = PrivacyRules()  # frozen
 
     FORMAT: ClassVar[str] = "plan"
     VERSION: ClassVar[int] = 1
@@ -296,11 +301,6 @@ class Plan:
         r = self.lora.r if limit >= self.max_rank else min(limit, self.lora.r)
         return r, rescaled(self.lora.alpha, self.lora.r, r, self.lora.use_rslora)
 
-    @property
-    def max_epsilon(self) -> float | None:
-        """The most epsilon that a contribution may have; None where the plan asks for none."""
-        return self.privacy.max_epsilon if self.privacy else None
-
     def rank_of(self, site: str) -> int:
         """The rank above which a site trains nothing: the plan's highest, or what the plan gives that site."""
         return self.sites.ranks.get(site, self.max_rank)
@@ -309,8 +309,8 @@ class Plan:
     def digest(self) -> str:
         """Digest of what the sites agree on: base, lora, prompt, training and privacy (not sites)."""
         parts = {name: encode(getattr(self, name)) for name in ("base", "lora", "prompt")}
-        if self.privacy is not None:
-            parts["privacy"] = encode(self.privacy)
+        if self.privacy != PrivacyRules():
+            parts["privacy"] = {name: value for name, value in encode(self.privacy).items() if value is not None}
         return sha256_json(parts | {"training": self.training.agreed()})
 
     def to_bytes(self) -> bytes:
@@ -321,12 +321,14 @@ class Plan:
             f"fedmed_version = {_toml(__version__)}",
         ]
         for name, comment in _PLAN_COMMENTS.items():
-            if getattr(self, name) is None:
+            if name == "privacy" and self.privacy == PrivacyRules():
                 continue
             lines += ["", f"# {comment}", f"[{name}]"]
             values = encode(getattr(self, name))
             tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-            lines += [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+            lines += [
+                f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables and value is not None
+            ]
             for key, table in tables.items():
                 lines += [f"[{name}.{key}]"] * bool(table) + [f"{_toml(k)} = {_toml(v)}" for k, v in table.items()]
         return ("\n".join(lines) + "\n").encode("utf-8")

@@ -55,7 +55,8 @@ class SiteSettings:
     `max_steps` None takes `num_train_epochs`, or without that the plan's. A checkpoint is written every
     `save_steps` steps (None: every minute), a line of numbers every `logging_steps`; `report_to` may be
     "tensorboard". With `privacy` a step takes units of privacy instead of examples. `budget` is the most epsilon that
-    all trainings on the same records may have together.
+    all trainings on the same records may have together. Half of `canaries` synthetic examples are trained on too, each
+    `canary_repeats` times, so that an audit can look for them.
     """
 
     options: TrainingOptions = TrainingOptions()  # frozen
@@ -67,6 +68,8 @@ class SiteSettings:
     report_to: str | None = None
     privacy: PrivacyOptions | None = None
     budget: float | None = None
+    canaries: int = 0
+    canary_repeats: int = 1
 
     def steps(self, plan: Plan, num_examples: int) -> int:
         """The steps of a round for a site of that many examples (or units of privacy), at least 1."""
