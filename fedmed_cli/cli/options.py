@@ -56,6 +56,12 @@ FourBitOption = Annotated[
     _option("--load-in-4bit", text="Load the base model in 4 bits (NF4, double quantisation).", panel=TRAINING_PANEL),
 ]
 DeviceOption = Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")]
+EngineOption = Annotated[
+    str, _option("--engine", text="auto, llama.cpp (the embedded base, or with --gguf) or transformers.")
+]
+GgufOption = Annotated[
+    Path | None, _option("--gguf", text="A GGUF file of the plan's base model for llama.cpp.", dir_okay=False)
+]
 KeyOption = Annotated[
     Path | None, _option("--key", text="The private key to sign with [the one of 'fedmed keys new', if there is one].")
 ]

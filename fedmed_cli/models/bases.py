@@ -7,6 +7,7 @@ import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class LocalBase:
 
     folder: Path
     base: Base
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return _read_json(self.folder / "config.json")
 
 
 def cache_folder() -> Path:
@@ -150,6 +156,18 @@ def _describe_folder(folder: Path, name: str, revision: str, say: Say) -> Base:
     value = {"fingerprint": fingerprint, "num_bytes": num_bytes, "linear": {k: list(v) for k, v in linear.items()}}
     write_file(remembered, json.dumps(value).encode())
     return Base(name, revision, fingerprint, num_bytes, linear)
+
+
+def remembered_digest(path: Path) -> str:
+    """SHA-256 of a large file, remembered while the file does not change."""
+    state = path.stat()
+    key = sha256_json([str(path.resolve()), state.st_size, state.st_mtime_ns])
+    remembered = cache_folder() / "fingerprints" / f"{key}.json"
+    if remembered.exists():
+        return str(_read_json(remembered)["sha256"])
+    digest = sha256_file(path)
+    write_file(remembered, json.dumps({"sha256": digest}).encode())
+    return digest
 
 
 def _read_json(path: Path) -> dict[str, Any]:
