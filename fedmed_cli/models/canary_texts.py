@@ -19,13 +19,13 @@ def sample_canaries(lm: LanguageModel, number: int) -> list[tuple[str, str]]:
 
     Near-likely text is memorised like a record would be, other than random letters (arXiv 2606.10481).
     """
-    base = lm.take_off()
+    lm.use(None)
     found: dict[str, str] = {}
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(int.from_bytes(os.urandom(8)) % 2**63)
         while len(found) < number:
             start = torch.full((min(_AT_ONCE, number), 1), lm.tokenizer.eos_token_id, device=lm.device)
-            ids = base.generate(
+            ids = lm.model.generate(
                 input_ids=start,
                 attention_mask=torch.ones_like(start),
                 do_sample=True,
