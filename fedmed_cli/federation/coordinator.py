@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,7 +194,7 @@ def _admit(
     passed: dict[Path, AcceptedContribution] = {}
     homes: dict[str, Path] = {}
     for path in paths:
-        with _hint_to_exclude(path):
+        with _hint_to_exclude(path, paths, plan):
             folder = gate.read_contribution(path, plan, policy=policy)
         site = folder.record.site
         if site in homes:
@@ -209,14 +209,17 @@ def _admit(
 
 
 @contextlib.contextmanager
-def _hint_to_exclude(path: Path) -> Iterator[None]:
-    """Have a refusal of the contribution at `path` say how to go on without it."""
+def _hint_to_exclude(path: Path, paths: Collection[Path], plan: Plan) -> Iterator[None]:
+    """Have a refusal of the contribution at `path`, one of `paths`, say how to go on without it and no other."""
     try:
         yield
     except FedmedError as error:
         hint = "put the folders that the sites sent into adapters/, or name where they are"
         if path.exists():
-            hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
+            site = _site_of(path)
+            is_alone = site in plan.sites.names and [_site_of(one) for one in paths].count(site) == 1
+            way = f"--exclude {site}" if is_alone else "move it elsewhere"
+            hint = (error.hint + "; or " if error.hint else "") + f"go on without it: {way}"
         raise type(error)(error.message, hint) from None
 
 
@@ -238,7 +241,7 @@ def _make_inputs(
         round_number = min([round_number, *(one.record.round for one in passed.values())])
     parent = starting_adapter(workspace, plan, round_number)
     for path, one in passed.items():
-        with _hint_to_exclude(path):
+        with _hint_to_exclude(path, passed, plan):
             gate.check_lineage(path, one.record, round_number, parent.digest)
     contributions = {one.record.site: one for one in passed.values()}
     if len(contributions) < plan.sites.min_sites:

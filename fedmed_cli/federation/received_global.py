@@ -34,5 +34,10 @@ def accept_global(
             )
         return folder, False
     if number < workspace.newest_round():
-        raise ConflictError(f"{path}: is of round {number}, but round {workspace.newest_round()} is filed here")
+        newest = workspace.newest_round()
+        raise ConflictError(
+            f"{path}: is of round {number}, but round {newest} is filed here",
+            hint=f"if {workspace.relative(workspace.round(newest))} is not the coordinator's, move it elsewhere; "
+            "pinned keys keep strangers from filing rounds",
+        )
     return folder, True

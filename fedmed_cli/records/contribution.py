@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import (
+    MAX_ROUND,
     check_at_most,
     check_digest,
     check_files,
@@ -56,8 +57,7 @@ class Contribution(Record):
 
     def __post_init__(self) -> None:
         check_site_name(self.site)
-        if self.round < 1:
-            raise ValueError(f"round must be at least 1, found {self.round}")
+        check_range(1, MAX_ROUND, round=self.round)
         for name in ("plan", "sites", "base_fingerprint", "parent", "adapter"):
             check_digest(name, getattr(self, name))
         check_files(self.files)

@@ -45,6 +45,8 @@ class Base:
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable() or len(self.name) > 200:
             raise ValueError("base.name must be 1 to 200 printable characters")
+        if self.name.startswith(("/", "~", ".")) or "\\" in self.name or ":" in self.name or self.name.count("/") > 1:
+            raise ValueError("base.name must be a model's name or a hub id such as owner/name, not a path")
         if len(self.revision) > 100 or not self.revision.isprintable():
             raise ValueError("base.revision must be at most 100 printable characters")
         check_digest("base.fingerprint", self.fingerprint)

@@ -25,6 +25,8 @@ PLAN_NAME = "federation.toml"
 DIVISION_NAME = "division.json"
 _ROUND = re.compile(r"[0-9]{3,6}")
 _REPLACEMENT = re.compile(r"\.([^.].*)\.[0-9]+\.new\.tmp")
+# What fedmed itself leaves: a file's or folder's name with the process's number, or with tempfile's eight characters.
+_LEFT_OVER = re.compile(r"\.[^.].*\.([0-9]+(\.new)?|[a-z0-9_]{8})\.tmp")
 
 
 def utc_now() -> str:
@@ -133,6 +135,9 @@ class Workspace:
 
         self.make_private()
         lock, holder = FileLock(self.private / "lock"), self.private / "lock.pid"
+        for path in (self.private, Path(lock.lock_file), holder):
+            if path.is_symlink():
+                raise InputError(f"{path}: is a link, which fedmed never makes", hint="remove it")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -157,15 +162,17 @@ class Workspace:
         self.private.mkdir(mode=0o700, exist_ok=True)
 
     def _sweep(self) -> None:
-        """Finish or remove what a process left that died while writing.
+        """Finish or remove what a process left that died while writing. Links, and names of others, stay.
 
         A folder that replaces another is complete before the old one moves (see `replace_folder`): where it
         is still waiting and its place is empty, it moves there now.
         """
         places = (self.root, self.data, self.adapters, self.rounds, self.reports, self.private)
         nested = (folder for place in (self.data, self.rounds, self.private) for folder in place.glob("*"))
-        for folder in (*places, *nested):
+        for folder in (*places, *(folder for folder in nested if not folder.is_symlink())):
             for orphan in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
+                if orphan.is_symlink() or not _LEFT_OVER.fullmatch(orphan.name):
+                    continue
                 replacement = _REPLACEMENT.fullmatch(orphan.name)
                 target = folder / replacement.group(1) if replacement else None
                 if target is not None and not target.exists():
