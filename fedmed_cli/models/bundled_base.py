@@ -40,7 +40,7 @@ _LAYERS, _HIDDEN, _HEADS, _KV_HEADS, _FFN = 30, 576, 9, 3, 1536
 BASE = Base(
     name=NAME,
     revision=WHEEL,
-    fingerprint="ef42e20dd2ae344014c1f5f26ab2cedfd8c7d71f0bae148b59adb616b815d2c2",
+    fingerprint="4929b4f2ba843d6fadfd1657221026e6013be97ba502682908dbfb56b3ce02f8",
     num_bytes=269_030_016,
     linear={
         "model.layers.*.mlp.down_proj": (_HIDDEN, _FFN, _LAYERS),

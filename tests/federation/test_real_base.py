@@ -31,7 +31,7 @@ def workspace(base, tmp_path_factory):
 
 def test_the_fingerprint_is_the_pinned_one(base):
     assert base.base.fingerprint == bundled_base.BASE.fingerprint
-    described = bases._describe_folder(base.folder, bundled_base.NAME, bundled_base.WHEEL, print)
+    described = bases._open_folder(base.folder, bundled_base.NAME, bundled_base.WHEEL, print).base
     assert described == bundled_base.BASE
 
 

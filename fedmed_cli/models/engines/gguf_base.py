@@ -10,7 +10,8 @@ import numpy as np
 from fedmed_cli.adapters.gguf_lora import ARCHITECTURE
 from fedmed_cli.adapters.safetensors import parse_header, to_float32
 from fedmed_cli.errors import CombineError, InputError
-from fedmed_cli.models.bases import MAX_HEADER_BYTES, LocalBase
+from fedmed_cli.models.base_files import MAX_HEADER_BYTES
+from fedmed_cli.models.bases import LocalBase
 from fedmed_cli.models.tokenizer import load_tokenizer
 
 
