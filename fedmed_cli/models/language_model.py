@@ -118,6 +118,14 @@ class LanguageModel:
                     parameter.copy_(torch.from_numpy(np.array(values, dtype=np.float32)))
         self._active = name
 
+    def take_off(self) -> Any:
+        """Remove every adapter and give the base model as transformers loaded it, its weights untouched."""
+        if self._slots:
+            self.model = self.model.unload()
+            self._slots.clear()
+            self._active = None
+        return self.model
+
     def _add_slot(self, adapter: Adapter) -> str:
         name = f"slot{len(self._slots)}"
         config = peft.LoraConfig(

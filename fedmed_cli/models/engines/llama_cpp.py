@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,8 +84,12 @@ class LlamaCpp:
 
     name = NAME
 
-    def __init__(self, gguf: Path, base: LocalBase, num_parallel: int = 1) -> None:
+    def __init__(
+        self, gguf: Path, base: LocalBase, num_parallel: int = 1, lora_files: Mapping[str, Path] | None = None
+    ) -> None:
         """Up to `num_parallel` answers are made at once, each with a context of its own.
+
+        `lora_files` are GGUF files of adapters, by digest, that need not be written.
 
         MachineError where llama.cpp cannot load the file.
         """
@@ -95,6 +99,7 @@ class LlamaCpp:
         self._threads = count_threads()
         self.description = f"llama.cpp, {gguf.name}, {self._threads} thread{'s' if self._threads > 1 else ''}"
         self._folder = Path(tempfile.mkdtemp(prefix="fedmed-"))
+        self._files = dict(lora_files or {})
         self._adapters: dict[str, int] = {}  # by digest: the number llama.cpp knows it by
         self._server: Any = None
 
@@ -104,20 +109,19 @@ class LlamaCpp:
             return
         for digest, adapter in new.items():
             _check_fit(adapter, self._base)
-            write_lora(self._lora(digest), adapter, *_heads(self._base.config))
+            if digest not in self._files:
+                self._files[digest] = self._folder / f"{digest}.gguf"
+                write_lora(self._files[digest], adapter, *heads_of(self._base.config))
             self._adapters[digest] = len(self._adapters)
         self._server = None  # frees its memory before the next one takes some
         self._server = self._start()
-
-    def _lora(self, digest: str) -> Path:
-        return self._folder / f"{digest}.gguf"
 
     def _start(self) -> Any:
         xllamacpp = _package()
         params = xllamacpp.CommonParams()
         params.model.path = str(self._gguf)
         params.lora_adapters = [
-            xllamacpp.CommonAdapterLoraInfo(str(self._lora(digest)), 1.0) for digest in self._adapters
+            xllamacpp.CommonAdapterLoraInfo(str(self._files[digest]), 1.0) for digest in self._adapters
         ]
         params.n_parallel = self._num_parallel
         params.n_ctx = self.context * self._num_parallel
@@ -215,7 +219,8 @@ def _to_error(error: dict[str, Any]) -> InputError | MachineError:
     return MachineError(f"llama.cpp could not answer ({error.get('type', 'unknown error')})")
 
 
-def _heads(config: dict[str, Any]) -> tuple[int, int]:
+def heads_of(config: dict[str, Any]) -> tuple[int, int]:
+    """Numbers of attention heads, of queries and of keys, of a transformers config."""
     heads = int(config["num_attention_heads"])
     return heads, int(config.get("num_key_value_heads") or heads)
 
