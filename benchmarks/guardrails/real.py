@@ -24,6 +24,11 @@ LABELS = Path(__file__).with_name("labels")
 FILES = {"consumer_questions": ("real_labels.jsonl", "level"), "misuse_requests": ("misuse_labels.jsonl", "label")}
 
 
+def sha(text: str) -> str:
+    """How the labels name a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def read(folder: Path, name: str) -> list[tuple[str, str, str]]:
     """Source, label and text of each message of a file."""
     labels_name, field = FILES[name]
@@ -31,9 +36,7 @@ def read(folder: Path, name: str) -> list[tuple[str, str, str]]:
     labels = {row["sha256"]: row[field] for row in rows}
     with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = [json.loads(line) for line in file]
-    return [
-        (row["source"], labels[hashlib.sha256(row["prompt"].encode()).hexdigest()[:16]], row["prompt"]) for row in texts
-    ]
+    return [(row["source"], labels[sha(row["prompt"])], row["prompt"]) for row in texts]
 
 
 def main() -> None:

@@ -1,69 +1,134 @@
-"""Learn the likeness model from the open sets of prompts and write fedmed_cli/chat/guardrails/classifier.tsv.
+"""Learn the likeness models from the open sets and real messages, and write fedmed_cli/chat/guardrails/classifier.tsv.
 
-    python benchmarks/guardrails/train.py            learn from all open sets and write the file
-    python benchmarks/guardrails/train.py --held     leave out one author's set after the other, and print how the
-                                                     whole guardrail does on it
+    python benchmarks/guardrails/train.py FOLDER            learn from all sources and write the file
+    python benchmarks/guardrails/train.py FOLDER --held     leave out one source after the other, and print how the
+                                                            whole guardrail does on it, with Wilson intervals (95 %)
 
-The unseen set (tests/guardrail_prompts/unseen.jsonl) is never read here.
+FOLDER holds consumer_questions.jsonl.gz (K-QA, MIT; MeQSum, CC BY 4.0), misuse_requests.jsonl.gz (MedSafetyBench, MIT),
+medquad_train_10k.jsonl.gz (MedQuAD, CC BY 4.0) and medmcqa_dev.jsonl.gz (MedMCQA, MIT). The unseen set
+(tests/guardrail_prompts/unseen.jsonl) is never read here.
 """
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import json
-import sys
+import random
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from evaluate import wilson
+from real import LABELS, sha
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.feature_selection import SelectKBest, chi2
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import FeatureUnion
 
-from fedmed_cli.chat.guardrails import classifier
+from fedmed_cli.chat.guardrails import classifier, normalise, patterns, question
 from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, Model
-from fedmed_cli.chat.guardrails.question import check_question
+from fedmed_cli.chat.guardrails.reading import Passage, Reading, passages
 
 ROOT = Path(__file__).parents[2]
-OPEN = ("development", "opened", "author_1", "author_2", "author_3")
-NUM_FEATURES = 8000
-C = 30.0
+WRITTEN = ("development", "opened", "author_1", "author_2", "author_3", "stories")
+LARGE = {"MedQuAD": ("medquad_train_10k", 1500), "MedMCQA": ("medmcqa_dev", 1500)}  # file, rows to learn from
+NUM_FEATURES = 20_000
+C = 10.0
 SMALLEST_COUNT = {"w": 2, "l": 5}
 
 
-def read(name: str) -> list[dict]:
-    path = ROOT / f"tests/guardrail_prompts/{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+@dataclass(frozen=True)
+class Row:
+    """A message. `labels`: those of CLASSES that hold; `known`: those that somebody has judged."""
+
+    source: str
+    text: str
+    labels: frozenset[str]
+    known: frozenset[str]
+    category: str = ""
 
 
-def label(row: dict) -> int:
-    """The class by what is expected; a denial that still needs a notice goes where its level says."""
-    if row["expect"] == "urgent":
-        name = "crisis" if row["category"] == "crisis" else "emergency"
-    elif row["expect"] == "decline":
-        name = "misuse"
-    elif row["expect"] == "notice":
-        name = row["category"] if row["category"] in CLASSES else "diagnosis"
-    else:
-        name = "none"
-    return CLASSES.index(name)
+def read_written(name: str) -> list[Row]:
+    """A set of prompts: one label each. Nobody has judged which notices the stories need."""
+    known = frozenset(CLASSES[:3] if name == "stories" else CLASSES)
+    rows = []
+    for line in (ROOT / f"tests/guardrail_prompts/{name}.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["expect"] == "urgent":
+            label = {"crisis" if row["category"] == "crisis" else "emergency"}
+        elif row["expect"] == "decline":
+            label = {"misuse"}
+        elif row["expect"] == "notice":
+            label = {row["category"] if row["category"] in CLASSES else "diagnosis"}
+        else:
+            label = set()
+        rows.append(Row(name, row["prompt"], frozenset(label), known, row["category"]))
+    return rows
 
 
-def learn(rows: list[dict]) -> Model:
-    texts = [row["prompt"] for row in rows]
-    labels = np.array([label(row) for row in rows])
-    union = FeatureUnion(
+def read_real(folder: Path) -> list[Row]:
+    """Real messages with their labels; what is perhaps an emergency is judged as neither."""
+
+    def texts(name: str) -> list[dict]:
+        with gzip.open(folder / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def labels(name: str) -> dict[str, dict]:
+        lines = (LABELS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return {row["sha256"]: row for row in map(json.loads, lines)}
+
+    everything = frozenset(CLASSES)
+    rows = []
+    judged = labels("real_labels")
+    for text in texts("consumer_questions"):
+        label = judged[sha(text["prompt"])]
+        found = frozenset({label["level"], *label["kinds"]} & everything)
+        known = everything - {"emergency", "crisis"} if label["level"] == "possible" else everything
+        rows.append(Row(text["source"], text["prompt"], found, known, label["level"]))
+    judged = labels("misuse_labels")
+    for text in texts("misuse_requests"):
+        label = judged[sha(text["prompt"])]["label"]
+        found = frozenset({"misuse"} if label == "decline" else ())
+        known = frozenset(CLASSES[:2] if label == "benign" else CLASSES[:3])
+        rows.append(Row("MedSafetyBench", text["prompt"], found, known, label))
+    for name, (file, _) in LARGE.items():
+        rows += [Row(name, text["question"], frozenset(), frozenset(CLASSES[:3]), "knowledge") for text in texts(file)]
+    return rows
+
+
+def read_passages(text: str) -> list[Passage]:
+    rules = patterns.load()
+    sentences = normalise.sentences(text, rules.speller, rules.compounds)
+    return passages(text, [Reading(sentence, rules.context) for sentence in sentences])
+
+
+def learn(rows: Sequence[Row]) -> Model:
+    """One regularised logistic regression for each class, over the same features. Each passage counts as a text."""
+    chance = random.Random(0)
+    for name, (_, count) in LARGE.items():
+        own = [row for row in rows if row.source == name]
+        rows = [row for row in rows if row.source != name] + chance.sample(own, min(count, len(own)))
+    texts, owners = [], []
+    for row in rows:
+        for passage in read_passages(row.text):
+            texts.append(passage)
+            owners.append(row)
+    first = FeatureUnion(
         [
             (block, TfidfVectorizer(analyzer=split, sublinear_tf=True, min_df=SMALLEST_COUNT[block]))
             for block, split in BLOCKS.items()
         ]
     )
-    values = union.fit_transform(texts)
-    chosen = SelectKBest(chi2, k=NUM_FEATURES).fit(values, labels).get_support()
-    # Learnt again on the chosen features alone, so that they are brought to length 1 as they will be when used.
-    blocks = dict(union.transformer_list)
+    values = first.fit_transform(texts)
+    groups = np.array(["+".join(sorted(row.labels)) for row in owners])
+    chosen = SelectKBest(chi2, k=min(NUM_FEATURES, values.shape[1])).fit(values, groups).get_support()
+    # Learnt on the chosen features alone, so that they are brought to length 1 as they will be when used.
     vocabulary, start = {}, 0
-    for block, vectorizer in blocks.items():
+    for block, vectorizer in first.transformer_list:
         names = vectorizer.get_feature_names_out()
         vocabulary[block] = [name for name, keep in zip(names, chosen[start : start + len(names)], strict=True) if keep]
         start += len(names)
@@ -73,24 +138,31 @@ def learn(rows: list[dict]) -> Model:
             for block, split in BLOCKS.items()
         ]
     )
-    values = union.fit_transform(texts)
-    fitted = LogisticRegression(C=C, max_iter=3000, class_weight="balanced").fit(values, labels)
+    values = csr_matrix(union.fit_transform(texts))
+    offsets, weights = [], []
+    for name in CLASSES:
+        known = np.array([name in row.known for row in owners])
+        labels = np.array([name in row.labels for row in owners])
+        fitted = LogisticRegression(C=C, max_iter=1000, class_weight="balanced", solver="liblinear", random_state=0)
+        fitted.fit(values[known], labels[known])
+        offsets.append(round(float(fitted.intercept_[0]), 4))
+        weights.append(fitted.coef_[0])
+    table = np.array(weights).T
     features: dict = {}
     start = 0
     for block, vectorizer in union.transformer_list:
         count = len(vocabulary[block])
-        weights = fitted.coef_[:, start : start + count].T
         features[block] = {
-            name: (round(float(rarity), 4), [round(float(weight), 3) for weight in row])
-            for name, rarity, row in zip(vocabulary[block], vectorizer.idf_, weights, strict=True)
+            name: (round(float(rarity), 3), [round(float(weight), 2) for weight in row])
+            for name, rarity, row in zip(vocabulary[block], vectorizer.idf_, table[start : start + count], strict=True)
         }
         start += count
-    return Model([round(float(offset), 4) for offset in fitted.intercept_], features)
+    return Model(offsets, features)
 
 
 def write(model: Model, path: Path) -> None:
     lines = [
-        "# The likeness model of fedmed_cli/chat/guardrails/classifier.py, made by benchmarks/guardrails/train.py.",
+        "# The likeness models of fedmed_cli/chat/guardrails/classifier.py, made by benchmarks/guardrails/train.py.",
         "# block, feature, rarity, and a weight for each of: " + ", ".join(CLASSES),
         "\t".join(["offset", "", "0", *map(str, model.offsets)]),
     ]
@@ -99,28 +171,60 @@ def write(model: Model, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def held() -> None:
-    """Each author's set by a model that has not seen it. The rules have seen the development set."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for name in OPEN[1:]:
-        model = learn([row for other in OPEN if other != name for row in read(other)])
+def held(rows: Sequence[Row], strictness: question.Strictness) -> None:
+    """Each source by models that have not seen it. The rules have seen the development set."""
+    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for source in dict.fromkeys(row.source for row in rows):
+        model = learn([row for row in rows if row.source != source])
         classifier.load = lambda model=model: model  # type: ignore[assignment]
-        for row in read(name):
-            findings = check_question(row["prompt"])
-            levels = {finding.level.value for finding in findings}
-            none = row["expect"] == "none"
-            key = f"{row['expect']} expected" if not none else f"{row['category']}: any finding"
-            counts[key][0] += bool(findings) if none else row["expect"] in levels
-            counts[key][1] += 1
-            if row["category"] in ("emergency", "crisis"):
-                counts[row["category"]][0] += row["expect"] in levels
-                counts[row["category"]][1] += 1
-    for key, (hits, total) in sorted(counts.items()):
-        print(f"{key:28} {hits:5}/{total:<5} {hits / total:.3f}")
+        for row in rows:
+            if row.source != source:
+                continue
+            found = question.check_question(row.text, strictness)
+            levels = {finding.level.value for finding in found}
+            is_urgent = "urgent" in levels
+            tally = {}
+            for name in ("emergency", "crisis"):
+                if name in row.labels:
+                    tally |= {
+                        f"{name}: found": is_urgent,
+                        f"{name}: found or possible": is_urgent or "possible" in levels,
+                    }
+            if "misuse" in row.labels:
+                tally["misuse: declined"] = "decline" in levels
+            if not row.labels & {"emergency", "crisis"} and row.category != "possible":
+                tally["no emergency: urgent"] = is_urgent
+                tally["no emergency: crisis"] = any(
+                    finding.kind.value == "crisis" and finding.level.value == "urgent" for finding in found
+                )
+                tally["no emergency: possible"] = "possible" in levels
+            if "misuse" not in row.labels:
+                tally["no misuse: declined"] = "decline" in levels
+            if not row.labels and row.known == frozenset(CLASSES) and row.category != "possible":
+                tally["nothing: any finding"] = bool(found)
+            for kind in row.labels & set(CLASSES[3:]):
+                tally[f"{kind}: noticed"] = "notice" in levels
+            for what, hit in tally.items():
+                for key in ((source, what), ("all written" if source in WRITTEN else "all real", what)):
+                    counts[key][0] += hit
+                    counts[key][1] += 1
+    for (source, what), (hits, total) in sorted(counts.items(), key=lambda item: (item[0][1], item[0][0])):
+        low, high = wilson(hits, total)
+        print(f"{what:30} {source:16} {hits:5}/{total:<6} {hits / total:7.2%}  [{low:.1%}, {high:.1%}]", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--held", action="store_true")
+    parser.add_argument("--guardrails", choices=("standard", "strict"), default="standard")
+    arguments = parser.parse_args()
+    rows = [row for name in WRITTEN for row in read_written(name)] + read_real(arguments.folder)
+    if arguments.held:
+        held(rows, arguments.guardrails)
+    else:
+        write(learn(rows), ROOT / "fedmed_cli/chat/guardrails/classifier.tsv")
 
 
 if __name__ == "__main__":
-    if "--held" in sys.argv[1:]:
-        held()
-    else:
-        write(learn([row for name in OPEN for row in read(name)]), ROOT / "fedmed_cli/chat/guardrails/classifier.tsv")
+    main()

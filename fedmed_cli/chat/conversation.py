@@ -10,7 +10,7 @@ from typing import Any
 from fedmed_cli.chat.choose_adapter import BASE, NamedAdapter
 from fedmed_cli.chat.generation import Answer, answer
 from fedmed_cli.chat.guardrails.answer import check_answer
-from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, Finding, holds_answer_back
+from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, Finding, Strictness, holds_answer_back
 from fedmed_cli.chat.guardrails.question import check_question
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.models.engines.engine import MAX_SEED, Engine, Sampling
@@ -86,6 +86,7 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     current: NamedAdapter = BASE
     stats: list[Answer] = field(default_factory=list)
+    guardrails: Strictness = "standard"
 
     def __post_init__(self) -> None:
         self.system = self.prompt.system  # until /system or /load change it
@@ -120,11 +121,10 @@ class Conversation:
                 return ids, forgotten
         raise InputError(f"the question does not fit into the model's context ({max(room, 0):,} tokens)")
 
-    @staticmethod
-    def guard(question: str) -> Guarded:
+    def guard(self, question: str) -> Guarded:
         """Check a question: nothing is asked without. InputError where it is empty or too long."""
         question = check_length(question)
-        findings = check_question(question)
+        findings = check_question(question, self.guardrails)
         return Guarded(question, findings, holds_answer_back(findings))
 
     def ask(self, guarded: Guarded, on_text: Callable[[str], None] = lambda text: None) -> Reply:

@@ -190,17 +190,18 @@ class Session:
 
 
 def ask_and_show(view: View, conversation: Conversation, question: str, shown: set[str]) -> None:
-    """Ask, and show notices, the answer as it grows, and what the answer itself calls for.
+    """Ask, and show notices, the answer as it grows, and what is possible or what the answer itself calls for.
 
     `shown` are the notices of before; it gets the new ones too.
     """
     guarded = conversation.guard(question)
-    show_findings(view, guarded.findings, shown)
+    possible = [finding for finding in guarded.findings if finding.level is Level.POSSIBLE]
+    show_findings(view, (finding for finding in guarded.findings if finding not in possible), shown)
     if guarded.is_held_back:
         return
     with view.answer(LABEL) as on_text:
         reply = conversation.ask(guarded, on_text)
-    show_findings(view, reply.answer_findings, shown)
+    show_findings(view, [*possible, *reply.answer_findings], shown)
     if reply.answer and not reply.answer.finished:
         view.say("(cut at --max-new-tokens)")
     if reply.num_forgotten:

@@ -68,6 +68,12 @@ KeyOption = Annotated[
 RequireSignaturesOption = Annotated[
     bool, _option("--require-signatures", text="Refuse anything not signed with a key that the plan pins.")
 ]
+GuardrailsOption = Annotated[
+    str,
+    _option(
+        "--guardrails", text="standard, or strict: more is taken for an emergency, harm or a matter for a clinician."
+    ),
+]
 ColumnsOption = Annotated[
     str | None,
     typer.Option(

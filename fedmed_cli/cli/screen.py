@@ -138,6 +138,8 @@ class Screen:
         """What the guardrails say: on stdout where it stands for or before an answer, else on stderr."""
         if level == "notice":
             self.say(f"note: {message}")
+        elif level == "possible":
+            self.result(None, f"{message}\n")
         elif not self._is_rich:
             self.write(f"{'URGENT' if level == 'urgent' else 'DECLINED'}: {message}\n\n")
         else:

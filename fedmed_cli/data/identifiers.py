@@ -1,7 +1,7 @@
-"""Find identifiers of patients that patterns can find, in questions and answers.
+"""Find identifiers of patients that patterns can find, in questions and answers: of hospitals' files, and of a chat.
 
 The kinds are those of the Safe Harbor list (45 CFR 164.514(b)(2)) that have a form of their own. Names and
-addresses have none and are not reliably found: this is a warning light, no de-identification.
+addresses are found where a word says what they are, not reliably: this is a warning light, no de-identification.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ NOTICE = (
     "so the data are not de-identified"
 )
 
+SOURCE = "45 CFR 164.514(b)(2), Safe Harbor"
 _DASH = r"[-.\u2010-\u2015 ]"
 _MONTHS = (
     "Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?|"
@@ -29,21 +30,34 @@ _YEAR = r"(?:1[89]|20)\d\d"
 _TH = r"(?:st|nd|rd|th)?"
 _NUMBER = rf"(?:\+?1{_DASH}?)?(?:\(\d{{3}}\){_DASH}?|\d{{3}}{_DASH})\d{{3}}{_DASH}\d{{4}}(?!\d)"
 _ABROAD = rf"\+\d{{1,3}}(?:{_DASH}?\(?\d{{1,5}}\)?){{2,6}}"
+_BRITISH = r"0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,4}(?!\w)"
 _PHONE = (
-    rf"(?:(?<![\w.+-]){_NUMBER}|(?<!\w){_ABROAD}|(?<![\w.+-])1{_DASH}8\d\d{_DASH}[A-Z\d](?:{_DASH}?[A-Z\d]){{5,9}}\b)"
+    rf"(?:(?<![\w.+-]){_NUMBER}|(?<!\w){_ABROAD}|(?<![\w.+-]){_BRITISH}"
+    rf"|(?<![\w.+-])1{_DASH}8\d\d{_DASH}[A-Z\d](?:{_DASH}?[A-Z\d]){{5,9}}\b)"
 )
 _NO = r"(?:\s*(?:number|num|no\.?|nr\.?|id|code|\#))*\s*(?:is|was)?\s*[:#=]?\s*"
 # A code: letters, digits and dashes with at least four digits in it.
 _CODE = r"(?=(?:[A-Z-]*\d){4})[A-Z\d][A-Z\d-]{3,24}\b"
 
+# Forms of a day or a month; no group may stand before it where it is a part of a pattern.
+_DATE = (
+    rf"(?<![\w./-]){_YEAR}([-/.])(?:0?[1-9]|1[0-2])\1{_DAY}(?![\w/-])(?!\.\d)"
+    rf"|(?<![\w./-]){_DAY}([-/.]){_DAY}\2(?:{_YEAR}|\d\d)(?![\w/-])(?!\.\d)"
+    rf"|(?<!\w){_DAY}{_TH}(?: of)?[ -]{_MONTH}\b\.?,?(?:[ -]{_YEAR}\b)?"
+    rf"|\b{_MONTH}\b\.?\s+{_DAY}{_TH}\b(?!%)(?:,?\s+{_YEAR}\b)?|\b{_MONTH}\b\.?,?\s+{_YEAR}\b"
+    rf"|(?<!\w){_DAY}{_TH}[ -](?i:{_MONTHS})\b\.?,?[ -]{_YEAR}\b|(?<!\w)(?i:{_MONTHS})\.? {_DAY}{_TH},? {_YEAR}\b"
+)
+
+_CAPITALISED = r"[A-Z][a-z\u00df-\u00ff'-]{1,30}"
+
 # In this order: what an earlier kind has taken, a later one does not count again.
 KINDS: dict[str, re.Pattern[str]] = {
     "url": re.compile(
         r"\bhttps?://[^\s<>\"')\]]+|\bwww\.[^\s<>\"')\]]+|\bftp://[^\s<>\"')\]]+"
-        r"|(?<![@\w.-])(?:[a-z\d-]+\.)+(?:com|org|gov|edu|net|info|io)\b(?:/[^\s<>\"')\]]*)?",
+        r"|(?<![@\w.-])(?:[a-z\d-]{1,63}\.){1,8}(?:com|org|gov|edu|net|info|io)\b(?:/[^\s<>\"')\]]*)?",
         re.IGNORECASE,
     ),
-    "email": re.compile(r"\b[\w.+%-]+@[\w-]+(?:\.[\w-]+)+\b"),
+    "email": re.compile(r"\b[\w.+%-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b"),
     "ip": re.compile(
         r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\.?\d)"
         r"|(?<![\w:])(?:[\da-f]{1,4}:){7}[\da-f]{1,4}\b|(?<![\w:])(?:[\da-f]{1,4}:){1,6}(?::[\da-f]{1,4}){1,6}\b",
@@ -63,7 +77,8 @@ KINDS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     "health_plan": re.compile(
-        rf"\b(?:member|beneficiary|subscriber|health plan|insurance|policy|medicare|medicaid|group){_NO}{_CODE}",
+        rf"\b(?:member|beneficiary|subscriber|health plan|insurance|policy|medicare|medicaid|group){_NO}{_CODE}"
+        rf"|\bnhs{_NO}\d{{3}}[ -]?\d{{3}}[ -]?\d{{4}}\b",
         re.IGNORECASE,
     ),
     "vehicle": re.compile(
@@ -86,15 +101,21 @@ KINDS: dict[str, re.Pattern[str]] = {
         r"|\b(?:[\da-f]{2}[:-]){5}[\da-f]{2}\b",
         re.IGNORECASE,
     ),
-    "date": re.compile(
-        rf"(?<![\w./-]){_YEAR}([-/.])(?:0?[1-9]|1[0-2])\1{_DAY}(?![\w/-])(?!\.\d)"
-        rf"|(?<![\w./-]){_DAY}([-/.]){_DAY}\2(?:{_YEAR}|\d\d)(?![\w/-])(?!\.\d)"
-        rf"|(?<!\w){_DAY}{_TH}(?: of)?[ -]{_MONTH}\b\.?,?(?:[ -]{_YEAR}\b)?"
-        rf"|\b{_MONTH}\b\.?\s+{_DAY}{_TH}\b(?!%)(?:,?\s+{_YEAR}\b)?|\b{_MONTH}\b\.?,?\s+{_YEAR}\b"
-        rf"|(?<!\w){_DAY}{_TH}[ -](?i:{_MONTHS})\b\.?,?[ -]{_YEAR}\b|(?<!\w)(?i:{_MONTHS})\.? {_DAY}{_TH},? {_YEAR}\b"
+    "birth_date": re.compile(
+        rf"\b(?i:dob|d\.o\.b\.?|born|date of birth|birth ?date|birthday)\b"
+        rf"[\s:]{{0,4}}(?i:on|is|was)?\s{{0,2}}(?:{_DATE})"
     ),
+    "date": re.compile(_DATE),
     "telephone": re.compile(
         rf"{_PHONE}|\b(?:tel|telephone|phone|mobile|cell|pager)\b[^\d\n+(]{{0,12}}\+?\(?\d[\d(). /-]{{5,16}}\d\b"
+    ),
+    "name": re.compile(
+        rf"(?:\b(?i:name is|name:)\s{{1,3}}|\b(?:Mr|Mrs|Ms|Miss)\.?\s){_CAPITALISED}(?:\s{_CAPITALISED}){{0,3}}"
+    ),
+    "address": re.compile(
+        rf"(?<![\w.])\d{{1,5}}[a-zA-Z]?\s(?:{_CAPITALISED}\s){{1,3}}"
+        r"(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Close|Court|Ct|Way|Place|Boulevard|Blvd)\b"
+        r"|(?<![\w-])[A-Z]{1,2}\d[A-Z\d]? \d(?!M[GLM]|CM|IU)[A-Z]{2}(?![\w-])"
     ),
     "zip": re.compile(
         r"(?<![\w-])\d{5}-\d{4}(?![\w-])|\b(?:A[KLRZ]|C[AOT]|D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|"
@@ -111,6 +132,7 @@ KINDS: dict[str, re.Pattern[str]] = {
 # What a part of a text must hold before a kind's pattern is tried on it: so many digits, and one of these marks
 # in lower case. Most texts hold none, and a scan of a million rows is then ten times as fast.
 _URL_MARKS = ("://", "www.", ".com", ".org", ".gov", ".edu", ".net", ".info", ".io")
+_NAME_MARKS = ("name is ", "name: ", "mr ", "mr. ", "mrs ", "mrs. ", " ms. ", "miss ")
 _NEEDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "url": (0, _URL_MARKS),
     "email": (0, ("@",)),
@@ -120,25 +142,29 @@ _NEEDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "mrn": (4, ("mrn", "record", "patient", "hospital", "chart", "case")),
     "health_plan": (
         4,
-        ("member", "beneficiary", "subscriber", "plan", "insurance", "policy", "medicare", "medicaid", "group"),
+        ("member", "beneficiary", "subscriber", "plan", "insurance", "policy", "medicare", "medicaid", "group", "nhs"),
     ),
     "vehicle": (1, ()),
     "account": (4, ()),
     "licence": (4, ("licen", "lic.", "certificat", "dea", "npi", "passport")),
     "device": (2, ()),
+    "birth_date": (2, ("dob", "d.o.b", "born", "birth")),
     "date": (1, ()),
     "telephone": (4, ()),
     "zip": (5, ()),
+    "name": (0, _NAME_MARKS),
+    "address": (2, ()),
     "age": (0, ("9", "10", "11", "12", "inety")),
 }
 _DIGITS = re.compile(r"\d+")
-_WITHOUT_DIGITS = ("@", *_URL_MARKS, "inety")
+_WITHOUT_DIGITS = ("@", *_URL_MARKS, *_NAME_MARKS, "inety")
 _REACH = 64
 
 
 def find(text: str) -> list[tuple[int, int, str]]:
     """Where identifiers stand in `text`: start, end and kind, in order, none overlapping."""
-    taken: list[tuple[int, int, str]] = []
+    found: list[tuple[int, int, str]] = []
+    taken = bytearray(len(text))
     for start, end, digits in _find_windows(text):
         part = text[start:end].lower()
         for kind, pattern in KINDS.items():
@@ -147,9 +173,10 @@ def find(text: str) -> list[tuple[int, int, str]]:
                 continue
             for match in pattern.finditer(text, start, end):
                 a, b = match.span()
-                if all(b <= other[0] or a >= other[1] for other in taken):
-                    taken.append((a, b, kind))
-    return sorted(taken)
+                if not any(taken[a:b]):
+                    taken[a:b] = bytes([1]) * (b - a)
+                    found.append((a, b, kind))
+    return sorted(found)
 
 
 def _find_windows(text: str) -> Iterator[tuple[int, int, int]]:

@@ -8,16 +8,23 @@ import pytest
 
 from fedmed_cli.chat.guardrails import normalise, patterns
 from fedmed_cli.chat.guardrails.answer import check_answer
-from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, letter_features, shares, word_features
+from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, letter_features, scores, word_features
 from fedmed_cli.chat.guardrails.classifier import load as load_classifier
-from fedmed_cli.chat.guardrails.findings import Kind, Level, holds_answer_back
+from fedmed_cli.chat.guardrails.findings import Finding, Kind, Level, holds_answer_back
 from fedmed_cli.chat.guardrails.question import check_question
+from fedmed_cli.chat.guardrails.reading import PASSAGE_WORDS, Reading, passages
 
 DEVELOPMENT = Path(__file__).parents[1] / "guardrail_prompts" / "development.jsonl"
 
 
-def levels(text):
-    return {finding.level.value for finding in check_question(text)}
+def levels(text, strictness="standard"):
+    return {finding.level.value for finding in check_question(text, strictness)}
+
+
+def read_passages(text):
+    rules = patterns.load()
+    sentences = normalise.sentences(text, rules.speller, rules.compounds)
+    return passages(text, [Reading(sentence, rules.context) for sentence in sentences])
 
 
 def development():
@@ -92,11 +99,11 @@ def test_what_holds_the_answer_back():
     ("text", "rule"),
     [
         ("mail me at jane.doe@example.org", "identifier-email"),
-        ("call +44 20 7946 0958 about it", "identifier-phone"),
-        ("born on 12/03/1961, has a cough", "identifier-birth-date"),
+        ("call +44 20 7946 0958 about it", "identifier-telephone"),
+        ("born on 12/03/1961, has a cough", "identifier-birth_date"),
         ("my name is Jane Miller", "identifier-name"),
-        ("MRN: 00123456", "identifier-record-number"),
-        ("NHS number 943 476 5919", "identifier-nhs-number"),
+        ("MRN: 00123456", "identifier-mrn"),
+        ("NHS number 943 476 5919", "identifier-health_plan"),
         ("SSN 123-45-6789", "identifier-ssn"),
     ],
 )
@@ -193,31 +200,105 @@ def test_likeness_marks_what_stands_behind_a_denial():
 
 
 def test_likeness_is_the_sum_that_the_library_computes():
-    """The shipped numbers applied by hand are scikit-learn's tf-idf and softmax."""
+    """The shipped numbers applied by hand are scikit-learn's tf-idf and a linear model's log-odds."""
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     model = load_classifier()
     for row in development()[:20]:
-        scores = np.array(model.offsets)
+        (passage,) = read_passages(row["prompt"])
+        expected = np.array(model.offsets)
         for block, split in BLOCKS.items():
             known = model.features[block]
             vectorizer = TfidfVectorizer(analyzer=split, sublinear_tf=True, vocabulary=sorted(known))
             vectorizer.idf_ = np.array([known[name][0] for name in sorted(known)])
             weights = np.array([known[name][1] for name in sorted(known)])
-            scores = scores + vectorizer.transform([row["prompt"]]).toarray()[0] @ weights
-        expected = np.exp(scores - scores.max())
-        found = model.shares(row["prompt"])
-        assert [found[name] for name in CLASSES] == pytest.approx(expected / expected.sum(), abs=1e-9)
+            expected = expected + vectorizer.transform([passage]).toarray()[0] @ weights
+        found = model.scores(passage)
+        assert [found[name] for name in CLASSES] == pytest.approx(expected, abs=1e-9)
+
+
+CHATTER = "I like to walk with my dog in the park and I read books about gardens and history. " * 30
 
 
 def test_a_sign_in_a_long_text_is_not_lost():
-    chatter = "I like to walk with my dog in the park and I read books about gardens and history. " * 30
     sign = "Suddenly my husband cannot speak, his face droops and his arm is limp. "
-    assert shares(chatter + sign + chatter)["emergency"] > 0.4
-    assert check_question(chatter + sign + chatter)[0].level is Level.URGENT
+    assert scores(read_passages(CHATTER + sign + CHATTER))["emergency"] > scores(read_passages(CHATTER))["emergency"]
+    assert check_question(CHATTER + sign + CHATTER)[0].level is Level.URGENT
+
+
+def test_a_long_message_is_read_in_passages_of_whole_sentences():
+    read = read_passages(CHATTER)
+    assert len(read) > 5
+    assert all(len(passage.text.split()) <= PASSAGE_WORDS * 1.3 for passage in read)
+    assert read[0].text.startswith("I like to walk")
+    assert read[-1].text.rstrip().endswith("history.")
+    assert len(read_passages("one two three")) == 1
+
+
+def test_what_a_message_says_of_time():
+    (passage,) = read_passages("I was diagnosed in 2009. Which studies are there?")
+    assert passage.marks == ("(lasting message)", "(lasting)", "(only lasting)", "(sought message)", "(sought)")
+    (passage,) = read_passages("It began an hour ago.")
+    assert passage.marks == ("(recent message)", "(recent)")
 
 
 def test_a_question_of_doses_does_not_hide_an_emergency():
     findings = check_question("How much ibuprofen can I take? My chest hurts and I am short of breath.")
     assert [finding.level for finding in findings][:1] == [Level.URGENT]
+
+
+def test_likeness_alone_declares_no_crisis():
+    """Each finding of a crisis that is certain has a word that speaks of one."""
+    rules = patterns.load()
+    for row in development():
+        for finding in check_question(row["prompt"], "strict"):
+            if finding.rule == "like-crisis" and finding.level is Level.URGENT:
+                read = normalise.sentences(row["prompt"], rules.speller, rules.compounds)
+                assert any(rules.context["crisis"].search(sentence.plain) for sentence in read), row
+
+
+HISTORY = (
+    "My father had a stroke in 2015 and his right arm has been weak since then. He was also diagnosed with diabetes. "
+    "His speech is slurred and he walks with a frame. Which centre does research on training after so many years?"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HISTORY,
+        "How many days do I need to use the gel?",
+        "If its an allergy, will it go away on its own?",
+        "Thank you so much, does elderberry syrup help with the sinus drainage?",
+    ],
+)
+def test_no_alarm_where_nothing_is_at_hand(text):
+    assert not levels(text) & {"urgent", "decline"}
+
+
+def test_a_history_does_not_hide_what_happens_now():
+    now = "Since an hour ago he cannot speak at all and the left side of his face hangs down."
+    assert check_question(f"{HISTORY} {now}")[0].level is Level.URGENT
+
+
+def test_strict_finds_all_that_standard_finds():
+    for row in development():
+        usual, strict = (check_question(row["prompt"], strictness) for strictness in ("standard", "strict"))
+        order = list(Level)
+        if usual:
+            assert strict, row
+            assert order.index(strict[0].level) <= order.index(usual[0].level), row
+
+
+def test_what_is_possible_does_not_hold_the_answer_back():
+    finding = Finding("like-crisis", Kind.CRISIS, Level.POSSIBLE, 0, 1, "", "")
+    assert not holds_answer_back([finding])
+    assert list(Level).index(Level.POSSIBLE) < list(Level).index(Level.NOTICE)
+
+
+@pytest.mark.parametrize("piece", ["1", "1 mg ", "take 1,000 ", "1.", "12-", "mg "])
+def test_an_answer_is_looked_at_in_linear_time(piece):
+    """A pattern of digits without a bound took ten seconds for 10,000 of them."""
+    for length in (10_000, 20_000):
+        check_answer((piece * length)[:length])  # the run's time limit is the bound

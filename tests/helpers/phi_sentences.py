@@ -124,7 +124,30 @@ def a_plate(rng):
     return coded("license plate @@@-0000", "plate number 000 @@@", "licence plate @@00 @@@", "plate: @@@0000")(rng)
 
 
+def a_birth_date(rng):
+    day = f"{rng.randint(1, 12)}/{rng.randint(1, 28)}/{rng.randint(1930, 2015)}"
+    return rng.choice(["born on ", "DOB: ", "date of birth ", "birthday "]) + day
+
+
+def a_name(rng):
+    first, last = (
+        rng.choice(["Jane", "Oliver", "Amélie", "Sean"]),
+        rng.choice(["Miller", "O'Neil", "Okafor", "Haas-Lind"]),
+    )
+    return rng.choice([f"my name is {first} {last}", f"name: {first} {last}", f"Mrs. {last}", f"Mr {first} {last}"])
+
+
+def an_address(rng):
+    street = rng.choice(["High", "Maple", "Old Mill", "Church"]) + rng.choice([" Street", " Road", " Ave", " Lane"])
+    return rng.choice(
+        [f"{rng.randint(1, 999)} {street}", f"{rng.randint(1, 99)}b {street}", f"SW{rng.randint(1, 9)}A 2AA"]
+    )
+
+
 MAKERS = {
+    "birth_date": a_birth_date,
+    "name": a_name,
+    "address": an_address,
     "date": a_date,
     "telephone": a_number,
     "fax": lambda rng: rng.choice(["fax ", "Fax: ", "fax number ", "FAX no. "]) + a_number(rng),

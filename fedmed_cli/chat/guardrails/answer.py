@@ -12,7 +12,7 @@ from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, OWN_SOURCE, Find
 ANSWERS: Mapping[str, tuple[re.Pattern[str], Kind | None]] = {
     "dose": (
         re.compile(
-            r"(?i)\b\d[\d.,]*\s?(?:-|to)?\s?[\d.,]*\s?"
+            r"(?i)(?<![\d.,])\d[\d.,]{0,9}\s?(?:-|to)?\s?[\d.,]{0,9}\s?"
             r"(?:mg|mcg|µg|micrograms?|milligrams?|ml|millilit\w+|units|iu|tablets?|pills|capsules|puffs)\b"
         ),
         Kind.DOSING,

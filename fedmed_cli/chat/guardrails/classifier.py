@@ -1,8 +1,8 @@
-"""How much a text is like those that people in need, or with bad intent, have written: a linear model, learnt once.
+"""How much a passage is like those that people in need, or with bad intent, have written: linear models, learnt once.
 
-It sees words, pairs of words and letters, and knows which words follow a denial. Its numbers are in
-classifier.tsv; benchmarks/guardrails/train.py makes that file. No library is needed to apply it, and the
-same text gives the same shares everywhere.
+They see words, pairs of words, letters, which words follow a denial, and what a message says of time. Their numbers
+are in classifier.tsv; benchmarks/guardrails/train.py makes that file. No library is needed to apply them, and the same
+text gives the same scores everywhere.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-CLASSES = ("emergency", "crisis", "misuse", "dosing", "diagnosis", "stopping", "none")
-WINDOW_WORDS = 120  # a longer text is read in windows, so that a sign is not lost among much else
-STEP_WORDS = 60
+from fedmed_cli.chat.guardrails.reading import Passage
+
+CLASSES = ("emergency", "crisis", "misuse", "dosing", "diagnosis", "stopping")
 DENIAL_REACH = 5
 _DENIALS = frozenset(
     "no not never without nor neither none isnt isn't wasnt wasn't doesnt doesn't dont don't didnt didn't havent "
     "haven't hasnt hasn't".split()
 )
 _TOKEN = re.compile(r"[a-z0-9]+(?:['’][a-z]+)?|[.,;:!?]")
-_SPACE = re.compile(r"\s+")
 
 
 def words(text: str) -> list[str]:
@@ -48,20 +47,22 @@ def word_features(text: str) -> list[str]:
     return single + [f"{one} {other}" for one, other in itertools.pairwise(single)]
 
 
+@functools.lru_cache(maxsize=4096)
+def _runs(word: str) -> tuple[str, ...]:
+    padded = f" {word} "
+    runs = [padded[i : i + size] for size in (3, 4, 5) for i in range(len(padded) - size + 1) if size < len(padded)]
+    return (*runs, padded) if len(padded) <= 5 else tuple(runs)
+
+
 def letter_features(text: str) -> list[str]:
     """Runs of 3 to 5 letters inside each word, with a blank on each side."""
-    found = []
-    for word in _SPACE.sub(" ", text.lower()).split():
-        padded = f" {word} "
-        for size in (3, 4, 5):
-            if size >= len(padded):
-                found.append(padded)
-                break
-            found += [padded[i : i + size] for i in range(len(padded) - size + 1)]
-    return found
+    return [run for word in text.lower().split() for run in _runs(word)]
 
 
-BLOCKS = {"w": word_features, "l": letter_features}
+BLOCKS: Mapping[str, Callable[[Passage], Sequence[str]]] = {
+    "w": lambda passage: [*word_features(passage.text), *passage.marks],
+    "l": lambda passage: letter_features(passage.text),
+}
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,19 @@ class Model:
     offsets: Sequence[float]
     features: Mapping[str, Mapping[str, tuple[float, Sequence[float]]]]
 
-    def shares(self, text: str) -> dict[str, float]:
-        """Softmax over the classes of one text: tf-idf in each block, at length 1, times the weights."""
+    def scores(self, passage: Passage) -> dict[str, float]:
+        """Log-odds of each class: tf-idf in each block, at length 1, times the weights."""
         scores = list(self.offsets)
         for block, split in BLOCKS.items():
             known = self.features[block]
-            counts = {feature: count for feature, count in Counter(split(text)).items() if feature in known}
+            counts = {feature: count for feature, count in Counter(split(passage)).items() if feature in known}
             values = {feature: (1 + math.log(count)) * known[feature][0] for feature, count in counts.items()}
             length = math.sqrt(math.fsum(value * value for value in values.values()))
             for feature in sorted(values):
                 share = values[feature] / length
                 for position, weight in enumerate(known[feature][1]):
                     scores[position] += share * weight
-        top = max(scores)
-        parts = [math.exp(score - top) for score in scores]
-        return {name: part / math.fsum(parts) for name, part in zip(CLASSES, parts, strict=True)}
+        return dict(zip(CLASSES, scores, strict=True))
 
 
 @functools.cache
@@ -106,12 +105,7 @@ def load() -> Model:
     return Model(offsets, features)
 
 
-def shares(text: str) -> dict[str, float]:
-    """For each class its share, from 0 to 1, the most that any window of the text has (`none`: the least)."""
-    tokens = text.split()
-    windows = [text]
-    if len(tokens) > WINDOW_WORDS:
-        starts = range(0, len(tokens) - WINDOW_WORDS + STEP_WORDS, STEP_WORDS)
-        windows = [" ".join(tokens[start : start + WINDOW_WORDS]) for start in starts]
-    by_window = [load().shares(window) for window in windows]
-    return {name: (min if name == "none" else max)(shares[name] for shares in by_window) for name in CLASSES}
+def scores(passages: Sequence[Passage]) -> dict[str, float]:
+    """For each class the log-odds that its most alike passage has."""
+    by_passage = [load().scores(passage) for passage in passages]
+    return {name: max(scores[name] for scores in by_passage) for name in CLASSES}

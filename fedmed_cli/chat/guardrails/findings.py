@@ -5,9 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 MAX_CHARACTERS = 20_000  # of a text that is looked at; the chat takes no longer question
 OWN_SOURCE = "docs/guardrails.md"  # of findings that no rule of rules.toml makes
+
+Strictness = Literal["standard", "strict"]
+STRICTNESS: tuple[Strictness, ...] = ("standard", "strict")
 
 
 class Level(enum.StrEnum):
@@ -15,6 +19,7 @@ class Level(enum.StrEnum):
 
     URGENT = "urgent"  # a notice before anything else
     DECLINE = "decline"  # no answer
+    POSSIBLE = "possible"  # a calm sentence after the answer
     NOTICE = "notice"  # a sentence
 
 
@@ -57,5 +62,8 @@ class Finding:
 
 
 def holds_answer_back(findings: Iterable[Finding]) -> bool:
-    """Whether the model is not asked at all: a request for harm, or a person in crisis, who needs a person."""
-    return any(finding.level is Level.DECLINE or finding.kind is Kind.CRISIS for finding in findings)
+    """Whether the model is not asked at all: certainly a request for harm, or a crisis, which needs a person."""
+    return any(
+        finding.level is Level.DECLINE or (finding.kind is Kind.CRISIS and finding.level is Level.URGENT)
+        for finding in findings
+    )

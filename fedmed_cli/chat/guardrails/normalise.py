@@ -18,6 +18,7 @@ _TOKEN = re.compile(
 )
 _UNIT = re.compile(r"(\d+(?:[.,]\d+)?)([a-z]{1,5})")
 _JOINED_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
+LONGEST_SENTENCE = 60  # words; what has no full stop is cut there
 _BEFORE_IS = frozenset("he she it that there what who how where someone everyone let here".split())
 
 
@@ -84,14 +85,16 @@ def word_span(match: re.Match[str]) -> tuple[int, int]:
 
 def fold(text: str) -> str:
     """Lower case without accents, invisible characters and look-alike letters; as long as `text`."""
-    folded = []
-    for character in text:
-        parts = unicodedata.normalize("NFKD", character)
-        plain = next((part for part in parts if not unicodedata.combining(part)), "")
-        if unicodedata.category(character) in ("Cf", "Mn") or not plain:
-            plain = "\0"
-        folded.append(plain.lower()[:1].translate(_LOOKALIKES))
-    return "".join(folded)
+    return text.lower() if text.isascii() else "".join(map(_fold, text))
+
+
+@functools.lru_cache(maxsize=1024)
+def _fold(character: str) -> str:
+    parts = unicodedata.normalize("NFKD", character)
+    plain = next((part for part in parts if not unicodedata.combining(part)), "")
+    if unicodedata.category(character) in ("Cf", "Mn") or not plain:
+        plain = "\0"
+    return plain.lower()[:1].translate(_LOOKALIKES)
 
 
 def distance(one: str, other: str, limit: int) -> int:
@@ -116,10 +119,20 @@ def distance(one: str, other: str, limit: int) -> int:
     return last[-1]
 
 
+def _limit(shorter: int) -> int:
+    """How many typing errors a word is taken to have, by the letters of the shorter of two words."""
+    return 0 if shorter < 4 else 1 if shorter < 8 else 2
+
+
+def _letters(word: str) -> int:
+    """A bit for each letter in a word: an edit changes at most two of them."""
+    return functools.reduce(lambda bits, letter: bits | 1 << ord(letter) % 32, word, 0)
+
+
 def _typing_errors(typed: str, known: str) -> int | None:
     """Edits from a known word to the typed one; None where they are too many, or mean another word."""
     shorter = min(len(typed), len(known))
-    limit = 0 if shorter < 4 else 1 if shorter < 8 else 2
+    limit = _limit(shorter)
     edits = distance(typed, known, limit)
     if edits > limit:
         return None
@@ -138,10 +151,10 @@ class Speller:
     def __init__(self, vocabulary: Iterable[str], others: Iterable[str]) -> None:
         self.vocabulary = frozenset(vocabulary)
         self.known = self.vocabulary | frozenset(others)
-        self._by_letter: dict[str, list[str]] = {}
+        self._alike: dict[tuple[str, int], list[tuple[int, str]]] = {}  # by first letter and length
         for word in sorted(self.vocabulary):
             if len(word) >= 4 and word.isalpha():
-                self._by_letter.setdefault(word[0], []).append(word)
+                self._alike.setdefault((word[0], len(word)), []).append((_letters(word), word))
         self._seen: dict[str, str] = {}
 
     def correct(self, word: str) -> str:
@@ -163,11 +176,14 @@ class Speller:
         for form in (re.sub(r"(.)\1{2,}", r"\1\1", word), re.sub(r"(.)\1+", r"\1", word)):
             if form in self.known:
                 return form
+        own = _letters(word)
         near = [
-            (errors, abs(len(known) - len(word)), known)
+            (errors, abs(length - len(word)), known)
             for first in {word[0], word[1]}  # the first two letters may be swapped
-            for known in self._by_letter.get(first, ())
-            if (errors := _typing_errors(word, known)) is not None
+            for length in range(len(word) - 2, len(word) + 3)
+            for letters, known in self._alike.get((first, length), ())
+            if (own ^ letters).bit_count() <= 2 * _limit(min(length, len(word)))
+            and (errors := _typing_errors(word, known)) is not None
         ]
         if near:
             return min(near)[-1]
@@ -187,7 +203,7 @@ def _token_words(raw: str, speller: Speller) -> list[str]:
         return [token.replace(",", "." if len(token.split(",")[-1]) != 3 else "")]
     if unit := _UNIT.fullmatch(token):
         return [unit[1].replace(",", "."), *_token_words(unit[2], speller)]
-    if any(c.isdigit() or c in "@$!" for c in token):
+    if not token.isalpha() and any(c.isdigit() or c in "@$!" for c in token):
         forms = [token.translate(table) for table in _LEET]
         token = next((form for form in forms if form in speller.vocabulary), forms[0])
     if token in plain.expansions:
@@ -217,6 +233,9 @@ def sentences(text: str, speller: Speller, compounds: re.Pattern[str]) -> list[S
                 if plain not in fillers or (words and words[-1].text == "not"):
                     words.append(Word(plain, start, end, after_comma))
                     after_comma = False
+            if len(words) >= LONGEST_SENTENCE:
+                result.append(Sentence(_join(words, compounds), is_now))
+                words, after_comma, is_now = [], True, False
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -34,18 +34,20 @@ class Part:
 
 
 Pattern = tuple[Part, ...]
+LONGEST_STEM = 20
+ANY = "*"  # the first word of a pattern that begins with a number or an ending
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of rules.toml, compiled."""
+    """A row of rules.toml, compiled. `match`: each pattern with the words it can begin with ("abc*": so begun)."""
 
     id: str
     kind: Kind
     level: Level
     notice: str
     source: str
-    match: tuple[Pattern, ...]
+    match: tuple[tuple[frozenset[str], Pattern], ...]
     unless: tuple[Pattern, ...]
     gone: bool
     personal: bool
@@ -61,6 +63,26 @@ class GuardrailRules:
     context: Mapping[str, re.Pattern[str]]
     compounds: re.Pattern[str]
     speller: Speller
+
+    @functools.cached_property
+    def by_first_word(self) -> Mapping[str, Sequence[tuple[int, Rule, Pattern]]]:
+        """The patterns that can begin with a word, numbered in the table's order, with their rules."""
+        table: dict[str, list[tuple[int, Rule, Pattern]]] = {}
+        pairs = [(rule, starts, pattern) for rule in self.rules for starts, pattern in rule.match]
+        for number, (rule, starts, pattern) in enumerate(pairs):
+            for start in starts:
+                table.setdefault(start, []).append((number, rule, pattern))
+        return table
+
+    def candidates(self, words: Iterable[str]) -> list[tuple[int, Rule, Pattern]]:
+        """The patterns that can match a sentence of these plain words: all that begin with one of them."""
+        keys = {ANY}
+        for word in words:
+            for part in {word, word.split("_")[0]}:
+                keys.add(part)
+                keys.update(f"{part[:size]}*" for size in range(1, min(len(part), LONGEST_STEM) + 1))
+        found = {entry[0]: entry for key in keys for entry in self.by_first_word.get(key, ())}
+        return [found[number] for number in sorted(found)]
 
 
 class _Compiler:
@@ -83,6 +105,24 @@ class _Compiler:
         first, *others = re.split(r" ([+&]) ", text)
         signs, parts = ["+", *others[::2]], [first, *others[1::2]]
         return tuple(self._part(part, sign == "&") for part, sign in zip(parts, signs, strict=True))
+
+    def starts(self, text: str) -> frozenset[str]:
+        """The words that a pattern's first part can begin with, a stem with `*`."""
+        found: set[str] = set()
+        for word in text.split():
+            if word == "+":
+                break
+            for alternative in word.rstrip("?").split("|"):
+                if alternative in self.names:
+                    found.update(*(self.starts(phrase) for phrase in self.names[alternative].split(",")))
+                elif alternative[0] in "#*" or alternative == "YEAR":
+                    found.add(ANY)
+                elif plain := self._word(alternative, "").replace("[ _]", " ").split():
+                    stem = plain[0].removesuffix(r"[^")
+                    found.add(re.sub(r"\\(.)", r"\1", stem) + ("*" if stem != plain[0] else ""))
+            if not word.endswith("?"):
+                break
+        return frozenset(found)
 
     def _part(self, text: str, anywhere: bool) -> Part:
         self.bounds = []
@@ -154,7 +194,7 @@ def load() -> GuardrailRules:
             Level(row["level"]),
             row["notice"],
             row["source"],
-            compiler.patterns(row["match"]),
+            tuple(zip(map(compiler.starts, row["match"]), compiler.patterns(row["match"]), strict=True)),
             compiler.patterns(row.get("unless", ())),
             row.get("gone", False),
             row.get("personal", False),

@@ -1,106 +1,85 @@
 """What a question must not pass without: emergencies, harm, doses, identifiers.
 
 Two readers look at a question: the rules of rules.toml, each with its source, and a classifier (classifier.py), which
-knows how people write. Either may raise a finding, but neither by itself against the clear word of the other.
-Nothing here loads torch; the same text gives the same findings everywhere. docs/guardrails.md says what was measured
-and what is not covered.
+knows how people write. A rule counts where the message is not far from its kind; likeness counts by itself where it is
+strong, but a crisis is declared only where words speak of it. Nothing here loads torch; the same text gives the same
+findings everywhere. docs/guardrails.md says what was measured and what is not covered.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from fedmed_cli.chat.guardrails import classifier, normalise, patterns
-from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, OWN_SOURCE, Finding, Kind, Level
+from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, OWN_SOURCE, Finding, Kind, Level, Strictness
 from fedmed_cli.chat.guardrails.patterns import GuardrailRules, Pattern, Rule
-from fedmed_cli.chat.guardrails.reading import Reading, Span
+from fedmed_cli.chat.guardrails.reading import Reading, Span, passages
+from fedmed_cli.data import identifiers
 
 WINDOW = 14  # words between the parts of a pattern
+LONG_WORDS = 40
+FEWEST_WORDS = 3  # of a message that likeness may judge by itself: "And then?" says nothing
 
-# The share of a class from which likeness by itself raises a finding, and below which it silences a rule; an urgent
-# rule is silenced only by likeness to harmless texts, since a question of doses may hold an emergency. Chosen on the
-# open sets of prompts, each author's by a model that had not seen it (benchmarks/guardrails/train.py --held).
-ENOUGH: Mapping[Level, float] = {Level.URGENT: 0.7, Level.DECLINE: 0.55, Level.NOTICE: 0.8}
-TOO_LITTLE: Mapping[Level, float] = {Level.URGENT: 0.4, Level.DECLINE: 0.15, Level.NOTICE: 0.25}
-FEWEST_WORDS = 3  # of a text that likeness may judge by itself: "And then?" says nothing
-_KINDS: Mapping[Level, tuple[Kind, ...]] = {
-    Level.URGENT: (Kind.EMERGENCY, Kind.CRISIS),
-    Level.DECLINE: (Kind.MISUSE,),
-    Level.NOTICE: (Kind.DOSING, Kind.DIAGNOSIS, Kind.STOPPING),
+
+@dataclass(frozen=True)
+class Point:
+    """From which log-odds a kind is certain by likeness alone, and with a rule; from which it is possible.
+
+    `long`: the same in messages of more than LONG_WORDS, where a sign may belong to a history.
+    """
+
+    alone: float
+    with_rule: float
+    long: tuple[float, float]
+    possible: float = math.inf
+
+
+# Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held).
+POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
+    "standard": {
+        Kind.CRISIS: Point(0.2, -5.0, (math.inf, -1.0), 0.5),
+        Kind.EMERGENCY: Point(0.9, -2.0, (0.9, 0.9), 0.2),
+        Kind.MISUSE: Point(0.3, -1.5, (0.3, -1.5)),
+        Kind.DOSING: Point(1.0, -1.0, (1.0, -1.0)),
+        Kind.DIAGNOSIS: Point(1.0, -1.0, (1.0, -1.0)),
+        Kind.STOPPING: Point(1.0, -1.0, (1.0, -1.0)),
+    },
+    "strict": {
+        Kind.CRISIS: Point(-0.5, -5.0, (1.0, -2.0), -0.5),
+        Kind.EMERGENCY: Point(0.2, -3.0, (0.2, -1.0), -1.0),
+        Kind.MISUSE: Point(0.0, -2.0, (0.0, -2.0)),
+        Kind.DOSING: Point(0.5, -2.0, (0.5, -2.0)),
+        Kind.DIAGNOSIS: Point(0.5, -2.0, (0.5, -2.0)),
+        Kind.STOPPING: Point(0.5, -2.0, (0.5, -2.0)),
+    },
 }
+LEVELS: Mapping[Kind, Level] = {Kind.EMERGENCY: Level.URGENT, Kind.CRISIS: Level.URGENT, Kind.MISUSE: Level.DECLINE}
+# Kinds that a chat is full of; none identifies anybody by itself.
+UNNOTICED = frozenset(("url", "age", "date"))
+
 _ABOUT_SOMEBODY = re.compile(
     r" (?:i|my|mine|me|he|she|his|her|him|we|our|us|this|these|it|mother|father|son|daughter|husband|wife) "
 )
-
-_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
-_DATE = (
-    rf"(?:\d{{1,2}}[./-]\d{{1,2}}[./-]\d{{2,4}}|\d{{4}}-\d{{2}}-\d{{2}}"
-    rf"|\d{{1,2}}(?:st|nd|rd|th)?\s+{_MONTH},?\s+\d{{4}}|{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+\d{{4}})"
-)
-# After the kinds of 45 CFR 164.514(b)(2), HIPAA's Safe Harbor list, as far as a form gives them away.
-IDENTIFIERS: Mapping[str, re.Pattern[str]] = {
-    "email": re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w"),
-    "phone": re.compile(
-        r"(?<![\w.])(?:\+\d{1,3}[ ./-]?(?:\(?\d{1,4}\)?[ ./-]?){2,5}\d{2,4}"
-        r"|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}|0\d{2,4}[ /-]\d{3,4}[ -]?\d{3,4})(?!\w)"
-    ),
-    "ssn": re.compile(r"(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)"),
-    "nhs-number": re.compile(r"(?i)\bnhs\s*(?:number|no\.?|#)?[:\s#]*\d{3}[ -]?\d{3}[ -]?\d{4}\b"),
-    "record-number": re.compile(
-        r"(?i)\b(?:mrn|medical record|patient id|patient number|hospital number|chart|case|record|insurance|policy"
-        r"|member|account|passport|licen[cs]e)"
-        r"\s*(?:number|no\.?|id|#)?\s*(?:is|:|#)?\s*[A-Z]{0,3}[- ]?\d[\d-]{4,}"
-    ),
-    "birth-date": re.compile(
-        rf"(?i)\b(?:dob|d\.o\.b\.?|born(?: on)?|date of birth|birthday|birthdate)\b[\s:is]{{0,6}}{_DATE}"
-    ),
-    "date": re.compile(rf"(?i)\b(?:on|admitted|discharged|seen|since|dated?)\s+(?:on\s+)?{_DATE}"),
-    "address": re.compile(
-        r"\b\d{1,5}[a-zA-Z]?\s+(?:[A-Z][a-z]+\s+){1,3}"
-        r"(?:Street|St|Road|Rd|Avenue|Ave|Lane|Ln|Drive|Dr|Close|Court|Ct|Way|Place|Boulevard|Blvd)\b"
-    ),
-    "postcode": re.compile(r"\b[A-Z]{1,2}\d[A-Z\d]?\s\d[A-Z]{2}\b"),
-    "ip-address": re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])"),
-    "url": re.compile(r"https?://\S+"),
-    "name": re.compile(
-        r"(?:\b(?i:my name is|patient name is|patient name:|patient:|name:|named|called|signed)\s+"
-        r"|\b(?:Mr|Mrs|Ms|Miss)\.?\s+)[A-Z][a-zäöüéèß'-]+(?:\s+[A-Z][a-zäöüéèß'-]+)*"
-    ),
-}
 _ENGLISH = frozenset(
     "the a an i my me is are am was have has do does not it in on of to and for with what how why can should he she "
     "his her you your if this that there when who at be help pain no or from after before about".split()
 )
 
 
-def check_question(text: str) -> tuple[Finding, ...]:
+def check_question(text: str, strictness: Strictness = "standard") -> tuple[Finding, ...]:
     """What a question holds: the most urgent first, each rule at most once.
 
-    A rule's finding counts unless the text is far from its kind; likeness adds one of a level that no rule has
-    found where a text is near enough. Only the first MAX_CHARACTERS are looked at.
+    Only the first MAX_CHARACTERS are looked at.
     """
     text = text[:MAX_CHARACTERS]
     rules = patterns.load()
     message = [
         Reading(sentence, rules.context) for sentence in normalise.sentences(text, rules.speller, rules.compounds)
     ]
-    shares = classifier.shares(text)
-    likeness = {level: sum(shares[kind.value] for kind in kinds) for level, kinds in _KINDS.items()}
-    support = likeness | {Level.URGENT: 1 - shares["none"]}
-    findings = [
-        finding
-        for rule in rules.rules
-        if support[rule.level] > TOO_LITTLE[rule.level] and (finding := _apply(rule, message, rules.notices))
-    ]
-    levels = {finding.level for finding in findings}
-    if len(classifier.words(text)) >= FEWEST_WORDS:
-        for level, kinds in _KINDS.items():
-            if likeness[level] > ENOUGH[level] and level not in levels:
-                kind = max(kinds, key=lambda kind: shares[kind.value])
-                notice = rules.notices[kind.value]
-                findings.append(Finding(f"like-{kind.value}", kind, level, 0, len(text), notice, OWN_SOURCE))
-    findings += _identifiers(text, rules.notices)
+    findings = [*_find_kinds(text, message, rules, POINTS[strictness]), *_find_identifiers(text, rules.notices)]
     if not any(finding.level is Level.URGENT for finding in findings) and _is_foreign(text, message, rules):
         notice = rules.notices["language"]
         findings.append(Finding("language", Kind.LANGUAGE, Level.NOTICE, 0, len(text), notice, OWN_SOURCE))
@@ -108,17 +87,66 @@ def check_question(text: str) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: (order.index(finding.level), finding.kind is not Kind.CRISIS)))
 
 
-def _apply(rule: Rule, message: Sequence[Reading], notices: Mapping[str, str]) -> Finding | None:
-    """What a rule finds in a message: the first place where it matches and what it says is meant."""
+def _find_kinds(
+    text: str, message: Sequence[Reading], rules: GuardrailRules, points: Mapping[Kind, Point]
+) -> Iterator[Finding]:
+    """What rules and likeness find together."""
+    scores = classifier.scores(passages(text, message))
+    matched = _match_rules(message, rules)
+    num_words = sum(len(reading.sentence.words) for reading in message)
+    is_personal = any(reading.is_personal for reading in message)
+    is_exam = _says(message, "exam") and not is_personal
+    is_knowledge = is_exam or (all(reading.is_informational for reading in message) and not is_personal)
+    certain: set[Level] = set()
+    for kind, point in points.items():
+        level = LEVELS.get(kind, Level.NOTICE)
+        if level is Level.URGENT and is_exam:
+            continue
+        score = scores[kind.value]
+        alone, with_rule = point.long if num_words > LONG_WORDS else (point.alone, point.with_rule)
+        own = [finding for finding in matched if finding.kind is kind]
+        if own and score > with_rule:
+            certain.add(level)
+            yield from own
+        elif level in certain or (level is Level.URGENT and is_knowledge):
+            continue
+        elif score > alone and num_words >= FEWEST_WORDS and (kind is not Kind.MISUSE or _says(message, "misuse")):
+            certain.add(level)
+            # Likeness alone declares no crisis: without a word that speaks of one, somebody may be in danger.
+            like = Kind.EMERGENCY if kind is Kind.CRISIS and not _says(message, "crisis") else kind
+            yield _like(like, level, rules.notices["danger" if like is not kind else kind.value], text)
+        elif score > point.possible or (own and level is Level.URGENT and score > point.with_rule):
+            yield _like(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
+
+
+def _says(message: Sequence[Reading], name: str) -> bool:
+    return any(reading.says(name) for reading in message)
+
+
+def _like(kind: Kind, level: Level, notice: str, text: str) -> Finding:
+    return Finding(f"like-{kind.value}", kind, level, 0, len(text), notice, OWN_SOURCE)
+
+
+def _match_rules(message: Sequence[Reading], rules: GuardrailRules) -> list[Finding]:
+    """What each rule finds in a message: the first place where it matches and what it says is meant."""
+    found: dict[str, Finding] = {}
     for reading in message:
-        places = (spans for pattern in rule.match for spans in _places(pattern, reading, message))
-        spans = next((spans for spans in places if not _is_denied_or_past(rule, spans, reading)), None)
-        if spans is not None and not _is_silent(rule, reading, message):
-            words = reading.sentence.words
-            start = min(words[first].start for first, _ in spans)
-            end = max(words[last - 1].end for _, last in spans)
-            return Finding(rule.id, rule.kind, rule.level, start, end, notices[rule.notice], rule.source)
-    return None
+        words = reading.sentence.words
+        silent: set[str] = set()
+        for _, rule, pattern in rules.candidates(word.text for word in words):
+            if rule.id in found or rule.id in silent:
+                continue
+            for spans in _places(pattern, reading, message):
+                if not _is_denied_or_past(rule, spans, reading):
+                    if _is_silent(rule, reading, message):
+                        silent.add(rule.id)
+                        break
+                    start = min(words[first].start for first, _ in spans)
+                    end = max(words[last - 1].end for _, last in spans)
+                    notice = rules.notices[rule.notice]
+                    found[rule.id] = Finding(rule.id, rule.kind, rule.level, start, end, notice, rule.source)
+                    break
+    return [found[rule.id] for rule in rules.rules if rule.id in found]
 
 
 def _places(pattern: Pattern, reading: Reading, message: Sequence[Reading]) -> Iterator[list[Span]]:
@@ -172,13 +200,21 @@ def _is_silent(rule: Rule, reading: Reading, message: Sequence[Reading]) -> bool
     return reading.says("supposed") and not reading.is_now
 
 
-def _identifiers(text: str, notices: Mapping[str, str]) -> Iterator[Finding]:
-    source = "45 CFR 164.514(b)(2), Safe Harbor"
-    notice = notices["identifier"]
-    for name, expression in IDENTIFIERS.items():
-        if match := expression.search(text):
-            rule = f"identifier-{name}"
-            yield Finding(rule, Kind.IDENTIFIER, Level.NOTICE, match.start(), match.end(), notice, source)
+def _find_identifiers(text: str, notices: Mapping[str, str]) -> Iterator[Finding]:
+    """The first of each kind that `fedmed split` would redact, but for those that a chat is full of."""
+    seen = set(UNNOTICED)
+    for start, end, kind in identifiers.find(text):
+        if kind not in seen:
+            seen.add(kind)
+            yield Finding(
+                f"identifier-{kind}",
+                Kind.IDENTIFIER,
+                Level.NOTICE,
+                start,
+                end,
+                notices["identifier"],
+                identifiers.SOURCE,
+            )
 
 
 def _is_foreign(text: str, message: Sequence[Reading], rules: GuardrailRules) -> bool:

@@ -1,14 +1,18 @@
-"""How a sentence is meant: as a question for knowledge, of the past, denied, about somebody at hand."""
+"""How a message is meant, sentence by sentence: when it was, whose it is, whether it is denied or only asked about."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from fedmed_cli.chat.guardrails.normalise import Sentence, word_span
 
 NEGATION_REACH = 7  # words after a denial that it can cover
+PASSAGE_WORDS = 60  # a longer message is read in passages, so that a sign is not lost among much else
+STEP_WORDS = 30
+MARKS = ("lasting", "recent", "sought")  # contexts: for months or years, since hours, information or a treatment
 
 Span = tuple[int, int]  # first and last + 1 word
 
@@ -119,3 +123,38 @@ class Reading:
             denial = next((index for index in range(first, start) if words[index].text in _DENYING), first)
             denials.append((denial, start, stop))
         return denials
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Neighbouring sentences of a message. `marks`: what it and what the whole message say of time and purpose."""
+
+    text: str
+    marks: tuple[str, ...]
+
+
+def passages(text: str, message: Sequence[Reading]) -> list[Passage]:
+    """A message in overlapping runs of whole sentences; one passage where it is short."""
+    said = [{mark for mark in MARKS if reading.says(mark)} for reading in message]
+    in_all = set().union(*said)
+    whole = {f"({mark} message)" for mark in in_all}
+    if "lasting" in in_all and "recent" not in in_all:
+        whole.add("(only lasting)")
+    sizes = [len(reading.sentence.words) for reading in message]
+    found = []
+    first = 0
+    while True:
+        stop, size = first, 0
+        while stop < len(message) and (stop == first or size + sizes[stop] <= PASSAGE_WORDS):
+            size += sizes[stop]
+            stop += 1
+        start = message[first].sentence.words[0].start if first else 0
+        end = message[stop].sentence.words[0].start if stop < len(message) else len(text)
+        own = {f"({mark})" for mark in set().union(*said[first:stop])}
+        found.append(Passage(text[start:end], tuple(sorted(own | whole))))
+        if stop >= len(message):
+            return found
+        size = 0
+        while first < stop and (size == 0 or size < STEP_WORDS):
+            size += sizes[first]
+            first += 1

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedmed_cli.cli import options as o
+from fedmed_cli.cli import parse
 
 
 def chat(
@@ -28,6 +29,7 @@ def chat(
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="Keep typed lines in .fedmed/chat_history for the next chat.")
     ] = False,
+    guardrails: o.GuardrailsOption = "standard",
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
@@ -42,12 +44,12 @@ def chat(
 
     from fedmed_cli.chat import choose_adapter
     from fedmed_cli.chat.conversation import DISCLAIMER, Conversation, Settings, check_length, to_json
-    from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS
-    from fedmed_cli.cli import parse
+    from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, STRICTNESS
     from fedmed_cli.errors import UsageError
     from fedmed_cli.models.engines.choose import ENGINES, choose_engine
 
     parse.choice("--engine", engine, ENGINES)
+    strictness = parse.choice("--guardrails", guardrails, STRICTNESS)
     screen, place = common.open()
     plan = place.read_plan()
     named = None if adapter == "best" else choose_adapter.choose_adapter(place, plan, adapter, screen.say)
@@ -77,7 +79,7 @@ def chat(
 
         named = named or find("best")
         settings = Settings(temperature, min(max_new_tokens, answers.context // 2), seed)
-        conversation = Conversation(answers, plan.prompt, settings)
+        conversation = Conversation(answers, plan.prompt, settings, guardrails=strictness)
         conversation.use(named)
         screen.detail(answers.description)
         screen.say(f"{plan.base.name} with {named.name}. {DISCLAIMER}")

@@ -11,7 +11,8 @@ from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.gguf_lora import permute
 from fedmed_cli.adapters.safetensors import header_bytes, parse_header, to_bfloat16, to_float32
 from fedmed_cli.errors import CombineError
-from fedmed_cli.models.bases import MAX_HEADER_BYTES, LocalBase
+from fedmed_cli.models.base_files import MAX_HEADER_BYTES
+from fedmed_cli.models.bases import LocalBase
 
 _COPIED = (".json", ".jinja", ".model", ".txt")
 
