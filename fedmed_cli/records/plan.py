@@ -24,6 +24,7 @@ MAX_PARAMETERS = 2**31
 MAX_PLAN_BYTES = 200_000
 MAX_LAYERS = 1024
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.([A-Za-z0-9_]{1,100}|\*)){0,20}")
+_OUTSIDE = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]|.*[/\\]\.\.([/\\]|$)")  # a path that leaves the folder where fedmed runs
 # An Ed25519 key takes 51 bytes in OpenSSH's form, which are 68 characters of base64; all begin alike.
 PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
 
@@ -45,7 +46,7 @@ class Base:
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable() or len(self.name) > 200:
             raise ValueError("base.name must be 1 to 200 printable characters")
-        if self.name.startswith(("/", "~", ".")) or "\\" in self.name or ":" in self.name or self.name.count("/") > 1:
+        if _OUTSIDE.match(self.name):
             raise ValueError("base.name must be a model's name or a hub id such as owner/name, not a path")
         if len(self.revision) > 100 or not self.revision.isprintable():
             raise ValueError("base.revision must be at most 100 printable characters")

@@ -109,7 +109,9 @@ def test_rounds_have_as_many_digits_as_their_folders(kind, name):
         kind.from_dict(value | {"round": 10**6}, "it")
 
 
-@pytest.mark.parametrize("name", ["/etc", "~/models", "../x", ".", "C:\\models", "a\\b", "a/b/c", "/proc/self"])
+@pytest.mark.parametrize(
+    "name", ["/etc", "~/models", "../x", ".", "C:\\models", "a/../../b", "/proc/self", "\\\\server"]
+)
 def test_a_foreign_plan_cannot_name_a_path(name):
     base = factories.make_plan().base
     with pytest.raises(ValueError, match="not a path"):
