@@ -40,6 +40,7 @@ COMMANDS = {
     "keys new": ("keys", "new"),
     "keys show": ("keys", "show"),
     "keys trust": ("keys", "trust"),
+    "keys accept": ("keys", "accept"),
 }
 # Options of 0.1 that are commands now. They go with the next release.
 RENAMED = {("compare", "--merge"): "merge", ("compare", "--scores"): "score"}

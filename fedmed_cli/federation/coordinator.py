@@ -197,6 +197,10 @@ def _admit(
         with _hint_to_exclude(path, paths, plan):
             folder = gate.read_contribution(path, plan, policy=policy)
         site = folder.record.site
+        if folder.record.sites != plan.sites.digest:
+            policy.say(
+                f"{path}: site {site} trained under another list of sites or pinned keys; compare federation.toml there"
+            )
         if site in homes:
             raise CombineError(f"site {site} appears in two folders: {homes[site]} and {path}")
         if site in exclude:

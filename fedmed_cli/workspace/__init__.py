@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import re
 import shutil
@@ -12,11 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.events import Say
+from fedmed_cli.records.codec import parse_json, read_file
 from fedmed_cli.records.metrics import metric_line
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.workspace.durable import end_of_last_line, make_folders, sync_folder, write_all, write_folder
+from fedmed_cli.workspace.durable import (
+    end_of_last_line,
+    make_folders,
+    sync_folder,
+    write_all,
+    write_file,
+    write_folder,
+)
 
 if TYPE_CHECKING:
     from fedmed_cli.records.split import DivisionRecord, SplitRecord
@@ -123,7 +132,40 @@ class Workspace:
                 hint="make one with 'fedmed split' or 'fedmed init', copy the coordinator's federation.toml here, "
                 "or name the workspace with --workspace",
             )
-        return Plan.read(self.plan_path)
+        plan = Plan.read(self.plan_path)
+        self._check_pins(plan)
+        return plan
+
+    def _check_pins(self, plan: Plan) -> None:
+        """TrustError where a key that was pinned here before is another one in this plan, or is not there any more.
+
+        New keys are remembered. The plan alone does not show that somebody took keys out of it.
+        """
+        known = self.known_pins()
+        lost = sorted(name for name, key in known.items() if plan.sites.keys.get(name) != key)
+        if lost:
+            raise TrustError(
+                f"{self.plan_path}: the keys of {', '.join(lost)} are not those that were pinned here before",
+                hint="ask whoever sent the plan, by telephone; if it is right, 'fedmed keys accept' takes its keys",
+            )
+        if plan.sites.keys.keys() - known.keys():
+            with contextlib.suppress(OSError):  # a workspace on a read-only disk
+                self.remember_pins(plan)
+
+    def known_pins(self) -> dict[str, str]:
+        """The keys that were pinned here, by who they belong to; empty where none were."""
+        path = self.private / "pinned.json"
+        if not path.exists():
+            return {}
+        value = parse_json(read_file(path), str(path))
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value.values()):
+            raise InputError(f"{path}: is damaged; it remembers the keys that were pinned here")
+        return value
+
+    def remember_pins(self, plan: Plan) -> None:
+        """Take the plan's keys for those that are pinned here."""
+        self.make_private()
+        write_file(self.private / "pinned.json", json.dumps(plan.sites.keys, sort_keys=True).encode())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
