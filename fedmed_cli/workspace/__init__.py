@@ -35,7 +35,7 @@ DIVISION_NAME = "division.json"
 _ROUND = re.compile(r"[0-9]{3,6}")
 _REPLACEMENT = re.compile(r"\.([^.].*)\.[0-9]+\.new\.tmp")
 # What fedmed itself leaves: a file's or folder's name with the process's number, or with tempfile's eight characters.
-_LEFT_OVER = re.compile(r"\.[^.].*\.([0-9]+(\.new)?|[a-z0-9_]{8})\.tmp")
+_LEFT_OVER = re.compile(r"\..+\.([0-9]+(\.new)?|[a-z0-9_]{8})\.tmp")
 
 
 def utc_now() -> str:
