@@ -29,6 +29,7 @@ def test_it_is_that_of_the_library_called_step_by_step(rate, noise, steps):
     assert found == pytest.approx(by_hand(pld.PLDAccountant(), [Mechanism(rate, noise, steps)], 1e-5), rel=0.01)
 
 
+@pytest.mark.slow
 def test_three_rounds_compose_and_no_looser_accountant_says_less():
     rounds = [Mechanism(0.05, 1.1, 3), Mechanism(0.05, 1.3, 3), Mechanism(0.08, 2.0, 5)]
     found = accounting.epsilon(rounds, 1e-5)
@@ -37,6 +38,7 @@ def test_three_rounds_compose_and_no_looser_accountant_says_less():
     assert found <= by_hand(rdp.RdpAccountant(), rounds, 1e-5) <= 1.5 * found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "rate", "steps"), [(1.0, 0.05, 60), (8.0, 0.05, 60), (3.0, 1.0, 5)])
 def test_the_noise_for_an_epsilon_keeps_to_it_and_wastes_little(target, rate, steps):
     noise = accounting.noise_for(target, 1e-5, rate, steps)
