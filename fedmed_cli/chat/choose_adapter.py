@@ -103,3 +103,14 @@ def _best(workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progres
     say(f"loss on the coordinator's examples: {', '.join(f'{name} {losses[name]:.4f}' for name in sorted(losses))}")
     say(f"best is {best}; these losses were used to choose it; do not report them as results")
     return candidates[best]
+
+
+def all_adapters(workspace: Workspace, plan: Plan) -> dict[str, NamedAdapter]:
+    """Everything that can answer, by the name it is asked for: base, global and each site, where there is one."""
+    found = {"base": BASE}
+    if workspace.newest_round():
+        found["global"] = choose_adapter(workspace, plan, "global", lambda message: None)
+    for site in plan.sites.names:
+        if archive.site_adapter(workspace, plan, site) is not None:
+            found[site] = site_adapter(workspace, plan, site)
+    return found

@@ -122,10 +122,8 @@ class Conversation:
         raise InputError(f"the question does not fit into the model's context ({max(room, 0):,} tokens)")
 
     def guard(self, question: str) -> Guarded:
-        """Check a question: nothing is asked without. InputError where it is empty or too long."""
-        question = check_length(question)
-        findings = check_question(question, self.guardrails)
-        return Guarded(question, findings, holds_answer_back(findings))
+        """Check a question, as `guard` does."""
+        return guard(question, self.guardrails)
 
     def ask(self, guarded: Guarded, on_text: Callable[[str], None] = lambda text: None) -> Reply:
         """Answer a question and remember both, unless the guardrails hold the answer back."""
@@ -155,6 +153,13 @@ class Conversation:
 
     def record(self, base_fingerprint: str) -> Chat:
         return Chat(self.current.digest, base_fingerprint, self.system, tuple(self.turns))
+
+
+def guard(question: str, guardrails: Strictness) -> Guarded:
+    """Check a question: nothing is asked without. InputError where it is empty or too long."""
+    question = check_length(question)
+    findings = check_question(question, guardrails)
+    return Guarded(question, findings, holds_answer_back(findings))
 
 
 def check_length(question: str) -> str:

@@ -29,6 +29,7 @@ COMMANDS = {
     "compare merge": ("compare_merge", "merge"),
     "compare score": ("compare_score", "score"),
     "chat": ("chat", "chat"),
+    "serve": ("serve", "serve"),
     "export": ("export", "export"),
     "inspect-adapter": ("inspect_adapter", "inspect_adapter"),
     "verify": ("verify", "verify"),

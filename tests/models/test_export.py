@@ -162,7 +162,7 @@ def test_an_adapter_that_changes_nothing_is_not_exported(round_workspace, tiny_b
     [
         (("global", "--to", "onnx"), 2, "expected one of gguf"),
         (("global", "--to", "gguf"), 2, "no GGUF file of tiny"),
-        (("global", "--to", "merged", "--gguf", "x"), 2, "--gguf goes with"),
+        (("global", "--to", "merged", "--gguf", "none.gguf"), 2, "--gguf goes with"),
         (("nowhere", "--to", "vllm"), 3, "no such folder"),
     ],
 )

@@ -11,7 +11,6 @@ import importlib
 import os
 import platform
 import secrets
-import shutil
 import signal
 import socket
 import tempfile
@@ -94,35 +93,36 @@ class LlamaCpp:
         MachineError where llama.cpp cannot load the file.
         """
         self.tokenizer = load_tokenizer(base.folder)
-        self.context = min(int(base.config.get("max_position_embeddings", 4096)), MAX_CONTEXT)
+        # Memory for keys and values is taken at once, for every answer that may be made.
+        longest = MAX_CONTEXT if num_parallel == 1 else MAX_CONTEXT // 2
+        self.context = min(int(base.config.get("max_position_embeddings", 4096)), longest)
         self._gguf, self._base, self._num_parallel = gguf, base, num_parallel
         self._threads = count_threads()
         self.description = f"llama.cpp, {gguf.name}, {self._threads} thread{'s' if self._threads > 1 else ''}"
-        self._folder = Path(tempfile.mkdtemp(prefix="fedmed-"))
         self._files = dict(lora_files or {})
-        self._adapters: dict[str, int] = {}  # by digest: the number llama.cpp knows it by
+        self._adapters: dict[str, Adapter] = {}  # by digest, in the order in which llama.cpp numbers them
         self._server: Any = None
 
     def prepare(self, adapters: Sequence[Adapter]) -> None:
         new = {adapter.digest: adapter for adapter in adapters if adapter.digest not in self._adapters}
         if not new and self._server is not None:
             return
-        for digest, adapter in new.items():
+        for adapter in new.values():
             _check_fit(adapter, self._base)
-            if digest not in self._files:
-                self._files[digest] = self._folder / f"{digest}.gguf"
-                write_lora(self._files[digest], adapter, *heads_of(self._base.config))
-            self._adapters[digest] = len(self._adapters)
+        self._adapters |= new
         self._server = None  # frees its memory before the next one takes some
-        self._server = self._start()
+        with tempfile.TemporaryDirectory(prefix="fedmed-") as folder:  # read at the start, and needed no longer
+            self._server = self._start(Path(folder))
 
-    def _start(self) -> Any:
+    def _start(self, folder: Path) -> Any:
+        files = [self._files.get(digest, folder / f"{digest}.gguf") for digest in self._adapters]
+        for path, (digest, adapter) in zip(files, self._adapters.items(), strict=True):
+            if digest not in self._files:
+                write_lora(path, adapter, *heads_of(self._base.config))
         xllamacpp = _package()
         params = xllamacpp.CommonParams()
         params.model.path = str(self._gguf)
-        params.lora_adapters = [
-            xllamacpp.CommonAdapterLoraInfo(str(self._files[digest]), 1.0) for digest in self._adapters
-        ]
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 1.0) for path in files]
         params.n_parallel = self._num_parallel
         params.n_ctx = self.context * self._num_parallel
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
@@ -133,8 +133,7 @@ class LlamaCpp:
         params.endpoint_metrics = True
         params.n_threads_http = 1
         params.api_keys = [secrets.token_hex(32)]
-        listener = self._folder / "socket"
-        params.hostnames = [f"{listener}.sock"] if hasattr(socket, "AF_UNIX") else ["127.0.0.1"]
+        params.hostnames = [str(folder / "listener.sock")] if hasattr(socket, "AF_UNIX") else ["127.0.0.1"]
         with _own_signals():
             try:
                 server = xllamacpp.Server(params)
@@ -145,8 +144,6 @@ class LlamaCpp:
                     f"llama.cpp cannot load {self._gguf}",
                     hint="use --engine transformers, or check the file and the memory that is free",
                 ) from None
-            finally:
-                Path(f"{listener}.sock").unlink(missing_ok=True)
 
     def generate(self, ids: Sequence[int], adapter: Adapter | None, sampling: Sampling) -> Generator[Piece, None, None]:
         request = {
@@ -180,8 +177,9 @@ class LlamaCpp:
         return stream(work)
 
     def _scales(self, adapter: Adapter | None) -> list[dict[str, float]]:
-        wanted = None if adapter is None else self._adapters[adapter.digest]
-        return [{"id": number, "scale": float(number == wanted)} for number in self._adapters.values()]
+        wanted = None if adapter is None else adapter.digest
+        assert wanted is None or wanted in self._adapters
+        return [{"id": number, "scale": float(digest == wanted)} for number, digest in enumerate(self._adapters)]
 
     def log_probabilities(self, ids: Sequence[int], num_prompt: int, adapter: Adapter | None) -> list[float]:
         """The natural logarithm of the probability of each token from `ids[num_prompt]` on, after those before it.
@@ -210,7 +208,6 @@ class LlamaCpp:
 
     def close(self) -> None:
         self._server = None
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _to_error(error: dict[str, Any]) -> InputError | MachineError:
