@@ -1,4 +1,6 @@
-"""What the guardrails do on what real people wrote: python benchmarks/guardrails/real.py FOLDER
+"""What the shipped guardrails do on what real people wrote: python benchmarks/guardrails/real.py FOLDER
+
+They were learnt from these texts: what they do on texts that they have not seen, `train.py --held` measures.
 
 FOLDER holds consumer_questions.jsonl.gz (K-QA, MIT, and MeQSum, CC BY 4.0) and misuse_requests.jsonl.gz (the training
 half of MedSafetyBench, MIT), each with `source` and `prompt`. The labels beside this program name the texts by hash.
@@ -49,12 +51,14 @@ def main() -> None:
         for source, label, text in read(arguments.folder, name):
             totals[source, label] += 1
             found = check_question(text)
-            outcomes = {finding.level.value for finding in found} | {finding.kind.value for finding in found}
+            outcomes = {finding.level.value for finding in found}
+            outcomes |= {finding.kind.value for finding in found if finding.level.value == "urgent"}
             findings.update((source, label, outcome) for outcome in outcomes)
-    print("| source | label | messages | urgent | of them crisis | declined |\n| --- | --- | --- | --- | --- | --- |")
+    columns = ("source", "label", "messages", "urgent", "of them crisis", "possible", "declined")
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for (source, label), total in sorted(totals.items()):
         cells = []
-        for outcome in ("urgent", "crisis", "decline"):
+        for outcome in ("urgent", "crisis", "possible", "decline"):
             hits = findings[source, label, outcome]
             low, high = wilson(hits, total)
             cells.append(f"{hits} = {100 * hits / total:.1f} % [{100 * max(0, low):.1f}, {100 * high:.1f}]")

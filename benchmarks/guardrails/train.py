@@ -153,7 +153,7 @@ def learn(rows: Sequence[Row]) -> Model:
     for block, vectorizer in union.transformer_list:
         count = len(vocabulary[block])
         features[block] = {
-            name: (round(float(rarity), 3), [round(float(weight), 2) for weight in row])
+            name: (round(float(rarity), 3), [round(float(weight), 1) for weight in row])
             for name, rarity, row in zip(vocabulary[block], vectorizer.idf_, table[start : start + count], strict=True)
         }
         start += count

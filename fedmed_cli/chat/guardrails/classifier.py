@@ -22,7 +22,7 @@ CLASSES = ("emergency", "crisis", "misuse", "dosing", "diagnosis", "stopping")
 DENIAL_REACH = 5
 _DENIALS = frozenset(
     "no not never without nor neither none isnt isn't wasnt wasn't doesnt doesn't dont don't didnt didn't havent "
-    "haven't hasnt hasn't".split()
+    "haven't hasnt hasn't denies denied denying".split()
 )
 _TOKEN = re.compile(r"[a-z0-9]+(?:['’][a-z]+)?|[.,;:!?]")
 

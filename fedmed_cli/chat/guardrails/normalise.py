@@ -217,6 +217,7 @@ def sentences(text: str, speller: Speller, compounds: re.Pattern[str]) -> list[S
     fillers = plain_words().fillers | now_fillers
     result: list[Sentence] = []
     words: list[Word] = []
+    known: dict[str, list[str]] = {}
     after_comma = is_now = False
     tokens = [(match.group(), match.start(), match.end()) for match in _TOKEN.finditer(fold(text))]
     for raw, start, end in [*tokens, (".", 0, 0)]:
@@ -227,7 +228,9 @@ def sentences(text: str, speller: Speller, compounds: re.Pattern[str]) -> list[S
                 result.append(Sentence(_join(words, compounds), is_now))
             words, after_comma, is_now = [], raw[0] == "\n", False
         elif raw not in "-/":
-            for plain in _token_words(raw, speller):
+            if raw not in known:
+                known[raw] = _token_words(raw, speller)
+            for plain in known[raw]:
                 is_now = is_now or plain in now_fillers
                 # "not just" and "not really" deny nothing: after "not" a filler is a word that counts.
                 if plain not in fillers or (words and words[-1].text == "not"):

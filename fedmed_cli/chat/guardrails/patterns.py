@@ -48,9 +48,7 @@ class Rule:
     notice: str
     source: str
     match: tuple[tuple[frozenset[str], Pattern], ...]
-    unless: tuple[Pattern, ...]
     gone: bool
-    personal: bool
     generic: bool
 
 
@@ -195,9 +193,7 @@ def load() -> GuardrailRules:
             row["notice"],
             row["source"],
             tuple(zip(map(compiler.starts, row["match"]), compiler.patterns(row["match"]), strict=True)),
-            compiler.patterns(row.get("unless", ())),
             row.get("gone", False),
-            row.get("personal", False),
             row.get("generic", False),
         )
         for row in table["rule"]

@@ -26,42 +26,45 @@ FEWEST_WORDS = 3  # of a message that likeness may judge by itself: "And then?" 
 
 @dataclass(frozen=True)
 class Point:
-    """From which log-odds a kind is certain by likeness alone, and with a rule; from which it is possible.
+    """From which log-odds a kind counts: by likeness alone, and where a rule of that kind matches.
 
-    `long`: the same in messages of more than LONG_WORDS, where a sign may belong to a history.
+    `short` and `long` make it certain: in messages up to LONG_WORDS, and in longer ones or those that speak of months
+    and years alone, where a sign may belong to a history. `possible` earns a calm sentence.
     """
 
-    alone: float
-    with_rule: float
+    short: tuple[float, float]
     long: tuple[float, float]
-    possible: float = math.inf
+    possible: tuple[float, float] = (math.inf, math.inf)
 
 
 # Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
-        Kind.CRISIS: Point(0.2, -5.0, (math.inf, -1.0), 0.5),
-        Kind.EMERGENCY: Point(0.9, -2.0, (0.9, 0.9), 0.2),
-        Kind.MISUSE: Point(0.3, -1.5, (0.3, -1.5)),
-        Kind.DOSING: Point(1.0, -1.0, (1.0, -1.0)),
-        Kind.DIAGNOSIS: Point(1.0, -1.0, (1.0, -1.0)),
-        Kind.STOPPING: Point(1.0, -1.0, (1.0, -1.0)),
+        Kind.CRISIS: Point((0.0, -5.0), (math.inf, -1.0), (0.5, -5.0)),
+        Kind.EMERGENCY: Point((0.8, -1.7), (0.8, 0.8), (0.2, -3.0)),
+        Kind.MISUSE: Point((0.4, -1.0), (0.4, -1.0)),
+        Kind.DOSING: Point((1.2, -1.5), (1.2, -1.5)),
+        Kind.DIAGNOSIS: Point((1.2, -1.5), (1.2, -1.5)),
+        Kind.STOPPING: Point((1.2, -1.5), (1.2, -1.5)),
     },
     "strict": {
-        Kind.CRISIS: Point(-0.5, -5.0, (1.0, -2.0), -0.5),
-        Kind.EMERGENCY: Point(0.2, -3.0, (0.2, -1.0), -1.0),
-        Kind.MISUSE: Point(0.0, -2.0, (0.0, -2.0)),
-        Kind.DOSING: Point(0.5, -2.0, (0.5, -2.0)),
-        Kind.DIAGNOSIS: Point(0.5, -2.0, (0.5, -2.0)),
-        Kind.STOPPING: Point(0.5, -2.0, (0.5, -2.0)),
+        Kind.CRISIS: Point((-0.8, -5.0), (math.inf, -2.0), (-0.8, -5.0)),
+        Kind.EMERGENCY: Point((0.3, -3.5), (0.3, 0.3), (-0.7, -6.0)),
+        Kind.MISUSE: Point((0.0, -2.0), (0.0, -2.0)),
+        Kind.DOSING: Point((0.5, -2.5), (0.5, -2.5)),
+        Kind.DIAGNOSIS: Point((0.5, -2.5), (0.5, -2.5)),
+        Kind.STOPPING: Point((0.5, -2.5), (0.5, -2.5)),
     },
 }
 LEVELS: Mapping[Kind, Level] = {Kind.EMERGENCY: Level.URGENT, Kind.CRISIS: Level.URGENT, Kind.MISUSE: Level.DECLINE}
 # Kinds that a chat is full of; none identifies anybody by itself.
 UNNOTICED = frozenset(("url", "age", "date"))
 
-_ABOUT_SOMEBODY = re.compile(
-    r" (?:i|my|mine|me|he|she|his|her|him|we|our|us|this|these|it|mother|father|son|daughter|husband|wife) "
+_SPEAKER = re.compile(
+    r" (?:i|my|me|we|our|us|help|please|husband|wife|mother|father|son|daughter|brother|sister|friend|someone) "
+)
+_STEM = re.compile(
+    r"(?i)(?:[:\u2013-]|(?<!he )(?<!it )(?<!they )\b(?:is|are|by|to|of|between|from|because))[\s?.:\u2013-]*$"
 )
 _ENGLISH = frozenset(
     "the a an i my me is are am was have has do does not it in on of to and for with what how why can should he she "
@@ -95,36 +98,60 @@ def _find_kinds(
     matched = _match_rules(message, rules)
     num_words = sum(len(reading.sentence.words) for reading in message)
     is_personal = any(reading.is_personal for reading in message)
-    is_exam = _says(message, "exam") and not is_personal
+    is_exam = is_examination(text, message)
     is_knowledge = is_exam or (all(reading.is_informational for reading in message) and not is_personal)
+    is_history = _says(message, "lasting") and not _says(message, "recent")
     certain: set[Level] = set()
     for kind, point in points.items():
         level = LEVELS.get(kind, Level.NOTICE)
-        if level is Level.URGENT and is_exam:
-            continue
-        score = scores[kind.value]
-        alone, with_rule = point.long if num_words > LONG_WORDS else (point.alone, point.with_rule)
+        is_urgent = level is Level.URGENT
         own = [finding for finding in matched if finding.kind is kind]
-        if own and score > with_rule:
+        if is_urgent and (is_exam or (is_knowledge and not own)):
+            continue
+        score = scores[kind.value] if num_words >= FEWEST_WORDS else -math.inf
+        is_long = num_words > LONG_WORDS or (kind is Kind.EMERGENCY and is_history)
+        alone, with_rule = point.long if is_long else point.short
+        perhaps_alone, perhaps_with_rule = point.possible
+        like = _kind_by_likeness(kind, message, is_personal)
+        if own and scores[kind.value] > with_rule:
             certain.add(level)
             yield from own
-        elif level in certain or (level is Level.URGENT and is_knowledge):
+        elif level in certain:
             continue
-        elif score > alone and num_words >= FEWEST_WORDS and (kind is not Kind.MISUSE or _says(message, "misuse")):
+        elif score > alone and like and not (is_urgent and is_knowledge):
             certain.add(level)
-            # Likeness alone declares no crisis: without a word that speaks of one, somebody may be in danger.
-            like = Kind.EMERGENCY if kind is Kind.CRISIS and not _says(message, "crisis") else kind
-            yield _like(like, level, rules.notices["danger" if like is not kind else kind.value], text)
-        elif score > point.possible or (own and level is Level.URGENT and score > point.with_rule):
-            yield _like(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
+            yield _by_likeness(like, level, rules.notices[kind.value if like is kind else "danger"], text)
+        elif score > perhaps_alone or (own and score > perhaps_with_rule):
+            yield _by_likeness(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
+
+
+def _kind_by_likeness(kind: Kind, message: Sequence[Reading], is_personal: bool) -> Kind | None:
+    """What likeness to a kind may declare by itself: harm only where a word speaks of it, and a crisis likewise.
+
+    Where all such words are denied there is none. Where there is no such word, somebody whom a message speaks of may be
+    in danger: an emergency.
+    """
+    if kind not in (Kind.CRISIS, Kind.MISUSE) or any(reading.affirms(kind.value) for reading in message):
+        return kind
+    return Kind.EMERGENCY if kind is Kind.CRISIS and is_personal and not _says(message, "crisis") else None
+
+
+def _by_likeness(kind: Kind, level: Level, notice: str, text: str) -> Finding:
+    return Finding(f"like-{kind.value}", kind, level, 0, len(text), notice, OWN_SOURCE)
+
+
+def is_examination(text: str, message: Sequence[Reading]) -> bool:
+    """Whether a message is a question out of an examination: a case, or a fact to be named, and nobody speaks."""
+    if any(_SPEAKER.search(reading.plain) for reading in message):
+        return False
+    is_personal = any(reading.is_personal for reading in message)
+    is_case = _says(message, "exam")
+    asks = _says(message[-1:], "exam_question") or bool(_STEM.search(text[-40:]))
+    return (asks and is_case) or ((asks or is_case) and not is_personal)
 
 
 def _says(message: Sequence[Reading], name: str) -> bool:
     return any(reading.says(name) for reading in message)
-
-
-def _like(kind: Kind, level: Level, notice: str, text: str) -> Finding:
-    return Finding(f"like-{kind.value}", kind, level, 0, len(text), notice, OWN_SOURCE)
 
 
 def _match_rules(message: Sequence[Reading], rules: GuardrailRules) -> list[Finding]:
@@ -184,10 +211,6 @@ def _is_denied_or_past(rule: Rule, spans: Sequence[Span], reading: Reading) -> b
 
 def _is_silent(rule: Rule, reading: Reading, message: Sequence[Reading]) -> bool:
     """Whether a rule that matched says nothing, because of how the sentence is meant."""
-    if any(True for pattern in rule.unless for _ in _places(pattern, reading, message)):
-        return True
-    if rule.personal and not any(_ABOUT_SOMEBODY.search(other.plain) for other in message):
-        return True
     if rule.generic or rule.kind in (Kind.DIAGNOSIS, Kind.MISUSE):
         return False
     is_asked = reading.is_informational and not reading.is_personal

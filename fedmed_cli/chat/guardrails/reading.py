@@ -33,10 +33,17 @@ class Reading:
         self.sentence = sentence
         self.plain = sentence.plain
         self._context = context
+        self._said: dict[str, bool] = {}
 
     def says(self, name: str) -> bool:
         """Whether a phrase of this context is in the sentence."""
-        return bool(self._context[name].search(self.plain))
+        if name not in self._said:
+            self._said[name] = bool(self._context[name].search(self.plain))
+        return self._said[name]
+
+    def affirms(self, name: str) -> bool:
+        """Whether a phrase of this context is in the sentence and not denied."""
+        return any(not self.denies([span]) for span in self._spans(name))
 
     def is_past(self, spans: Sequence[Span]) -> bool:
         """Whether the clause of a match says that it was long ago."""
