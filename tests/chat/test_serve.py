@@ -20,8 +20,10 @@ from helpers.factories import make_plan, make_workspace
 from helpers.fake_server import ANSWER, Talker, make_server
 from starlette.testclient import TestClient
 
-from fedmed_cli.chat.conversation import DISCLAIMER
+from fedmed_cli.chat.conversation import DISCLAIMER, Guarded
+from fedmed_cli.chat.guardrails.findings import Finding, Kind, Level
 from fedmed_cli.chat.serve import app as serving
+from fedmed_cli.chat.serve import requests
 from fedmed_cli.chat.serve.app import Limits, Server
 from fedmed_cli.chat.serve.backends import UpstreamBackend
 from fedmed_cli.records.plan import Prompt
@@ -147,13 +149,14 @@ def test_an_emergency_gets_its_notice_before_the_answer(client):
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
 
 
-def test_what_is_only_possible_follows_the_answer(client):
-    reply = client.post(CHAT, json=body("I feel hopeless"))
-    (finding,) = reply.json()["fedmed"]["findings"]
-    assert finding["level"] == "possible"
+def test_what_is_only_possible_follows_the_answer(client, monkeypatch):
+    finding = Finding("rule", Kind.EMERGENCY, Level.POSSIBLE, 0, 4, "If this is sudden, call for help.", "a source")
+    monkeypatch.setattr(requests, "guard", lambda question, guardrails: Guarded(question, (finding,), False))
+    reply = client.post(CHAT, json=body())
+    assert reply.headers["x-fedmed-findings"] == "emergency:possible"
     text = reply.json()["choices"][0]["message"]["content"]
-    assert text == f"{ANSWER}\n\n{finding['notice']}"
-    chunks = events(client.post(CHAT, json=body("I feel hopeless", stream=True)).text)
+    assert text == f"{ANSWER}\n\n{finding.notice}"
+    chunks = events(client.post(CHAT, json=body(stream=True)).text)
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
     assert [chunk["fedmed"] for chunk in chunks if "is_notice" in chunk.get("fedmed", {})] == [
         {"is_notice": "possible"}
