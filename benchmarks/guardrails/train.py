@@ -1,4 +1,4 @@
-"""Learn the likeness models from the open sets and real messages, and write fedmed_cli/chat/guardrails/classifier.tsv.
+"""Learn the likeness model from the open sets and real messages, and write fedmed_cli/chat/guardrails/classifier.tsv.
 
     python benchmarks/guardrails/train.py FOLDER            learn from all sources and write the file
     python benchmarks/guardrails/train.py FOLDER --held     leave out one source after the other, and print how the
@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 from evaluate import wilson
 from real import LABELS, sha
-from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.feature_selection import SelectKBest, chi2
 from sklearn.linear_model import LogisticRegression
@@ -54,7 +53,7 @@ class Row:
 
 def read_written(name: str) -> list[Row]:
     """A set of prompts: one label each. Nobody has judged which notices the stories need."""
-    known = frozenset(CLASSES[:3] if name == "stories" else CLASSES)
+    known = frozenset(CLASSES[:3] if name == "stories" else CLASSES[:-1])
     rows = []
     for line in (ROOT / f"tests/guardrail_prompts/{name}.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -81,7 +80,7 @@ def read_real(folder: Path) -> list[Row]:
         lines = (LABELS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         return {row["sha256"]: row for row in map(json.loads, lines)}
 
-    everything = frozenset(CLASSES)
+    everything = frozenset(CLASSES[:-1])
     rows = []
     judged = labels("real_labels")
     for text in texts("consumer_questions"):
@@ -106,17 +105,23 @@ def read_passages(text: str) -> list[Passage]:
     return passages(text, [Reading(sentence, rules.context) for sentence in sentences])
 
 
+def _label(row: Row) -> int:
+    """The position of a row's first class; `none` is the last."""
+    return next((i for i, name in enumerate(CLASSES) if name in row.labels), len(CLASSES) - 1)
+
+
 def learn(rows: Sequence[Row]) -> Model:
-    """One regularised logistic regression for each class, over the same features. Each passage counts as a text."""
+    """A regularised logistic regression over the classes. Each passage counts as a text."""
     chance = random.Random(0)
     for name, (_, count) in LARGE.items():
         own = [row for row in rows if row.source == name]
         rows = [row for row in rows if row.source != name] + chance.sample(own, min(count, len(own)))
     texts, owners = [], []
     for row in rows:
-        for passage in read_passages(row.text):
-            texts.append(passage)
-            owners.append(row)
+        if row.known.issuperset(("emergency", "crisis")) and row.category != "benign":
+            for passage in read_passages(row.text):
+                texts.append(passage)
+                owners.append(row)
     first = FeatureUnion(
         [
             (block, TfidfVectorizer(analyzer=split, sublinear_tf=True, min_df=SMALLEST_COUNT[block]))
@@ -124,8 +129,8 @@ def learn(rows: Sequence[Row]) -> Model:
         ]
     )
     values = first.fit_transform(texts)
-    groups = np.array(["+".join(sorted(row.labels)) for row in owners])
-    chosen = SelectKBest(chi2, k=min(NUM_FEATURES, values.shape[1])).fit(values, groups).get_support()
+    labels = np.array([_label(row) for row in owners])
+    chosen = SelectKBest(chi2, k=min(NUM_FEATURES, values.shape[1])).fit(values, labels).get_support()
     # Learnt on the chosen features alone, so that they are brought to length 1 as they will be when used.
     vocabulary, start = {}, 0
     for block, vectorizer in first.transformer_list:
@@ -138,16 +143,8 @@ def learn(rows: Sequence[Row]) -> Model:
             for block, split in BLOCKS.items()
         ]
     )
-    values = csr_matrix(union.fit_transform(texts))
-    offsets, weights = [], []
-    for name in CLASSES:
-        known = np.array([name in row.known for row in owners])
-        labels = np.array([name in row.labels for row in owners])
-        fitted = LogisticRegression(C=C, max_iter=1000, class_weight="balanced", solver="liblinear", random_state=0)
-        fitted.fit(values[known], labels[known])
-        offsets.append(round(float(fitted.intercept_[0]), 4))
-        weights.append(fitted.coef_[0])
-    table = np.array(weights).T
+    fitted = LogisticRegression(C=C, max_iter=300, class_weight="balanced").fit(union.fit_transform(texts), labels)
+    table = fitted.coef_.T
     features: dict = {}
     start = 0
     for block, vectorizer in union.transformer_list:
@@ -157,12 +154,12 @@ def learn(rows: Sequence[Row]) -> Model:
             for name, rarity, row in zip(vocabulary[block], vectorizer.idf_, table[start : start + count], strict=True)
         }
         start += count
-    return Model(offsets, features)
+    return Model([round(float(offset), 3) for offset in fitted.intercept_], features)
 
 
 def write(model: Model, path: Path) -> None:
     lines = [
-        "# The likeness models of fedmed_cli/chat/guardrails/classifier.py, made by benchmarks/guardrails/train.py.",
+        "# The likeness model of fedmed_cli/chat/guardrails/classifier.py, made by benchmarks/guardrails/train.py.",
         "# block, feature, rarity, and a weight for each of: " + ", ".join(CLASSES),
         "\t".join(["offset", "", "0", *map(str, model.offsets)]),
     ]
@@ -200,9 +197,9 @@ def held(rows: Sequence[Row], strictness: question.Strictness) -> None:
                 tally["no emergency: possible"] = "possible" in levels
             if "misuse" not in row.labels:
                 tally["no misuse: declined"] = "decline" in levels
-            if not row.labels and row.known == frozenset(CLASSES) and row.category != "possible":
+            if not row.labels and row.known == frozenset(CLASSES[:-1]) and row.category != "possible":
                 tally["nothing: any finding"] = bool(found)
-            for kind in row.labels & set(CLASSES[3:]):
+            for kind in row.labels & set(CLASSES[3:-1]):
                 tally[f"{kind}: noticed"] = "notice" in levels
             for what, hit in tally.items():
                 for key in ((source, what), ("all written" if source in WRITTEN else "all real", what)):

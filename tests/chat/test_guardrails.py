@@ -200,7 +200,7 @@ def test_likeness_marks_what_stands_behind_a_denial():
 
 
 def test_likeness_is_the_sum_that_the_library_computes():
-    """The shipped numbers applied by hand are scikit-learn's tf-idf and a linear model's log-odds."""
+    """The shipped numbers applied by hand are scikit-learn's tf-idf and softmax."""
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -214,8 +214,9 @@ def test_likeness_is_the_sum_that_the_library_computes():
             vectorizer.idf_ = np.array([known[name][0] for name in sorted(known)])
             weights = np.array([known[name][1] for name in sorted(known)])
             expected = expected + vectorizer.transform([passage]).toarray()[0] @ weights
-        found = model.scores(passage)
-        assert [found[name] for name in CLASSES] == pytest.approx(expected, abs=1e-9)
+        parts = np.exp(expected - expected.max())
+        found = model.shares(passage)
+        assert [found[name] for name in CLASSES] == pytest.approx(parts / parts.sum(), abs=1e-9)
 
 
 CHATTER = "I like to walk with my dog in the park and I read books about gardens and history. " * 30

@@ -1,8 +1,8 @@
-"""How much a passage is like those that people in need, or with bad intent, have written: linear models, learnt once.
+"""How much a passage is like those that people in need, or with bad intent, have written: a linear model, learnt once.
 
-They see words, pairs of words, letters, which words follow a denial, and what a message says of time. Their numbers
-are in classifier.tsv; benchmarks/guardrails/train.py makes that file. No library is needed to apply them, and the same
-text gives the same scores everywhere.
+It sees words, pairs of words, letters, which words follow a denial, and what a message says of time. Its numbers are in
+classifier.tsv; benchmarks/guardrails/train.py makes that file. No library is needed to apply it, and the same text
+gives the same scores everywhere.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from importlib import resources
 
 from fedmed_cli.chat.guardrails.reading import Passage
 
-CLASSES = ("emergency", "crisis", "misuse", "dosing", "diagnosis", "stopping")
+CLASSES = ("emergency", "crisis", "misuse", "dosing", "diagnosis", "stopping", "none")
 DENIAL_REACH = 5
+_TINY = 1e-9
 _DENIALS = frozenset(
     "no not never without nor neither none isnt isn't wasnt wasn't doesnt doesn't dont don't didnt didn't havent "
     "haven't hasnt hasn't denies denied denying".split()
@@ -72,8 +73,8 @@ class Model:
     offsets: Sequence[float]
     features: Mapping[str, Mapping[str, tuple[float, Sequence[float]]]]
 
-    def scores(self, passage: Passage) -> dict[str, float]:
-        """Log-odds of each class: tf-idf in each block, at length 1, times the weights."""
+    def shares(self, passage: Passage) -> dict[str, float]:
+        """Softmax over the classes: tf-idf in each block, at length 1, times the weights."""
         scores = list(self.offsets)
         for block, split in BLOCKS.items():
             known = self.features[block]
@@ -84,7 +85,9 @@ class Model:
                 share = values[feature] / length
                 for position, weight in enumerate(known[feature][1]):
                     scores[position] += share * weight
-        return dict(zip(CLASSES, scores, strict=True))
+        top = max(scores)
+        parts = [math.exp(score - top) for score in scores]
+        return {name: part / math.fsum(parts) for name, part in zip(CLASSES, parts, strict=True)}
 
 
 @functools.cache
@@ -106,6 +109,15 @@ def load() -> Model:
 
 
 def scores(passages: Sequence[Passage]) -> dict[str, float]:
-    """For each class the log-odds that its most alike passage has."""
-    by_passage = [load().scores(passage) for passage in passages]
-    return {name: max(scores[name] for scores in by_passage) for name in CLASSES}
+    """For each class the log-odds that its most alike passage has.
+
+    Emergency and crisis are one class in two words: the likelier of them has the share of both. `urgent` is that share
+    among texts that ask for no notice, since a question of doses may hold an emergency.
+    """
+    by_passage = [load().shares(passage) for passage in passages]
+    most = {name: max(shares[name] for shares in by_passage) for name in CLASSES}
+    likelier = "crisis" if most["crisis"] > most["emergency"] else "emergency"
+    both = [shares["emergency"] + shares["crisis"] for shares in by_passage]
+    most[likelier] = max(both)
+    most["urgent"] = max(share / (share + shares["none"]) for share, shares in zip(both, by_passage, strict=True))
+    return {name: math.log(share + _TINY) - math.log(1 - share + _TINY) for name, share in most.items()}

@@ -40,20 +40,20 @@ class Point:
 # Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
-        Kind.CRISIS: Point((0.0, -5.0), (math.inf, -1.0), (0.5, -5.0)),
-        Kind.EMERGENCY: Point((0.8, -1.7), (0.8, 0.8), (0.2, -3.0)),
-        Kind.MISUSE: Point((0.4, -1.0), (0.4, -1.0)),
-        Kind.DOSING: Point((1.2, -1.5), (1.2, -1.5)),
-        Kind.DIAGNOSIS: Point((1.2, -1.5), (1.2, -1.5)),
-        Kind.STOPPING: Point((1.2, -1.5), (1.2, -1.5)),
+        Kind.CRISIS: Point((0.4, -4.5), (math.inf, 0.0), (0.3, -5.0)),
+        Kind.EMERGENCY: Point((0.4, -1.0), (1.2, 1.2), (0.0, -2.5)),
+        Kind.MISUSE: Point((0.2, -1.5), (0.2, -1.5)),
+        Kind.DOSING: Point((1.4, -1.2), (1.4, -1.2)),
+        Kind.DIAGNOSIS: Point((1.4, -1.2), (1.4, -1.2)),
+        Kind.STOPPING: Point((1.4, -1.2), (1.4, -1.2)),
     },
     "strict": {
-        Kind.CRISIS: Point((-0.8, -5.0), (math.inf, -2.0), (-0.8, -5.0)),
-        Kind.EMERGENCY: Point((0.3, -3.5), (0.3, 0.3), (-0.7, -6.0)),
-        Kind.MISUSE: Point((0.0, -2.0), (0.0, -2.0)),
-        Kind.DOSING: Point((0.5, -2.5), (0.5, -2.5)),
-        Kind.DIAGNOSIS: Point((0.5, -2.5), (0.5, -2.5)),
-        Kind.STOPPING: Point((0.5, -2.5), (0.5, -2.5)),
+        Kind.CRISIS: Point((-0.5, -5.0), (math.inf, -1.0), (-0.5, -6.0)),
+        Kind.EMERGENCY: Point((-0.5, -3.0), (0.3, 0.3), (-1.0, -5.0)),
+        Kind.MISUSE: Point((-0.5, -2.0), (-0.5, -2.0)),
+        Kind.DOSING: Point((0.4, -2.0), (0.4, -2.0)),
+        Kind.DIAGNOSIS: Point((0.4, -2.0), (0.4, -2.0)),
+        Kind.STOPPING: Point((0.4, -2.0), (0.4, -2.0)),
     },
 }
 LEVELS: Mapping[Kind, Level] = {Kind.EMERGENCY: Level.URGENT, Kind.CRISIS: Level.URGENT, Kind.MISUSE: Level.DECLINE}
@@ -113,7 +113,8 @@ def _find_kinds(
         alone, with_rule = point.long if is_long else point.short
         perhaps_alone, perhaps_with_rule = point.possible
         like = _kind_by_likeness(kind, message, is_personal)
-        if own and scores[kind.value] > with_rule:
+        by_rule = scores["urgent" if is_urgent else kind.value]
+        if own and by_rule > with_rule:
             certain.add(level)
             yield from own
         elif level in certain:
@@ -121,7 +122,7 @@ def _find_kinds(
         elif score > alone and like and not (is_urgent and is_knowledge):
             certain.add(level)
             yield _by_likeness(like, level, rules.notices[kind.value if like is kind else "danger"], text)
-        elif score > perhaps_alone or (own and score > perhaps_with_rule):
+        elif score > perhaps_alone or (own and by_rule > perhaps_with_rule):
             yield _by_likeness(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
 
 
