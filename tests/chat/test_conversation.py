@@ -100,6 +100,31 @@ def scripted(tiny_base):
     return run
 
 
+def test_what_is_only_possible_is_said_after_the_answer_and_holds_nothing_back(scripted, monkeypatch):
+    from fedmed_cli.chat.guardrails.findings import Finding, Kind, Level
+
+    def check(text, strictness):
+        return tuple(
+            Finding("like", kind, level, 0, 1, notice, "")
+            for kind, level, notice in (
+                (Kind.CRISIS, Level.POSSIBLE, "Perhaps."),
+                (Kind.DOSING, Level.NOTICE, "No doses."),
+            )
+        )
+
+    monkeypatch.setattr(chatting, "check_question", check)
+    lines, _ = scripted(["An answer."], ["a question"])
+    assert lines[:3] == ["notice No doses", "answer An answer.", "possible Perhaps"]
+
+
+def test_a_conversation_guards_as_strictly_as_it_is_told(monkeypatch):
+    monkeypatch.setattr(chatting, "check_question", lambda text, strictness: (strictness,))
+    monkeypatch.setattr(chatting, "holds_answer_back", lambda findings: False)
+    prompt = Prompt("", "{question}")
+    assert Conversation(None, None, prompt, 512).guard("a question").findings == ("standard",)
+    assert Conversation(None, None, prompt, 512, guardrails="strict").guard("a question").findings == ("strict",)
+
+
 def test_a_whole_session(scripted, tmp_path):
     file = tmp_path / "chat.json"
     other = NamedAdapter("adapter X", SimpleNamespace(digest="d" * 64))

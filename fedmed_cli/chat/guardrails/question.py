@@ -40,9 +40,9 @@ class Point:
 # Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
-        Kind.CRISIS: Point((0.4, -4.5), (math.inf, 0.0), (0.1, -5.0)),
-        Kind.EMERGENCY: Point((0.5, -0.8), (1.2, 1.2), (0.1, -1.8)),
-        Kind.MISUSE: Point((0.2, -1.5), (0.2, -1.5)),
+        Kind.CRISIS: Point((0.4, -4.5), (math.inf, 0.0), (0.0, -5.0)),
+        Kind.EMERGENCY: Point((0.5, -1.0), (1.2, 1.2), (0.0, -2.0)),
+        Kind.MISUSE: Point((0.4, -1.5), (0.4, -1.5)),
         Kind.DOSING: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.DIAGNOSIS: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.STOPPING: Point((1.4, -1.2), (1.4, -1.2)),
