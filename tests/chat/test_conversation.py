@@ -121,8 +121,8 @@ def test_a_conversation_guards_as_strictly_as_it_is_told(monkeypatch):
     monkeypatch.setattr(chatting, "check_question", lambda text, strictness: (strictness,))
     monkeypatch.setattr(chatting, "holds_answer_back", lambda findings: False)
     prompt = Prompt("", "{question}")
-    assert Conversation(None, None, prompt, 512).guard("a question").findings == ("standard",)
-    assert Conversation(None, None, prompt, 512, guardrails="strict").guard("a question").findings == ("strict",)
+    assert Conversation(None, prompt).guard("a question").findings == ("standard",)
+    assert Conversation(None, prompt, guardrails="strict").guard("a question").findings == ("strict",)
 
 
 def test_a_whole_session(scripted, tmp_path):
