@@ -6,11 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.data import corpus
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
+
+# No test depends on how fast a machine is, or on what else runs there.
+settings.register_profile("fedmed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fedmed")
 
 TEMPLATE = (
     "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"

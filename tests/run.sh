@@ -9,9 +9,11 @@ venv="${FEDMED_VENV:-.venv}"
 "$venv/bin/ruff" format --check .
 "$venv/bin/ruff" check .
 "$venv/bin/mypy"
-"$venv/bin/python" -m pytest "$@"
+# Two processes of one thread each: two of two threads would wait for each other.
+OMP_NUM_THREADS=1 "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
+[ $# -eq 0 ] || exit 0
 
-# The oldest typer and rich that the metadata allow, beside the pinned ones.
+# The oldest typer and rich that the metadata allow, with as many threads as there are cores.
 oldest="$venv/oldest"
 [ -d "$oldest" ] || "$venv/bin/python" -m pip install --quiet --target "$oldest" typer==0.20.1 rich==14.0.0
 PYTHONPATH="$oldest" "$venv/bin/python" -m pytest --quiet tests/cli/test_commands.py

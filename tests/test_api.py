@@ -13,6 +13,7 @@ import fedmed_cli as fedmed
 EXAMPLE = Path(__file__).parents[1] / "examples" / "api.py"
 
 
+@pytest.mark.slow
 def test_the_example_runs_a_round(tiny_base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(tmp_path / "pilot"), str(tiny_base)])
     last = runpy.run_path(str(EXAMPLE))

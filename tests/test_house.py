@@ -1,6 +1,7 @@
 """What each package may import. Each rule has its reason; docs/architecture.md draws the whole."""
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -26,7 +27,7 @@ NEVER = {
 }
 SCREEN = {"typer", "rich", "prompt_toolkit"}
 WITH_TORCH = ("models", "training", "evaluation", "chat")
-WITH_TORCH_FILES = {f"federation/{name}.py" for name in ("site", "simulation", "pooled", "cross_scores")}
+WITH_TORCH_FILES = {f"federation/{name}.py" for name in ("site", "simulation", "pooled", "cross_scores", "auditing")}
 
 
 def imports(path):
@@ -120,3 +121,14 @@ def test_long_files_say_why():
         source = path.read_text(encoding="utf-8")
         if source.count("\n") > 400:
             assert "one file" in ast.get_docstring(ast.parse(source)), path
+
+
+def test_every_promise_of_the_threat_model_names_tests_that_exist():
+    text = (HOUSE.parent / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    table = text[text.index("## Which test holds which promise") :].split("\n\n")[1].splitlines()[2:]
+    assert len(table) >= 20
+    for row in table:
+        named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_[a-z_0-9]+)`", row)
+        assert named, row
+        for path, test in named:
+            assert f"\ndef {test}(" in (HOUSE.parent / path).read_text(encoding="utf-8"), (path, test)

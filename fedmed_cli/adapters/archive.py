@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
-from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, ContributionFolder, GlobalFolder
+from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, AdapterFolder, ContributionFolder, GlobalFolder
 from fedmed_cli.adapters.signers import check_signer
 from fedmed_cli.errors import InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
@@ -31,6 +32,26 @@ def site_adapter(workspace: Workspace, plan: Plan, site: str) -> SiteAdapter | N
             return SiteAdapter(archived_contribution(workspace, plan, number, site).adapter, number)
     path = workspace.contribution(site)
     return SiteAdapter(gate.read_contribution(path, plan, site=site).adapter, None) if path.is_dir() else None
+
+
+def find_folder(workspace: Workspace, plan: Plan, name: str) -> AdapterFolder:
+    """The folder of "global" (the newest), of a site's last adapter, or at a path, read through the gate.
+
+    InputError where there is none.
+    """
+    newest = workspace.newest_round()
+    if name == "global":
+        if not newest:
+            raise InputError("there is no global adapter yet", hint="run 'fedmed round' or 'fedmed aggregate' first")
+        return archived_global(workspace, plan, newest)
+    if name not in plan.sites.names:
+        return gate.read_folder(Path(name), plan)
+    last = site_adapter(workspace, plan, name)
+    if last is None:
+        raise InputError(f"site {name} has no adapter yet", hint=f"run 'fedmed train-local --site {name}'")
+    if last.round_number is None:
+        return gate.read_contribution(workspace.contribution(name), plan, site=name)
+    return archived_contribution(workspace, plan, last.round_number, name)
 
 
 def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Adapter:

@@ -15,6 +15,7 @@ from fedmed_cli.records.aggregate import CoordinatorEvaluation, SiteDecision, Tr
 from fedmed_cli.records.lora import described
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Base
+from fedmed_cli.records.privacy import NO_GUARANTEE, Privacy
 
 if TYPE_CHECKING:
     from fedmed_cli.adapters.adapter import Adapter
@@ -97,14 +98,15 @@ def site_card(
     num_examples: int,
     before: Loss | None,
     after: Loss | None,
+    privacy: Privacy | None,
 ) -> str:
-    """The card of a site's contribution, with what it measured on its own validation examples."""
+    """The card of a site's contribution, with what it measured on its own validation examples and what it promises."""
     title = f"Contribution of site {site} to round {round_number}"
     origin = (
         f"Trained by fedmed for {steps:,} steps on {num_examples:,} examples of this site's own. "
         "No example is in this folder."
     )
-    body, results = ["", "## Evaluation", ""], []
+    body, results = ["", "## Privacy", "", f"{privacy}." if privacy else NO_GUARANTEE, "", "## Evaluation", ""], []
     if before is None or after is None:
         body.append("The site had no validation examples, so no loss was measured.")
     else:

@@ -297,6 +297,23 @@ def _check_sizes(reading: Reading) -> None:
             raise TrustError(f"{reading.path}: {CONTRIBUTION_NAME}: {error}") from None
 
 
+def _check_privacy(reading: Reading) -> None:
+    """TrustError where a contribution does not promise the privacy that the plan asks for."""
+    record, plan = reading.records.get(CONTRIBUTION_NAME), reading.plan
+    if not isinstance(record, Contribution) or plan is None or plan.privacy.max_epsilon is None:
+        return
+    total = record.privacy.total_epsilon if record.privacy else None
+    if total is None or total > plan.privacy.max_epsilon:
+        found = (
+            "no guarantee" if record.privacy is None else f"epsilon {'unbounded' if total is None else f'{total:.3g}'}"
+        )
+        raise TrustError(
+            f"{reading.path}: the plan asks for differential privacy with epsilon at most "
+            f"{plan.privacy.max_epsilon:g}, "
+            f"found {found}"
+        )
+
+
 def _check_signature(reading: Reading, name: str) -> None:
     """Note the key that signed the record `name`; TrustError where the signature does not hold."""
     signature = f"{name}.sig"
@@ -324,6 +341,7 @@ STEPS: Sequence[Callable[[Reading], None]] = (
     *(partial(_check_digests, name=name) for name in RECORDS),
     *(partial(_check_federation, name=name) for name in RECORDS),
     _check_sizes,
+    _check_privacy,
     *(partial(_check_signature, name=name) for name in RECORDS),
     _refuse_two_records,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from fedmed_cli.aggregation import shares
 from fedmed_cli.aggregation.state import AcceptedContribution, SiteState
 from fedmed_cli.errors import CombineError
 
-CLIP_FROM_SITES = 3
+LARGEST_RATIO = 10.0  # of the longer of two updates to the shorter
 PAIRWISE_UP_TO = 100
 # Honest updates reach 0.44 to 0.70 between unlike hospitals on SmolLM2-135M, and 0.78 between two halves of one data
 # set with large batches on a small model. Noise of 14 % of an update brings its copy down to 0.99.
@@ -76,14 +76,25 @@ def _compare_updates(sites: Mapping[str, SiteState], gram: np.ndarray | None) ->
             site.reasons.append(f"sent the same update as {', '.join(site.copies)} (cosine {COPY_COSINE} or more)")
 
 
+def norm_limit(norms: Sequence[float], clip: float | None) -> float:
+    """The norm above which an update is shortened: `clip` times the middle one, of an even number the lower middle one.
+
+    Half of an even number may lie, and would move a mean of both. Of two sites nobody can say which one is right:
+    there the longer update may have at most LARGEST_RATIO times the norm of the other.
+    """
+    if clip is None or len(norms) < 2:
+        return math.inf
+    return (clip if len(norms) > 2 else max(clip, LARGEST_RATIO)) * statistics.median_low(norms)
+
+
 def _shorten_updates(sites: Mapping[str, SiteState], clip: float | None) -> None:
-    if clip is None or len(sites) < CLIP_FROM_SITES:
-        return
-    limit = clip * statistics.median(site.norm for site in sites.values())
+    limit = norm_limit([site.norm for site in sites.values()], clip)
     for site in sites.values():
         if site.norm > limit:
             site.clip_factor = limit / site.norm
-            site.reasons.append(f"update norm {site.norm:.3g} is above {clip:g} x the median, shortened to {limit:.3g}")
+            site.reasons.append(
+                f"update norm {site.norm:.3g} is above {limit:.3g}, shortened to that (--clip {clip:g})"
+            )
 
 
 def _set_claimed_weights(sites: Mapping[str, SiteState], claim: Literal["tokens", "examples"] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,13 +39,13 @@ def choose_adapter(
     plan: Plan,
     name: str | None,
     say: Say,
-    lm: LanguageModel | None = None,
+    load: Callable[[], LanguageModel] | None = None,
     progress: Progress | None = None,
 ) -> NamedAdapter:
     """The adapter for "base", "global", "best", a site or a folder; by default the newest global one.
 
-    "best" is what has the least loss on the coordinator's deciding examples, and needs `lm`. InputError where there
-    is none.
+    "best" is what has the least loss on the coordinator's deciding examples, for which `load` gives the model.
+    InputError where there is none.
     """
     newest = workspace.newest_round()
     if name == "base":
@@ -62,8 +63,8 @@ def choose_adapter(
         return BASE
     assert name is not None
     if name == "best":
-        assert lm is not None
-        return _best(workspace, plan, lm, say, progress)
+        assert load is not None
+        return _best(workspace, plan, load(), say, progress)
     if name in plan.sites.names:
         return site_adapter(workspace, plan, name)
     adapter = gate.read_folder(Path(name), plan).adapter
@@ -102,3 +103,14 @@ def _best(workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progres
     say(f"loss on the coordinator's examples: {', '.join(f'{name} {losses[name]:.4f}' for name in sorted(losses))}")
     say(f"best is {best}; these losses were used to choose it; do not report them as results")
     return candidates[best]
+
+
+def all_adapters(workspace: Workspace, plan: Plan) -> dict[str, NamedAdapter]:
+    """Everything that can answer, by the name it is asked for: base, global and each site, where there is one."""
+    found = {"base": BASE}
+    if workspace.newest_round():
+        found["global"] = choose_adapter(workspace, plan, "global", lambda message: None)
+    for site in plan.sites.names:
+        if archive.site_adapter(workspace, plan, site) is not None:
+            found[site] = site_adapter(workspace, plan, site)
+    return found

@@ -5,21 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedmed_cli.chat.choose_adapter import BASE, NamedAdapter
+from fedmed_cli.chat.generation import Answer, answer
 from fedmed_cli.chat.guardrails.answer import check_answer
 from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, Finding, Strictness, holds_answer_back
 from fedmed_cli.chat.guardrails.question import check_question
 from fedmed_cli.errors import InputError, UsageError
+from fedmed_cli.models.engines.engine import MAX_SEED, Engine, Sampling
 from fedmed_cli.models.prompts import prompt_ids, prompt_messages
 from fedmed_cli.records.chat import Chat, Turn
 from fedmed_cli.records.plan import Prompt
 from fedmed_cli.text import clean
-
-if TYPE_CHECKING:
-    from fedmed_cli.chat.decoding import Decoder
-    from fedmed_cli.chat.generation import Answer
 
 LABEL = "research evaluation, not for clinical use"
 DISCLAIMER = "Research evaluation, not for clinical use: answers can be wrong. In an emergency call your local number."
@@ -44,7 +42,11 @@ class Reply:
     num_forgotten: int
 
 
-SETTINGS: dict[str, tuple[float, float]] = {"temperature": (0.0, 2.0), "max-new-tokens": (1, 4096)}
+SETTINGS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 2.0),
+    "max-new-tokens": (1, 4096),
+    "seed": (0, MAX_SEED),
+}
 
 
 @dataclass
@@ -53,6 +55,11 @@ class Settings:
 
     temperature: float = 0.0
     max_new_tokens: int = 256
+    seed: int | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.max_new_tokens, self.temperature, self.seed)
 
     def set(self, name: str, text: str) -> float:
         """Change a setting by its name. UsageError for an unknown one, or a value out of range."""
@@ -73,10 +80,8 @@ class Settings:
 class Conversation:
     """Messages so far; each question is answered with what came before it, as far as it fits the context."""
 
-    decoder: Decoder
-    tokenizer: Any
+    engine: Engine
     prompt: Prompt
-    context: int  # tokens
     settings: Settings = field(default_factory=Settings)
     turns: list[Turn] = field(default_factory=list)
     current: NamedAdapter = BASE
@@ -89,18 +94,19 @@ class Conversation:
     def use(self, named: NamedAdapter) -> float:
         """Answer with another adapter from now on; the seconds it took. The messages stay."""
         started = time.perf_counter()
-        self.decoder.use(named.adapter)
+        if named.adapter is not None:
+            self.engine.prepare([named.adapter])
         self.current = named
         return time.perf_counter() - started
 
-    def messages(self, question: str) -> tuple[list[dict[str, str]], int]:
-        """What the model sees of a question, and how many of the oldest turns no longer fit.
+    def prompt_ids(self, question: str) -> tuple[list[int], int]:
+        """The tokens that the model sees of a question, and how many of the oldest turns no longer fit.
 
         InputError where the question is too long by itself.
         """
         system = [{"role": "system", "content": self.system}] if self.system else []
         user = prompt_messages(self.prompt, question)[-1]
-        room = self.context - self.settings.max_new_tokens
+        room = self.engine.context - self.settings.max_new_tokens
         for forgotten in range(len(self.turns) + 1):
             past = [
                 message
@@ -110,32 +116,21 @@ class Conversation:
                     {"role": "assistant", "content": turn.answer},
                 )
             ]
-            messages = [*system, *past, user]
-            if len(prompt_ids(messages, self.tokenizer)) <= room:
-                return messages, forgotten
+            ids = prompt_ids([*system, *past, user], self.engine.tokenizer)
+            if len(ids) <= room:
+                return ids, forgotten
         raise InputError(f"the question does not fit into the model's context ({max(room, 0):,} tokens)")
 
     def guard(self, question: str) -> Guarded:
-        """Check a question: nothing is asked without. InputError where it is empty or too long."""
-        question = check_length(question)
-        findings = check_question(question, self.guardrails)
-        return Guarded(question, findings, holds_answer_back(findings))
+        """Check a question, as `guard` does."""
+        return guard(question, self.guardrails)
 
     def ask(self, guarded: Guarded, on_text: Callable[[str], None] = lambda text: None) -> Reply:
         """Answer a question and remember both, unless the guardrails hold the answer back."""
-        from fedmed_cli.chat.generation import answer
-
         if guarded.is_held_back:
             return Reply(guarded.findings, None, (), 0)
-        messages, num_forgotten = self.messages(guarded.question)
-        result = answer(
-            self.decoder,
-            self.tokenizer,
-            messages,
-            max_new_tokens=self.settings.max_new_tokens,
-            temperature=self.settings.temperature,
-            on_text=on_text,
-        )
+        ids, num_forgotten = self.prompt_ids(guarded.question)
+        result = answer(self.engine, ids, self.current.adapter, self.settings.sampling, on_text)
         self.stats.append(result)
         self.turns.append(Turn(guarded.question, result.text))
         return Reply(guarded.findings, result, check_answer(result.text, guarded.findings), num_forgotten)
@@ -145,26 +140,26 @@ class Conversation:
 
         Empty where the guardrails hold the answer back.
         """
-        from fedmed_cli.chat.generation import answer
-
         if guarded.is_held_back:
             return []
         turns, self.turns = self.turns, []
-        before = self.current
         try:
-            messages, _ = self.messages(guarded.question)
-            answers = []
-            for other in others:
-                self.use(other)
-                result = answer(self.decoder, self.tokenizer, messages, max_new_tokens=self.settings.max_new_tokens)
-                answers.append((other.name, result.text))
-            return answers
+            ids, _ = self.prompt_ids(guarded.question)
         finally:
             self.turns = turns
-            self.use(before)
+        self.engine.prepare([other.adapter for other in others if other.adapter is not None])
+        sampling = Sampling(self.settings.max_new_tokens)
+        return [(other.name, answer(self.engine, ids, other.adapter, sampling).text) for other in others]
 
     def record(self, base_fingerprint: str) -> Chat:
         return Chat(self.current.digest, base_fingerprint, self.system, tuple(self.turns))
+
+
+def guard(question: str, guardrails: Strictness) -> Guarded:
+    """Check a question: nothing is asked without. InputError where it is empty or too long."""
+    question = check_length(question)
+    findings = check_question(question, guardrails)
+    return Guarded(question, findings, holds_answer_back(findings))
 
 
 def check_length(question: str) -> str:

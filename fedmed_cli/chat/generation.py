@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import torch
-
-from fedmed_cli.chat.decoding import Decoder, generate
-from fedmed_cli.errors import MachineError
-from fedmed_cli.models.prompts import prompt_ids
+from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.models.engines.engine import Engine, Sampling
 from fedmed_cli.text import clean, without_open_end
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One generated answer with what it cost."""
+    """One generated answer with what it cost. `finish`: the model ended it or a stop text came, or it was cut."""
 
     text: str
     num_tokens: int
     seconds: float
     seconds_to_first_token: float
-    finished: bool
+    finish: Literal["stop", "length"]
+
+    @property
+    def finished(self) -> bool:
+        return self.finish == "stop"
 
     @property
     def tokens_per_second(self) -> float:
@@ -32,42 +33,44 @@ class Answer:
 
 
 def answer(
-    decoder: Decoder,
-    tokenizer: Any,
-    messages: list[dict[str, str]],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
+    engine: Engine,
+    ids: Sequence[int],
+    adapter: Adapter | None,
+    sampling: Sampling,
     on_text: Callable[[str], None] = lambda text: None,
+    stop: Sequence[str] = (),
 ) -> Answer:
-    """Continue a conversation with one answer, streamed to `on_text`; greedy at temperature 0.
+    """Continue a prompt's tokens with one answer, streamed to `on_text`, up to the first of the `stop` texts.
 
-    KeyboardInterrupt passes through: what was streamed until then is what there is.
+    KeyboardInterrupt, and what `on_text` raises, pass through: what was streamed until then is what there is.
     """
     started = time.perf_counter()
-    ids = prompt_ids(messages, tokenizer)
-    tokens: list[int] = []
-    shown = ""
-    first = None
-    stop = frozenset({int(tokenizer.eos_token_id)})
+    raw, shown, first, num_tokens, ended = "", "", None, 0, False
+    pieces = engine.generate(ids, adapter, sampling)
     try:
-        for token in generate(decoder, ids, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop):
+        for piece in pieces:
             first = first or time.perf_counter() - started
-            tokens.append(token)
-            ready = _ready(tokenizer.decode(tokens, skip_special_tokens=True))
+            raw += piece.text
+            num_tokens += piece.num_tokens
+            ended = piece.ended
+            cut = min((place for text in stop if (place := raw.find(text)) >= 0), default=None)
+            if cut is not None:
+                raw, ended = raw[:cut], True
+                break
+            ready = clean(without_open_end(raw[: len(raw) - _begun(raw, stop)])).lstrip()
             if len(ready) > len(shown):
                 on_text(ready[len(shown) :])
                 shown = ready
-    except torch.OutOfMemoryError:
-        raise MachineError("out of memory while answering", hint="start a new conversation") from None
-    text = clean(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    finally:
+        pieces.close()
+    text = clean(raw).strip()
     rest = text[len(shown) :] if text.startswith(shown) else ""
     if rest:
         on_text(rest)
     seconds = time.perf_counter() - started
-    return Answer(text, len(tokens), seconds, first or seconds, len(tokens) < max_new_tokens)
+    return Answer(text, num_tokens, seconds, first or seconds, "stop" if ended else "length")
 
 
-def _ready(text: str) -> str:
-    """What can be shown of a text that is still growing: no half character, no half escape sequence."""
-    return clean(without_open_end(text)).lstrip()
+def _begun(text: str, stop: Sequence[str]) -> int:
+    """How many characters at the end of a growing text may be the beginning of a stop text."""
+    return max((n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])), default=0)

@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/clear": ("", "forget the conversation"),
     "/save": ("FILE", "write the conversation to a new file"),
     "/load": ("FILE", "go on with a saved conversation"),
-    "/set": ("NAME VALUE", "change temperature or max-new-tokens"),
+    "/set": ("NAME VALUE", "change temperature, max-new-tokens or seed"),
     "/stats": ("", "tokens, speed and settings"),
     "/quit": ("", "leave (or Ctrl-D)"),
 }
@@ -169,10 +169,11 @@ class Session:
 
     def _say_settings(self) -> None:
         settings = self.conversation.settings
-        self.view.say(f"temperature {settings.temperature}, max-new-tokens {settings.max_new_tokens}")
+        seed = "random" if settings.seed is None else settings.seed
+        self.view.say(f"temperature {settings.temperature}, max-new-tokens {settings.max_new_tokens}, seed {seed}")
 
     def do_stats(self, _: str) -> None:
-        self.view.say(f"{self.conversation.current.name}; {self.conversation.decoder.kernels}")
+        self.view.say(f"{self.conversation.current.name}; {self.conversation.engine.description}")
         self._say_settings()
         answers = self.conversation.stats
         if not answers:

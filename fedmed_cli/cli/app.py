@@ -29,14 +29,19 @@ COMMANDS = {
     "compare merge": ("compare_merge", "merge"),
     "compare score": ("compare_score", "score"),
     "chat": ("chat", "chat"),
+    "serve": ("serve", "serve"),
+    "export": ("export", "export"),
     "inspect-adapter": ("inspect_adapter", "inspect_adapter"),
     "verify": ("verify", "verify"),
     "pack": ("pack", "pack"),
     "report": ("report", "report"),
+    "privacy": ("privacy", "privacy"),
+    "audit": ("audit", "audit"),
     "keys": ("keys", "keys"),
     "keys new": ("keys", "new"),
     "keys show": ("keys", "show"),
     "keys trust": ("keys", "trust"),
+    "keys accept": ("keys", "accept"),
 }
 # Options of 0.1 that are commands now. They go with the next release.
 RENAMED = {("compare", "--merge"): "merge", ("compare", "--scores"): "score"}

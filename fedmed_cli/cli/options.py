@@ -35,6 +35,7 @@ COMMON_PANEL = "Everywhere"
 DATA_PANEL = "The data"
 LEAK_PANEL = "What must not leak"
 AGGREGATION_PANEL = "How to combine"
+DP_PANEL = "Differential privacy"
 
 
 def _option(flag: str, *more: str, text: str, panel: str | None = None, **rest: Any) -> Any:
@@ -55,6 +56,12 @@ FourBitOption = Annotated[
     _option("--load-in-4bit", text="Load the base model in 4 bits (NF4, double quantisation).", panel=TRAINING_PANEL),
 ]
 DeviceOption = Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")]
+EngineOption = Annotated[
+    str, _option("--engine", text="auto, llama.cpp (the embedded base, or with --gguf) or transformers.")
+]
+GgufOption = Annotated[
+    Path | None, _option("--gguf", text="A GGUF file of the plan's base model for llama.cpp.", dir_okay=False)
+]
 KeyOption = Annotated[
     Path | None, _option("--key", text="The private key to sign with [the one of 'fedmed keys new', if there is one].")
 ]
@@ -99,6 +106,17 @@ PhiOption = Annotated[
         "--phi",
         help="Scan for dates, numbers and other identifiers of patients: off, warn, block or redact.",
         rich_help_panel=LEAK_PANEL,
+    ),
+]
+
+
+LedgerOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--privacy-ledger",
+        help="The hospital's privacy ledger \\[privacy.jsonl beside the user's key].",
+        dir_okay=False,
+        rich_help_panel=DP_PANEL,
     ),
 ]
 
@@ -158,6 +176,26 @@ class PlanOptions:
     lr_scheduler_rounds: Annotated[
         int | None,
         _option("--lr-scheduler-rounds", text="Rounds spanned by one linear or cosine decay [1].", panel=PLAN_PANEL),
+    ] = None
+    max_epsilon: Annotated[
+        float | None,
+        _option(
+            "--max-epsilon",
+            text="Require differential privacy of every contribution, with at most this epsilon in all.",
+            min=1e-3,
+            max=1000,
+            panel=PLAN_PANEL,
+        ),
+    ] = None
+    max_audit_auc: Annotated[
+        float | None,
+        _option(
+            "--max-audit-auc",
+            text="Have 'pack' refuse a contribution whose audit found more than this AUC.",
+            min=0.5,
+            max=1,
+            panel=PLAN_PANEL,
+        ),
     ] = None
     fedprox_mu: Annotated[
         float | None,
@@ -312,9 +350,60 @@ class TrainingOptions:
         _option("--report-to", text="tensorboard: event files in .fedmed/tensorboard/.", panel=TRAINING_PANEL),
     ] = None
 
+    dp_epsilon: Annotated[
+        float | None,
+        _option(
+            "--dp-epsilon", text="Train with differential privacy of this epsilon (DP-SGD).", min=1e-3, panel=DP_PANEL
+        ),
+    ] = None
+    dp_noise_multiplier: Annotated[
+        float | None,
+        _option(
+            "--dp-noise-multiplier", text="Noise over clip norm, instead of --dp-epsilon.", min=1e-3, panel=DP_PANEL
+        ),
+    ] = None
+    dp_delta: Annotated[
+        float | None,
+        _option(
+            "--dp-delta",
+            text="Delta of the guarantee [a tenth of one unit's share, at most 1e-5].",
+            min=1e-100,
+            max=0.1,
+            panel=DP_PANEL,
+        ),
+    ] = None
+    dp_max_grad_norm: Annotated[
+        float, _option("--dp-max-grad-norm", text="Norm that a unit's gradient is cut to.", min=1e-9, panel=DP_PANEL)
+    ] = 1.0
+    dp_budget: Annotated[
+        float | None,
+        _option(
+            "--dp-budget",
+            text="Refuse to train above this epsilon of all trainings on the same records together.",
+            min=1e-3,
+            panel=DP_PANEL,
+        ),
+    ] = None
+
+    canaries: Annotated[
+        int,
+        _option(
+            "--canaries",
+            text="Train on about half of N synthetic examples too, for 'fedmed audit' to look for.",
+            min=0,
+            max=100_000,
+            metavar="N",
+            panel=DP_PANEL,
+        ),
+    ] = 0
+    canary_repeats: Annotated[
+        int,
+        _option("--canary-repeats", text="How often each of them is trained on.", min=1, max=10_000, panel=DP_PANEL),
+    ] = 1
+
     def site_settings(self, max_eval_samples: int | None) -> SiteSettings:
         """As the core takes them; UsageError where two options contradict each other."""
-        from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, SiteSettings
+        from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, PrivacyOptions, SiteSettings
         from fedmed_cli.training.options import TrainingOptions as Options
 
         epochs = self.num_train_epochs
@@ -326,6 +415,11 @@ class TrainingOptions:
             raise UsageError("--early-stopping-patience goes with --eval-steps")
         if self.report_to is not None:
             parse.choice("--report-to", self.report_to, ("tensorboard",))
+        if self.dp_epsilon is not None and self.dp_noise_multiplier is not None:
+            raise UsageError("--dp-epsilon and --dp-noise-multiplier say the same thing twice", hint="omit one of them")
+        privacy = None
+        if self.dp_epsilon is not None or self.dp_noise_multiplier is not None:
+            privacy = PrivacyOptions(self.dp_epsilon, self.dp_noise_multiplier, self.dp_delta, self.dp_max_grad_norm)
         options = Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
         return SiteSettings(
             options,
@@ -335,6 +429,10 @@ class TrainingOptions:
             self.save_steps,
             self.logging_steps,
             self.report_to,
+            privacy,
+            self.dp_budget,
+            self.canaries,
+            self.canary_repeats,
         )
 
 

@@ -50,8 +50,10 @@ class Screen:
     def say(self, message: str) -> None:
         """A sentence about what happens, on stderr."""
         if not self.quiet:
-            # Words are wrapped for a reader; what goes to a file stays one line.
-            self.err.print(escape(_fitting(self.err, message)), soft_wrap=not self.err.is_terminal)
+            # Words are wrapped for a reader; what goes to a file stays one line, whatever a file's name holds.
+            self.err.print(
+                escape(_fitting(self.err, " ".join(message.splitlines()))), soft_wrap=not self.err.is_terminal
+            )
 
     def detail(self, message: str) -> None:
         """A sentence that only --verbose shows, on stderr."""

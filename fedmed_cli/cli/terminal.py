@@ -87,7 +87,7 @@ def reader(commands: Iterable[str], sites: Iterable[str], history: Path | None) 
 def _private(path: Path) -> None:
     """Make the history file, or see that nobody else can read it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o600)
     except OSError as error:
         raise InputError(f"{path}: the history cannot be kept there ({error.strerror})") from None

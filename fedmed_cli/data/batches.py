@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from fedmed_cli.data.bad_rows import BadRow, BadRows
 from fedmed_cli.data.columns import Layout, is_broken, turns_left_out
-from fedmed_cli.data.formats import Chunk, Row, TableChunk, table_rows
+from fedmed_cli.data.formats import MAX_COLUMNS, MAX_TABLE_BYTES, Chunk, Row, TableChunk, table_rows
+from fedmed_cli.errors import InputError
 
 _encode_string = json.encoder.encode_basestring  # in C; what json.dumps(text, ensure_ascii=False) calls
 
@@ -109,6 +110,7 @@ def make_batch(chunk: Chunk, layout: Layout | None, file: int, name: str, bad: B
     """
     if isinstance(chunk, TableChunk):
         assert layout is not None
+        _check_size(chunk.table, name)
         batch = _make_table_batch(chunk.table, layout, bad.num_rows + 1)
         if batch is not None:
             bad.num_rows += len(batch)
@@ -136,6 +138,30 @@ def _make_table_batch(table: Any, layout: Layout, first: int) -> Batch | None:
     row_numbers = range(first, first + table.num_rows)
     given_ids = columns.pop("id", as_texts([None] * table.num_rows))
     return Batch(row_numbers, given_ids, question, answer, columns)
+
+
+def _check_size(table: Any, name: str) -> None:
+    """InputError where a table's texts are too large once each code is replaced by its text."""
+    size = 0
+    for column in table.columns:
+        if not (pyarrow.types.is_dictionary(column.type) and pyarrow.types.is_string(column.type.value_type)):
+            continue
+        for chunk in column.chunks:
+            lengths = pc.binary_length(chunk.dictionary.cast(pyarrow.binary())).cast(pyarrow.int64())
+            size += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+    if size > MAX_TABLE_BYTES:
+        raise InputError(
+            f"{name}: {table.num_rows:,} rows hold {size:,} bytes of text, at most {MAX_TABLE_BYTES:,} fit"
+        )
+
+
+def check_columns(columns: Collection[str], name: str) -> None:
+    """InputError where the rows name too many columns."""
+    if len(columns) > MAX_COLUMNS:
+        raise InputError(
+            f"{name}: the rows name more than {MAX_COLUMNS:,} columns",
+            hint="keep one set of names for all rows; values that differ from row to row belong into one column",
+        )
 
 
 def _read_text_columns(table: Any) -> dict[str, Texts] | None:
@@ -193,6 +219,7 @@ def _make_rows_batch(rows: Iterable[Row], layout: Layout | None, file: int, name
         for column in columns:
             if column not in others:
                 others[column] = [None] * len(numbers)
+        check_columns(others, name)
         for column, values in others.items():
             values.append(columns.get(column))
         numbers.append(bad.num_rows)

@@ -27,6 +27,12 @@ BATCH_ROWS = 8192
 BLOCK_BYTES = 8_000_000
 COMPRESSIONS = (".gz", ".zst")
 OBJECT_TYPES = (".jsonl", ".ndjson", ".json")  # where each row names its columns
+# What a hospital's own data may take: above it a file is refused before it fills the memory.
+MAX_ROWS = 20_000_000
+MAX_COLUMNS = 1000
+MAX_LINE_BYTES = 32_000_000
+MAX_WHOLE_BYTES = 500_000_000  # of a file that cannot be read piece by piece, when it is unpacked
+MAX_TABLE_BYTES = 1_000_000_000  # of the texts of BATCH_ROWS rows of a table
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ def _read_jsonl(file: Any, name: str) -> Iterator[Chunk]:
         data = rest if block is None else rest + block
         cut = len(data) if block is None else data.rfind(b"\n") + 1
         data, rest = data[:cut], data[cut:]
+        if len(rest) > MAX_LINE_BYTES:
+            raise _too_long(name, line + data.count(b"\n"))
         if not data:
             continue
         if offset == 0:
@@ -130,6 +138,8 @@ def parse_flat_lines(data: bytes) -> Any:
         first = json.loads(data[: data.find(b"\n") + 1 or None])
         if not first or not isinstance(first, dict) or not all(isinstance(value, str) for value in first.values()):
             return None  # pyarrow 26 ends the process where the first value is null
+        if len(first) > MAX_COLUMNS:
+            return None
         table = pyarrow.json.read_json(
             pyarrow.BufferReader(data),
             pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
@@ -170,7 +180,9 @@ def _parse_line(part: bytes, number: int, offset: int, name: str) -> Mapping[str
 def _read_json(file: Any, name: str) -> Iterator[Chunk]:
     """One JSON value: a list of rows, an object that holds one list, or an object of rows by id (PubMedQA)."""
     try:
-        text = file.read().decode("utf-8-sig")
+        text = _read_whole(file, name, "save it as JSON lines (.jsonl), which are read line by line").decode(
+            "utf-8-sig"
+        )
     except UnicodeDecodeError as error:
         raise InputError(f"{name}: is not UTF-8 at byte {error.start}", hint="save the file as UTF-8") from None
     if not text.strip():
@@ -196,21 +208,36 @@ def _read_json(file: Any, name: str) -> Iterator[Chunk]:
     yield rows
 
 
+def _too_long(name: str, line: int) -> InputError:
+    return InputError(
+        f"{name}: line {line} is longer than {MAX_LINE_BYTES:,} bytes", hint="write one example a line, or shorten it"
+    )
+
+
+def _read_whole(file: Any, name: str, hint: str) -> bytes:
+    """All bytes of an open file, unpacked. InputError where they are more than MAX_WHOLE_BYTES."""
+    data: bytes = file.read(MAX_WHOLE_BYTES + 1)
+    if len(data) > MAX_WHOLE_BYTES:
+        raise InputError(f"{name}: holds more than {MAX_WHOLE_BYTES:,} bytes, which must be read at once", hint=hint)
+    return data
+
+
 # --- CSV --------------------------------------------------------------------------------------------
 
 
 def _read_csv(file: Any, name: str, delimiter: str | None = None) -> Iterator[Chunk]:
     """Rows of a CSV file by its header; without a delimiter the header tells: comma, else semicolon or tab."""
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    before = csv.field_size_limit(2**31 - 1)
+    before = csv.field_size_limit(MAX_LINE_BYTES)
+    lines = _bounded_lines(text, name)
     try:
         header = ""
         while not header.strip():
-            header = text.readline()
+            header = next(lines, "")
             if not header:
                 raise InputError(f"{name}: is empty")
         delimiter = delimiter or next((mark for mark in ",;\t" if mark in header), ",")
-        records = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
+        records = csv.reader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
         names = next(records)
         chunk: list[Row] = []
         for number, cells in enumerate((cells for cells in records if cells), 1):
@@ -226,6 +253,13 @@ def _read_csv(file: Any, name: str, delimiter: str | None = None) -> Iterator[Ch
         text.detach()
 
 
+def _bounded_lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: text.readline(MAX_LINE_BYTES), ""), 1):
+        if len(line) == MAX_LINE_BYTES:
+            raise _too_long(name, number)
+        yield line
+
+
 def _parse_cells(cells: list[str], names: list[str], number: int, name: str) -> Mapping[str, Any] | BadRow:
     if len(cells) != len(names):
         return BadRow("fields", f"{name}: row {number} has another number of fields than the header")
@@ -239,7 +273,12 @@ def _parse_cells(cells: list[str], names: list[str], number: int, name: str) -> 
 
 def _read_parquet(file: Any, name: str) -> Iterator[Chunk]:
     try:
-        reader = pyarrow.parquet.ParquetFile(_make_seekable(file), pre_buffer=False)
+        file = _make_seekable(file, name)
+        schema = pyarrow.parquet.read_schema(file)
+        # One text for a million rows stays one in memory, until `make_batch` has looked at its size.
+        texts = [column.name for column in schema if pyarrow.types.is_string(column.type)]
+        file.seek(0)
+        reader = pyarrow.parquet.ParquetFile(file, pre_buffer=False, read_dictionary=texts)
         yield from _read_tables(reader.iter_batches(BATCH_ROWS))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
         raise InputError(f"{name}: is not a readable Parquet file") from None
@@ -247,7 +286,7 @@ def _read_parquet(file: Any, name: str) -> Iterator[Chunk]:
 
 def _read_arrow(file: Any, name: str) -> Iterator[Chunk]:
     """Arrow's file format (Feather too), or its stream format, which the datasets library writes."""
-    file = _make_seekable(file)
+    file = _make_seekable(file, name)
     try:
         try:
             reader = pyarrow.ipc.open_file(file)
@@ -260,8 +299,10 @@ def _read_arrow(file: Any, name: str) -> Iterator[Chunk]:
         raise InputError(f"{name}: is not a readable Arrow file") from None
 
 
-def _make_seekable(file: Any) -> Any:
-    return file if isinstance(file, io.BufferedReader) else io.BytesIO(file.read())
+def _make_seekable(file: Any, name: str) -> Any:
+    if isinstance(file, io.BufferedReader):
+        return file
+    return io.BytesIO(_read_whole(file, name, "unpack it: Parquet and Arrow files are compressed within"))
 
 
 def _read_tables(batches: Iterable[Any]) -> Iterator[TableChunk]:
@@ -278,9 +319,15 @@ def _check_offsets(batch: Any) -> None:
     UnicodeDecodeError where a column's name is not text. Columns of texts are checked as bytes: what is not UTF-8
     there is a bad row, not a bad file.
     """
-    bytes_of = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
-    columns = [column.view(bytes_of[column.type]) if column.type in bytes_of else column for column in batch.columns]
+    columns = [column.view(_as_bytes(column.type)) for column in batch.columns]
     pyarrow.RecordBatch.from_arrays(columns, [field.name for field in batch.schema]).validate(full=True)
+
+
+def _as_bytes(kind: Any) -> Any:
+    """The type of the same buffers where texts, also those behind codes, are bytes."""
+    if pyarrow.types.is_dictionary(kind):
+        return pyarrow.dictionary(kind.index_type, _as_bytes(kind.value_type), kind.ordered)
+    return {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}.get(kind, kind)
 
 
 def table_rows(chunk: TableChunk, name: str) -> list[Row]:

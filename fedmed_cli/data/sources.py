@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from fedmed_cli.data import corpus
 from fedmed_cli.data.bad_rows import BadRow, BadRows
-from fedmed_cli.data.batches import Batch, make_batch
+from fedmed_cli.data.batches import Batch, check_columns, make_batch
 from fedmed_cli.data.columns import Layout, find_layout
 from fedmed_cli.data.formats import (
     BATCH_ROWS,
+    MAX_ROWS,
     OBJECT_TYPES,
     PARSERS,
     Chunk,
@@ -30,6 +31,7 @@ from fedmed_cli.data.formats import (
     table_rows,
 )
 from fedmed_cli.errors import ConflictError, InputError, MachineError
+from fedmed_cli.records.codec import parse_json, read_file
 from fedmed_cli.records.digests import sha256_json
 
 CORPUS = "corpus"
@@ -107,10 +109,15 @@ class Source:
         if self.kind == "hub" and not self.paths:
             raise RuntimeError("fetch() comes first")
         layout: Layout | None = None
+        columns: set[str] = set()
         for number, name, chunk in _read_ahead(self._limited_chunks()):
             if layout is None:
                 layout = self._find_layout(chunk, number, name)
             batch = make_batch(chunk, layout, number, name, bad)
+            columns.update(batch.others)
+            check_columns(columns, name)
+            if bad.num_rows > MAX_ROWS:
+                raise InputError(f"{name}: more than {MAX_ROWS:,} rows", hint="use a part of the data")
             if len(batch):
                 yield batch
         if not bad.num_rows:
@@ -186,8 +193,9 @@ def _list_folder(path: Path) -> list[Path]:
     state = path / "state.json"
     if state.exists():
         try:
-            names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
-        except (ValueError, KeyError, TypeError):
+            entries = parse_json(read_file(state), str(state))["_data_files"]
+            names = [entry["filename"] for entry in entries]
+        except (KeyError, TypeError):
             raise InputError(f"{state}: is not what the datasets library writes") from None
         return [path / Path(str(name)).name for name in names]
     sets = sorted(part.parent.name for part in path.glob("*/state.json"))

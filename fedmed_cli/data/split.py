@@ -25,7 +25,7 @@ from fedmed_cli.events import Say, StageProgress
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import NearDuplicates, SplitRecord
 from fedmed_cli.workspace import Workspace, utc_now
-from fedmed_cli.workspace.durable import write_file
+from fedmed_cli.workspace.durable import private_files, write_file
 
 MAX_ATTEMPTS = 3
 
@@ -75,12 +75,13 @@ def split(
     seed = plan.training.seed
     wrote_plan = not workspace.plan_path.exists()
     with _make_staging(workspace) as staged, ThreadPoolExecutor(1) as pool:
-        source.fetch(staged / "hub")
-        digest = pool.submit(source.digest)
-        index = _read_index(source, options, seed, staged / "bands", say, progress)
-        written = _write_disjoint_sets(staged, source, index, options, seed, say, progress)
-        record = _make_record(source, digest.result(), options, seed, written, started)
-        write_file(written.folder / "split.json", record.to_bytes())
+        with private_files():
+            source.fetch(staged / "hub")
+            digest = pool.submit(source.digest)
+            index = _read_index(source, options, seed, staged / "bands", say, progress)
+            written = _write_disjoint_sets(staged, source, index, options, seed, say, progress)
+            record = _make_record(source, digest.result(), options, seed, written, started)
+            write_file(written.folder / "split.json", record.to_bytes())
         if wrote_plan:
             write_file(workspace.plan_path, plan.to_bytes())
         written.folder.rename(workspace.data)

@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from fedmed_cli.federation.staging import stage
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.combining import METHODS, WEIGHTINGS
+from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A round that was aggregated: its record and where its global adapter lies (None for a dry run)."""
+    """A round that was aggregated: its record, those it was made of, and where its adapter lies (None: a dry run)."""
 
     record: Aggregate
+    contributions: dict[str, Contribution]
     path: Path | None
     num_bytes: int
 
@@ -124,8 +126,9 @@ def aggregate(
         files[AGGREGATE_NAME] = record.to_bytes()
         files |= keys.sign_record(AGGREGATE_NAME, files, signer)
         num_bytes = sum(map(len, files.values()))
+        contributions = {name: one.record for name, one in inputs.contributions.items()}
         if target is None:
-            return RoundResult(record, None, num_bytes)
+            return RoundResult(record, contributions, None, num_bytes)
         home = staged / "global" if output is None else staged
         home.mkdir(exist_ok=True)
         for name, data in files.items():
@@ -134,7 +137,7 @@ def aggregate(
             shutil.rmtree(archive)
     if output is None:
         _log(workspace, record)
-    return RoundResult(record, output or workspace.global_adapter(record.round), num_bytes)
+    return RoundResult(record, contributions, output or workspace.global_adapter(record.round), num_bytes)
 
 
 def _check_request(
@@ -179,7 +182,7 @@ def _open_staging(workspace: Workspace, target: Path | None) -> Iterator[Path]:
         with new_folder(target) as folder:
             yield folder
         return
-    workspace.private.mkdir(parents=True, exist_ok=True)
+    workspace.make_private()
     with tempfile.TemporaryDirectory(dir=workspace.private, prefix=".dry-run.", suffix=".tmp") as name:
         yield Path(name)
 
@@ -191,9 +194,13 @@ def _admit(
     passed: dict[Path, AcceptedContribution] = {}
     homes: dict[str, Path] = {}
     for path in paths:
-        with _hint_to_exclude(path):
+        with _hint_to_exclude(path, paths, plan):
             folder = gate.read_contribution(path, plan, policy=policy)
         site = folder.record.site
+        if folder.record.sites != plan.sites.digest:
+            policy.say(
+                f"{path}: site {site} trained under another list of sites or pinned keys; compare federation.toml there"
+            )
         if site in homes:
             raise CombineError(f"site {site} appears in two folders: {homes[site]} and {path}")
         if site in exclude:
@@ -206,14 +213,17 @@ def _admit(
 
 
 @contextlib.contextmanager
-def _hint_to_exclude(path: Path) -> Iterator[None]:
-    """Have a refusal of the contribution at `path` say how to go on without it."""
+def _hint_to_exclude(path: Path, paths: Collection[Path], plan: Plan) -> Iterator[None]:
+    """Have a refusal of the contribution at `path`, one of `paths`, say how to go on without it and no other."""
     try:
         yield
     except FedmedError as error:
         hint = "put the folders that the sites sent into adapters/, or name where they are"
         if path.exists():
-            hint = (error.hint + "; or " if error.hint else "") + f"go on without it: --exclude {_site_of(path)}"
+            site = _site_of(path)
+            is_alone = site in plan.sites.names and [_site_of(one) for one in paths].count(site) == 1
+            way = f"--exclude {site}" if is_alone else "move it elsewhere"
+            hint = (error.hint + "; or " if error.hint else "") + f"go on without it: {way}"
         raise type(error)(error.message, hint) from None
 
 
@@ -235,7 +245,7 @@ def _make_inputs(
         round_number = min([round_number, *(one.record.round for one in passed.values())])
     parent = starting_adapter(workspace, plan, round_number)
     for path, one in passed.items():
-        with _hint_to_exclude(path):
+        with _hint_to_exclude(path, passed, plan):
             gate.check_lineage(path, one.record, round_number, parent.digest)
     contributions = {one.record.site: one for one in passed.values()}
     if len(contributions) < plan.sites.min_sites:

@@ -9,7 +9,7 @@ from fedmed_cli.errors import UsageError
 from fedmed_cli.events import Say
 from fedmed_cli.models import bases, bundled_base
 from fedmed_cli.records.lora import Lora
-from fedmed_cli.records.plan import Plan, Prompt, Sites, Training
+from fedmed_cli.records.plan import Plan, PrivacyRules, Prompt, Sites, Training
 from fedmed_cli.workspace import Workspace
 
 
@@ -33,6 +33,8 @@ class PlanOptions:
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     system_prompt: str | None = None
+    max_epsilon: float | None = None
+    max_audit_auc: float | None = None
     seed: int | None = None
 
 
@@ -59,6 +61,7 @@ def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | Non
             prompt=Prompt(**{field: given[option] for option, field in _PROMPT.items() if option in given}),
             training=Training(**{name: value for name, value in given.items() if name in training_names}),
             sites=Sites(names, min_sites if min_sites is not None else len(names) // 2 + 1),
+            privacy=PrivacyRules(options.max_epsilon, options.max_audit_auc),
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -80,6 +83,7 @@ def check_options(options: PlanOptions, plan: Plan) -> None:
     agreed = dataclasses.asdict(plan.training)
     agreed |= {option: getattr(plan.lora, field) for option, field in _LORA.items()}
     agreed |= {option: getattr(plan.prompt, field) for option, field in _PROMPT.items()}
+    agreed |= dataclasses.asdict(plan.privacy)
     for name, value in _list_given(options).items():
         if name in agreed and value != agreed[name]:
             flag = "--" + name.replace("_", "-")

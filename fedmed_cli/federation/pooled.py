@@ -141,7 +141,7 @@ def gather(workspace: Workspace, plan: Plan, say: Say) -> PooledInput:
     if len(sizes) > 1:
         seen = ", ".join(f"{one} x {other}" for one, other in sorted(sizes))
         say(f"pooled: the sites trained with batches of {seen} examples; it takes {size} x {accumulation}")
-    steps = sum(len(record.losses) for record in records)
+    steps = sum(record.num_steps for record in records)
     tokens = sum(record.num_trained_tokens for record in records)
     return PooledInput(_read_all_examples(workspace, plan), newest, steps, tokens, size, accumulation)
 

@@ -23,6 +23,7 @@ from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval, Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.options import SiteSettings
+from fedmed_cli.trust.ledger import Ledger
 from fedmed_cli.workspace import Workspace
 
 
@@ -93,6 +94,7 @@ def run_rounds(
                 parent,
                 round_number,
                 training,
+                ledger=_ledger(workspace, name, training),
                 events=events,
             )
             contributions[name] = result.record
@@ -106,6 +108,14 @@ def run_rounds(
         if reporting is not None:
             before, after, change = _measure_round(workspace, plan, lm, round_number, reporting, events)
         yield RoundSummary(contributions, aggregated.record, before, after, change)
+
+
+def _ledger(workspace: Workspace, name: str, training: SiteSettings) -> Ledger | None:
+    """A ledger of the site for this workspace alone: a simulation spends nobody's budget."""
+    if training.privacy is None:
+        return None
+    path = workspace.private / f"privacy-{name}.jsonl"
+    return Ledger(path, path.with_suffix(".seal"))
 
 
 def _measure_round(

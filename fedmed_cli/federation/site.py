@@ -9,34 +9,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, adapter_files, file_digests
-from fedmed_cli.adapters.archive import archived_global
 from fedmed_cli.adapters.card import site_card
 from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, GlobalFolder
 from fedmed_cli.adapters.low_rank import cut_to_rank, update_norm
 from fedmed_cli.adapters.signatures import Signer
-from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.site_data import SiteData
-from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import measuring
 from fedmed_cli.evaluation.measuring import EvaluationSet
-from fedmed_cli.events import Events, Say, Step
+from fedmed_cli.events import Events, Step
+from fedmed_cli.federation.auditing import canaries_to_train_on
+from fedmed_cli.federation.private_training import PrivateRun, open_account, plan_run
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import prompts
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.prompts import Encoded
 from fedmed_cli.records.contribution import Contribution
-from fedmed_cli.records.digests import sha256_json, short
+from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.privacy import Privacy, UnitOfPrivacy
 from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.log import log_steps
 from fedmed_cli.training.loop import Trained, order_seed, peak_memory, train
 from fedmed_cli.training.options import SiteSettings
+from fedmed_cli.training.private_steps import PrivateSteps, Unit
 from fedmed_cli.trust.keys import sign_record
+from fedmed_cli.trust.ledger import Ledger
 from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace.durable import private_files
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class _Prepared:
 
     start: Adapter
     encoded: list[Encoded]
+    units: tuple[Unit, ...]
     num_skipped: int
     max_steps: int
     choosing: EvaluationSet | None
@@ -98,6 +102,7 @@ def train_local(
     *,
     accepted: GlobalFolder | None = None,
     signer: Signer | None = None,
+    ledger: Ledger | None = None,
     events: Events = Events(),  # frozen
 ) -> SiteResult:
     """Train a site's adapter from `parent` and write its contribution to `adapters/SITE/`.
@@ -105,16 +110,23 @@ def train_local(
     A site of a lower rank than the plan's starts from the first components of `parent`. Until the training
     is done nothing outside `.fedmed/` is written; from a checkpoint in there a run that was killed goes on.
     `accepted` is a global adapter from the coordinator that is then filed as the previous round's. With
-    `signer` the record is signed. The caller holds the workspace's lock.
+    `signer` the record is signed. The training is checked against `ledger` and entered there. The caller holds the
+    workspace's lock.
     """
     began = time.perf_counter()
     task = _Task(workspace, plan, lm, site, parent, round_number, settings, events)
     prepared = _prepare(task, data)
+    run = _plan_private_run(task, data, prepared)
+    account = None
+    if ledger is not None:
+        budget = settings.budget
+        account = open_account(ledger, plan, site, round_number, data, len(prepared.units), run, budget)
     before = _measure(task, prepared, prepared.start)
     checkpoints = _make_checkpoints(task, prepared)
-    trained = _train(task, prepared, checkpoints)
+    trained = _train(task, prepared, run, checkpoints)
     after = _measure(task, prepared, trained.adapter)
-    files, record = _make_contribution(task, prepared, trained, before, after, began)
+    privacy = account.enter(trained.adapter.digest) if account else None
+    files, record = _make_contribution(task, prepared, trained, privacy, before, after, began)
     files |= sign_record(CONTRIBUTION_NAME, files, signer)
     result = _file_away(task, data, files, record, accepted)
     checkpoints.remove()
@@ -122,7 +134,7 @@ def train_local(
         "train-local",
         round=round_number,
         site=site,
-        steps=len(trained.losses),
+        steps=record.num_steps,
         adapter=record.adapter,
         validation_before=before.mean if before else None,
         validation_after=after.mean if after else None,
@@ -136,13 +148,23 @@ def _prepare(task: _Task, data: SiteData) -> _Prepared:
     start = cut_to_rank(task.parent, plan.rank_of(task.site))
     if start.max_rank < task.parent.max_rank:
         task.say(f"trains rank {start.max_rank} of the plan's {task.parent.max_rank}")
-    encoded = _encode(task, data.train)
+    rows = list(data.train)
+    if settings.canaries:
+        rows += canaries_to_train_on(task.workspace, task.lm, task.site, settings.canaries, task.say)
+        rows += rows[len(data.train) :] * (settings.canary_repeats - 1)
+    each = _encode(task, rows)
+    encoded = [tokens for tokens in each if tokens is not None]
+    units: dict[str, list[Encoded]] = {}
+    for row, tokens in zip(rows, each, strict=True):
+        if tokens is not None:
+            units.setdefault(row.group(data.group_by), []).append(tokens)
     choosing, reporting = split_validation(task.site, data) if settings.options.eval_steps else ([], data.validation)
     prepared = _Prepared(
         start,
         encoded,
-        len(data.train) - len(encoded),
-        settings.steps(plan, len(encoded)),
+        tuple(map(tuple, units.values())),
+        len(rows) - len(encoded),
+        settings.steps(plan, len(units) if settings.privacy else len(encoded)),
         _make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
         _make_evaluation_set(task, reporting, data.group_by, "measuring"),
     )
@@ -151,8 +173,8 @@ def _prepare(task: _Task, data: SiteData) -> _Prepared:
     return prepared
 
 
-def _encode(task: _Task, rows: Sequence[Example]) -> list[Encoded]:
-    """The examples that fit; InputError where none does."""
+def _encode(task: _Task, rows: Sequence[Example]) -> list[Encoded | None]:
+    """The examples, None for one that does not fit; InputError where none does."""
     max_length, budget = task.plan.training.max_length, task.settings.options.max_batch_tokens
     each = [prompts.encode(row, task.plan.prompt, task.lm.tokenizer, max_length) for row in rows]
     encoded = [tokens for tokens in each if tokens is not None]
@@ -167,7 +189,27 @@ def _encode(task: _Task, rows: Sequence[Example]) -> list[Encoded]:
             f"{longer} of {len(encoded)} examples are longer than --max-batch-tokens {budget}; "
             "each is a forward pass of its own"
         )
-    return encoded
+    return each
+
+
+def _plan_private_run(task: _Task, data: SiteData, prepared: _Prepared) -> PrivateRun | None:
+    """The training by DP-SGD that the settings ask for, if they do."""
+    settings = task.settings
+    if settings.privacy is None:
+        return None
+    if settings.options.eval_steps is not None:
+        raise InputError(
+            "--eval-steps: a step chosen by the loss on private examples would tell about them what no noise covers",
+            hint="omit --eval-steps with differential privacy",
+        )
+    unit: UnitOfPrivacy = "group" if data.group_by else "example"
+    run = plan_run(settings.privacy, len(prepared.units), unit, settings.options.examples_per_step, prepared.max_steps)
+    drawn, noise = settings.options.examples_per_step, run.mechanism.noise_multiplier
+    task.say(
+        f"differential privacy for each of {len(prepared.units):,} {unit}s: a step draws {drawn} of them on average, "
+        f"noise multiplier {noise:.3g}"
+    )
+    return run
 
 
 def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Example]]:
@@ -213,6 +255,7 @@ def _make_checkpoints(task: _Task, prepared: _Prepared) -> Checkpoints:
         "data": sha256_json([[tokens.ids, tokens.num_prompt] for tokens in prepared.encoded]),
         "choosing examples": prepared.choosing.digest if prepared.choosing else None,
         "options": {"max_steps": prepared.max_steps, **asdict(task.settings.options)},
+        "privacy": asdict(task.settings.privacy) if task.settings.privacy else None,
         "round": task.seed,  # the seed of the data order tells site and round
         "machine or software": {**task.lm.environment(), "machine": platform.machine()},
     }
@@ -220,8 +263,13 @@ def _make_checkpoints(task: _Task, prepared: _Prepared) -> Checkpoints:
     return Checkpoints(task.workspace, path, identity, task.events.say, task.settings.save_steps)
 
 
-def _train(task: _Task, prepared: _Prepared, checkpoints: Checkpoints) -> Trained:
+def _train(task: _Task, prepared: _Prepared, run: PrivateRun | None, checkpoints: Checkpoints) -> Trained:
     settings, choosing = task.settings, prepared.choosing
+    private = None
+    if run is not None:
+        private = PrivateSteps(
+            prepared.units, run.mechanism.sampling_rate, run.mechanism.noise_multiplier, run.max_grad_norm
+        )
 
     def evaluate(adapter: Adapter) -> float:
         assert choosing is not None
@@ -246,6 +294,7 @@ def _train(task: _Task, prepared: _Prepared, checkpoints: Checkpoints) -> Traine
             settings.options,
             seed=task.seed,
             round_number=task.round_number,
+            private=private,
             evaluate=evaluate if choosing else None,
             checkpoints=checkpoints,
             progress=after_step,
@@ -260,10 +309,25 @@ def _train(task: _Task, prepared: _Prepared, checkpoints: Checkpoints) -> Traine
 
 
 def _make_contribution(
-    task: _Task, prepared: _Prepared, trained: Trained, before: Loss | None, after: Loss | None, began: float
+    task: _Task,
+    prepared: _Prepared,
+    trained: Trained,
+    privacy: Privacy | None,
+    before: Loss | None,
+    after: Loss | None,
+    began: float,
 ) -> tuple[dict[str, bytes], Contribution]:
-    """The files of the contribution with its record; `began` is what the clock showed when the work began."""
+    """The files of the contribution with its record; `began` is what the clock showed when the work began.
+
+    With `privacy` the losses of the steps stay here, and of what was drawn the record tells only what was expected.
+    """
     plan, options, adapter = task.plan, task.settings.options, trained.adapter
+    num_tokens = sum(tokens.num_supervised for tokens in prepared.encoded)
+    trained_examples, trained_tokens, losses = trained.num_examples, trained.num_tokens, trained.losses
+    if privacy is not None:
+        expected = privacy.mechanism.sampling_rate * prepared.max_steps
+        trained_examples, trained_tokens = int(expected * len(prepared.encoded)), int(expected * num_tokens)
+        losses = ()
     card = site_card(
         plan.base,
         adapter,
@@ -273,6 +337,7 @@ def _make_contribution(
         num_examples=len(prepared.encoded),
         before=before,
         after=after,
+        privacy=privacy,
     )
     files = adapter_files(adapter, card)
     record = Contribution(
@@ -286,16 +351,18 @@ def _make_contribution(
         adapter_bytes=sum(map(len, files.values())),
         base_bytes=plan.base.num_bytes,
         num_examples=len(prepared.encoded),
-        num_tokens=sum(tokens.num_supervised for tokens in prepared.encoded),
+        num_tokens=num_tokens,
         num_truncated=prepared.num_truncated,
         num_skipped=prepared.num_skipped,
         max_steps=prepared.max_steps,
-        num_trained_examples=trained.num_examples,
-        num_trained_tokens=trained.num_tokens,
+        num_trained_examples=trained_examples,
+        num_trained_tokens=trained_tokens,
         per_device_train_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kept_step=trained.kept_step,
-        losses=tuple(round(loss, 6) for loss in trained.losses),
+        num_canaries=task.settings.canaries,
+        privacy=privacy,
+        losses=tuple(round(loss, 6) for loss in losses),
         validation_before=before,
         validation_after=after,
         update_norm=update_norm(prepared.start, adapter),
@@ -321,29 +388,7 @@ def _file_away(
         previous = {f"global/{name}": content for name, content in accepted.files.items()}
         workspace.replace_folder(workspace.round(task.round_number - 1), dict(previous))
     if data.pending:
-        workspace.replace_folder(workspace.site_data(task.site), dict(data.pending))
+        with private_files():
+            workspace.replace_folder(workspace.site_data(task.site), dict(data.pending))
     target = workspace.contribution(task.site)
     return SiteResult(record, target, workspace.replace_folder(target, dict(files)))
-
-
-def accept_global(
-    workspace: Workspace, plan: Plan, path: Path, require_signatures: bool = False, say: Say = lambda message: None
-) -> tuple[GlobalFolder, bool]:
-    """Check a global adapter that came from the coordinator, and whether it is new here.
-
-    It must be of the newest round known here or a later one; a different adapter for a known round is refused.
-    """
-    folder = gate.read_global(path, plan, SignaturePolicy(require_signatures, say))
-    number = folder.record.round
-    if workspace.global_adapter(number).exists():
-        known = archived_global(workspace, plan, number).adapter.digest
-        if known != folder.adapter.digest:
-            raise ConflictError(
-                f"{path}: round {number} is already filed here with adapter {short(known)}, "
-                f"found {short(folder.adapter.digest)}",
-                hint="ask the coordinator which of the two holds",
-            )
-        return folder, False
-    if number < workspace.newest_round():
-        raise ConflictError(f"{path}: is of round {number}, but round {workspace.newest_round()} is filed here")
-    return folder, True

@@ -23,13 +23,16 @@ from fedmed_cli.data.split_options import SplitOptions
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
+from fedmed_cli.federation.audit_gate import audit_path
 from fedmed_cli.federation.coordinator import RoundResult
 from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
 from fedmed_cli.models.base_model import BaseModel
+from fedmed_cli.records.audit import Audit
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.trust.keys import write_signed
+from fedmed_cli.trust.ledger import Ledger, default_ledger_path
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
 
@@ -101,6 +104,7 @@ def train_site(
     base: BaseModel | None = None,
     signer: Signer | None = None,
     require_signatures: bool = False,
+    ledger: Path | None = None,
     events: Events = Events(),  # frozen
 ) -> SiteResult:
     """Train a site's adapter on its own examples and write its contribution to `adapters/SITE/`.
@@ -108,7 +112,8 @@ def train_site(
     The examples are those of the hospital's own files, `source`, divided as `options` ask, else those in `data/SITE/`.
     It starts from `global_adapter`, a folder or bundle from the coordinator, which is checked and filed; else from the
     newest round here, or the plan's initial adapter. With `signer` the record is signed; with `require_signatures` an
-    unsigned global adapter is refused.
+    unsigned global adapter is refused. What the training costs in privacy goes into `ledger` (None: the user's own),
+    but for the bundled corpus, which is of nobody.
     """
     plan = workspace.read_plan()
     check_site(plan, site)
@@ -116,7 +121,7 @@ def train_site(
     with workspace.lock():
         folder, is_new, round_number = None, False, workspace.newest_round() + 1
         if global_adapter is not None:
-            from fedmed_cli.federation.site import accept_global
+            from fedmed_cli.federation.received_global import accept_global
 
             folder, is_new = accept_global(workspace, plan, global_adapter, require_signatures, events.say)
             round_number = folder.record.round + 1
@@ -141,8 +146,53 @@ def train_site(
             settings,
             accepted=folder if is_new else None,
             signer=signer,
+            ledger=_open_ledger(workspace, plan, site, source, settings, ledger, events.say),
             events=events,
         )
+
+
+def _open_ledger(
+    workspace: Workspace,
+    plan: Plan,
+    site: str,
+    source: Source | None,
+    settings: SiteSettings,
+    path: Path | None,
+    say: Say,
+) -> Ledger | None:
+    """The ledger; None where the examples are of nobody, and nothing about privacy is asked for."""
+    has_patients = source.has_patients if source is not None else workspace.has_patients(site)
+    if not has_patients and settings.privacy is None and settings.budget is None and plan.privacy.max_epsilon is None:
+        return None
+    return Ledger(path or default_ledger_path(), workspace.private / "privacy-seal.json", say)
+
+
+def audit(
+    workspace: Workspace,
+    site: str,
+    *,
+    max_eval_samples: int = 600,
+    base: BaseModel | None = None,
+    events: Events = Events(),  # frozen
+) -> tuple[Path, Audit]:
+    """Measure what a site's contribution tells about its examples, and write `reports/audit-SITE.json`.
+
+    An older audit is set aside. Returns the path and the record.
+    """
+    plan = workspace.read_plan()
+    check_site(plan, site)
+    base = base or BaseModel(say=events.say)
+    with workspace.lock():
+        folder = gate.read_contribution(workspace.contribution(site), plan, site=site, policy=None)
+        base.find(plan.base)
+
+        from fedmed_cli.federation.auditing import audit_site
+
+        record = audit_site(workspace, plan, base.load(plan.base), site, folder, max_eval_samples, events)
+        path = audit_path(workspace, site)
+        workspace.set_aside(path)
+        write_file(path, record.to_bytes())
+    return path, record
 
 
 def check_site(plan: Plan, site: str) -> None:

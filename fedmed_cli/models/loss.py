@@ -26,12 +26,8 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
     0. Elsewhere each has a row, padded on the right: attention is causal, so no position sees padding and no
     mask is needed. Only positions that predict a label go through the output head.
     """
-    longest = max(len(example.ids) for example in batch)
-    lengths = [_aligned(lm, len(example.ids)) if lm.packs else longest for example in batch]
-    if lm.packs:
-        lengths.append(-sum(lengths) % ROW_STEP)
-    starts = [0, *itertools.accumulate(lengths)]
-    flat = torch.zeros(starts.pop(), dtype=torch.long)  # 0 pads, nothing reads it
+    starts = example_starts(lm, batch)
+    flat = torch.zeros(starts[-1], dtype=torch.long)  # 0 pads, nothing reads it
     predicting: list[int] = []
     labels: list[int] = []
     for start, example in zip(starts, batch, strict=False):
@@ -46,6 +42,7 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
     ids = flat.view(1 if lm.packs else len(batch), -1)
     inputs = {"input_ids": ids.to(lm.device), "use_cache": False}
     if lm.packs:
+        lengths = [stop - start for start, stop in itertools.pairwise(starts)]
         inputs["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None].to(lm.device)
     if lm.head is not None:
         hidden = lm.decoder(**inputs).last_hidden_state.flatten(0, 1)[positions]
@@ -55,6 +52,19 @@ def nll_per_example(lm: LanguageModel, batch: Sequence[Encoded]) -> torch.Tensor
         logits = lm.model(**inputs).logits.flatten(0, 1)[positions]
         nll = torch.nn.functional.cross_entropy(logits.float(), label_ids, reduction="none")
     return torch.zeros(len(batch), device=lm.device).index_add(0, owners, nll)
+
+
+def example_starts(lm: LanguageModel, batch: Sequence[Encoded]) -> list[int]:
+    """Where each example begins among all positions of a forward pass, and at the end how many those are.
+
+    What lies between an example and the next one pads it; where the model packs, more padding may follow the last.
+    """
+    longest = max(len(example.ids) for example in batch)
+    lengths = [_aligned(lm, len(example.ids)) if lm.packs else longest for example in batch]
+    starts = [0, *itertools.accumulate(lengths)]
+    if lm.packs and starts[-1] % ROW_STEP:
+        starts.append(-(-starts[-1] // ROW_STEP) * ROW_STEP)
+    return starts
 
 
 def _aligned(lm: LanguageModel, length: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from fedmed_cli.records.checks import (
+    MAX_ROUND,
     check_digest,
     check_files,
     check_key_fingerprint,
@@ -137,8 +138,7 @@ class Aggregate(Record):
         return value
 
     def __post_init__(self) -> None:
-        if self.round < 1:
-            raise ValueError(f"round must be at least 1, found {self.round}")
+        check_range(1, MAX_ROUND, round=self.round)
         for name, table in (("method", METHODS), ("weights", WEIGHTINGS), ("robust", ROBUST_MEANS)):
             check_known(name, getattr(self, name), table)
         for name in ("plan", "sites_digest", "base_fingerprint", "parent", "adapter"):

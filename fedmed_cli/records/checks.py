@@ -7,6 +7,10 @@ from collections.abc import Iterable
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 RESERVED_NAMES = frozenset({"base", "global", "best", "train", "test", "coordinator"})
+MAX_ROUND = 999_999  # folders of rounds have at most six digits
+_WINDOWS_DEVICES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))}
+)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _KEY_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 
@@ -17,6 +21,8 @@ def check_site_name(name: str) -> str:
         raise ValueError(f"site name {name[:80]!r} must match {SITE_NAME.pattern}")
     if name.lower() in RESERVED_NAMES:
         raise ValueError(f"site name {name[:80]!r} is reserved")
+    if name.lower() in _WINDOWS_DEVICES:
+        raise ValueError(f"site name {name[:80]!r} is a device on Windows, where no folder can have it")
     return name
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import (
+    MAX_ROUND,
     check_at_most,
     check_digest,
     check_files,
@@ -16,6 +18,7 @@ from fedmed_cli.records.checks import (
 )
 from fedmed_cli.records.codec import Record, encode
 from fedmed_cli.records.measures import Loss, Run
+from fedmed_cli.records.privacy import Privacy
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ class Contribution(Record):
     files: dict[str, str]
     gradient_accumulation_steps: int = 1
     kept_step: int | None = None
+    privacy: Privacy | None = None
+    num_canaries: int = 0
     run: Run = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_site_name(self.site)
-        if self.round < 1:
-            raise ValueError(f"round must be at least 1, found {self.round}")
+        check_range(1, MAX_ROUND, round=self.round)
         for name in ("plan", "sites", "base_fingerprint", "parent", "adapter"):
             check_digest(name, getattr(self, name))
         check_files(self.files)
@@ -64,13 +68,35 @@ class Contribution(Record):
         for part in ("before", "after"):
             measured = getattr(self, f"validation_{part}")
             check_not_negative(**{f"validation_{part}.mean": measured.mean if measured else 0.0})
+        check_range(0, 1_000_000, num_canaries=self.num_canaries)
         check_range(1, 1_000_000, gradient_accumulation_steps=self.gradient_accumulation_steps)
         check_range(1, max(1, len(self.losses)), kept_step=self.kept_step)
         if len(self.losses) > self.max_steps:
             raise ValueError(f"losses must be at most max_steps ({self.max_steps}) many, found {len(self.losses)}")
-        most = len(self.losses) * self.per_device_train_batch_size * self.gradient_accumulation_steps
-        check_at_most(most, f"{len(self.losses)} steps", num_trained_examples=self.num_trained_examples)
+        if self.privacy is not None:
+            self._check_privacy(self.privacy)
+        else:
+            most = len(self.losses) * self.per_device_train_batch_size * self.gradient_accumulation_steps
+            check_at_most(most, f"{len(self.losses)} steps", num_trained_examples=self.num_trained_examples)
         check_at_most(self.num_examples, "num_examples", num_truncated=self.num_truncated)
+
+    def _check_privacy(self, privacy: Privacy) -> None:
+        """ValueError where the record tells more than the guarantee covers, or contradicts it."""
+        if self.losses or self.kept_step is not None:
+            raise ValueError("with privacy, losses must be empty and kept_step omitted: neither is noised")
+        if privacy.mechanism.steps != self.max_steps:
+            raise ValueError(f"privacy.mechanism.steps must be max_steps ({self.max_steps})")
+        expected = privacy.mechanism.sampling_rate * self.max_steps
+        for name in ("examples", "tokens"):
+            most = math.ceil(expected * getattr(self, f"num_{name}"))
+            check_at_most(
+                most, "what its sampling expects", **{f"num_trained_{name}": getattr(self, f"num_trained_{name}")}
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """The steps that were trained; with privacy their losses are not told."""
+        return self.max_steps if self.privacy is not None else len(self.losses)
 
     def check_tokens(self, max_length: int) -> None:
         """ValueError where more answer tokens are claimed than examples of `max_length` tokens can hold."""
@@ -87,8 +113,9 @@ class Contribution(Record):
         body = encode(self) | {"reduction": round(self.reduction, 6)}
         if self.gradient_accumulation_steps == 1:
             del body["gradient_accumulation_steps"]
-        if self.kept_step is None:
-            del body["kept_step"]
+        for name in ("kept_step", "privacy", "num_canaries"):
+            if not body[name]:
+                del body[name]
         return self.header() | dict(sorted(body.items()))
 
     @classmethod

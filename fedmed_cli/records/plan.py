@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from fedmed_cli import __version__
 from fedmed_cli.errors import InputError
-from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_names
+from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_names
 from fedmed_cli.records.codec import check_header, control_character, decode_fields, encode, read_file, reason_of
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.lora import Lora, Names, rescaled, resolve, scaling
@@ -24,6 +24,7 @@ MAX_PARAMETERS = 2**31
 MAX_PLAN_BYTES = 200_000
 MAX_LAYERS = 1024
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}(\.([A-Za-z0-9_]{1,100}|\*)){0,20}")
+_OUTSIDE = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]|.*[/\\]\.\.([/\\]|$)")  # a path that leaves the folder where fedmed runs
 # An Ed25519 key takes 51 bytes in OpenSSH's form, which are 68 characters of base64; all begin alike.
 PUBLIC_KEY = re.compile(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}")
 
@@ -45,6 +46,8 @@ class Base:
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable() or len(self.name) > 200:
             raise ValueError("base.name must be 1 to 200 printable characters")
+        if _OUTSIDE.match(self.name):
+            raise ValueError("base.name must be a model's name or a hub id such as owner/name, not a path")
         if len(self.revision) > 100 or not self.revision.isprintable():
             raise ValueError("base.revision must be at most 100 printable characters")
         check_digest("base.fingerprint", self.fingerprint)
@@ -135,6 +138,22 @@ class Training:
 
 
 @dataclass(frozen=True)
+class PrivacyRules:
+    """What every contribution must keep, where the plan asks for it.
+
+    `max_epsilon` is of all trainings on a contribution's records together; `max_audit_auc` is the most that the
+    hospital's own audit may have found before `pack` hands the contribution over.
+    """
+
+    max_epsilon: float | None = None
+    max_audit_auc: float | None = None
+
+    def __post_init__(self) -> None:
+        check_range(1e-3, 1000, **{"privacy.max_epsilon": self.max_epsilon})
+        check_range(0.5, 1, **{"privacy.max_audit_auc": self.max_audit_auc})
+
+
+@dataclass(frozen=True)
 class Sites:
     """Who takes part, and how many contributions a round needs at least.
 
@@ -188,6 +207,7 @@ _PLAN_COMMENTS = {
     "# with use_rslora. rank_pattern and alpha_pattern hold what some modules have instead.",
     "prompt": "Plain texts; the base model's own chat template wraps them.",
     "training": "Agreed by all sites. Device and batch size are free; max_steps is the default of a round.",
+    "privacy": "What every contribution must promise (differential privacy), all trainings on its records together.",
     "sites": "Who takes part, and the fewest contributions a round may be made of. Not part of the plan digest.\n"
     "# `keys` holds the public key of a site or of the coordinator: what they send must be signed with it.",
 }
@@ -202,6 +222,7 @@ class Plan:
     prompt: Prompt
     training: Training
     sites: Sites
+    privacy: PrivacyRules = PrivacyRules()  # frozen
 
     FORMAT: ClassVar[str] = "plan"
     VERSION: ClassVar[int] = 1
@@ -289,8 +310,10 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of what the sites agree on: base, lora, prompt and training (not sites)."""
+        """Digest of what the sites agree on: base, lora, prompt, training and privacy (not sites)."""
         parts = {name: encode(getattr(self, name)) for name in ("base", "lora", "prompt")}
+        if self.privacy != PrivacyRules():
+            parts["privacy"] = {name: value for name, value in encode(self.privacy).items() if value is not None}
         return sha256_json(parts | {"training": self.training.agreed()})
 
     def to_bytes(self) -> bytes:
@@ -301,10 +324,14 @@ class Plan:
             f"fedmed_version = {_toml(__version__)}",
         ]
         for name, comment in _PLAN_COMMENTS.items():
+            if name == "privacy" and self.privacy == PrivacyRules():
+                continue
             lines += ["", f"# {comment}", f"[{name}]"]
             values = encode(getattr(self, name))
             tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-            lines += [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+            lines += [
+                f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables and value is not None
+            ]
             for key, table in tables.items():
                 lines += [f"[{name}.{key}]"] * bool(table) + [f"{_toml(k)} = {_toml(v)}" for k, v in table.items()]
         return ("\n".join(lines) + "\n").encode("utf-8")

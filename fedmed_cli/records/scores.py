@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fedmed_cli.records.checks import check_digest, check_not_negative, check_site_name
+from fedmed_cli.records.checks import MAX_ROUND, check_digest, check_not_negative, check_range, check_site_name
 from fedmed_cli.records.codec import Record
 from fedmed_cli.records.measures import Run
 
@@ -41,6 +41,5 @@ class Scores(Record):
             check_digest(name, getattr(self, name))
         for name in self.gains:
             check_digest("gains", name)
-        if self.round < 1:
-            raise ValueError(f"round must be at least 1, found {self.round}")
+        check_range(1, MAX_ROUND, round=self.round)
         check_not_negative(num_examples=self.num_examples, num_groups=self.num_groups)

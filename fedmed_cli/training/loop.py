@@ -18,8 +18,7 @@ import torch
 from fedmed_cli.adapters.adapter import Adapter, plan_adapter
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.events import Say, Step
-from fedmed_cli.models.fast_path import ATTENTION, fast_path
-from fedmed_cli.models.fused_ops import SAVED_ROWS
+from fedmed_cli.models.fast_path import ATTENTION, LORA, OPERATIONS, fast_path
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.loss import nll_per_example
 from fedmed_cli.models.prompts import Encoded
@@ -27,9 +26,10 @@ from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan, Training
 from fedmed_cli.training.checkpoints import Arrays, Checkpoints, State
 from fedmed_cli.training.options import TrainingOptions
+from fedmed_cli.training.passes import passes_of_step
+from fedmed_cli.training.private_steps import PrivateSteps
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-MAX_PADDING = 0.05  # of a forward pass on a CPU, where positions cost more than passes
 
 
 @dataclass(frozen=True)
@@ -59,33 +59,6 @@ def batches(encoded: Sequence[Encoded], batch_size: int, seed: int) -> Iterator[
         order = generator.permutation(len(encoded))
         for start in range(0, len(order), batch_size):
             yield [encoded[index] for index in order[start : start + batch_size]]
-
-
-def forward_passes(
-    batch: Sequence[Encoded], options: TrainingOptions, max_padding: float | None, max_positions: int | None = None
-) -> Iterator[list[Encoded]]:
-    """A step's examples in forward passes, the longest first.
-
-    A pass keeps to the batch size and the token budget, or else `max_positions`; one example always fits.
-    Examples are padded to the longest, at most that share of a pass; where `max_padding` is None they are
-    packed end to end.
-    """
-    budget = options.max_batch_tokens or max_positions
-    left = sorted(batch, key=lambda example: len(example.ids), reverse=True)
-    while left:
-        longest = total = len(left[0].ids)
-        size = 1
-        for example in left[1 : options.per_device_train_batch_size]:
-            tokens = total + len(example.ids)
-            positions = tokens if max_padding is None else longest * (size + 1)
-            if max_padding is not None and tokens < (1 - max_padding) * positions:
-                break
-            if budget and positions > budget:
-                break
-            total = tokens
-            size += 1
-        yield left[:size]
-        left = left[size:]
 
 
 def order_seed(plan: Plan, site: str, round_number: int) -> int:
@@ -119,6 +92,7 @@ def train(
     *,
     seed: int,
     round_number: int = 1,
+    private: PrivateSteps | None = None,
     evaluate: Callable[[Adapter], float] | None = None,
     checkpoints: Checkpoints | None = None,
     progress: Callable[[Step], None] | None = None,
@@ -126,8 +100,9 @@ def train(
 ) -> Trained:
     """Train the plan's adapter from `start` for `max_steps` steps of a fresh AdamW, or resume from a checkpoint.
 
-    `evaluate` gives the loss by which `options.eval_steps` select the step. Nothing of earlier trainings in this
-    process matters. InputError where the loss stops being finite, MachineError where memory runs out.
+    With `private` the steps are those of DP-SGD, on its units instead of `encoded`. `evaluate` gives the loss by which
+    `options.eval_steps` select the step. Nothing of earlier trainings in this process matters. InputError where the
+    loss stops being finite, MachineError where memory runs out.
     """
     training = plan.training
     if training.lr_scheduler_type != "constant" and 1 < training.lr_scheduler_rounds < round_number:
@@ -146,17 +121,23 @@ def train(
         _restore(parameters, optimizer, state)
         say(f"resuming from the checkpoint at step {state.step} of {max_steps}")
     first = state.step
-    order = itertools.islice(batches(encoded, options.examples_per_step, seed), first, None)
+    if private is not None:
+        operations, max_norm = [name for name in OPERATIONS if name != LORA], math.inf
+        steps = _private_steps(lm, parameters, private, options)
+    else:
+        operations, max_norm = [], training.max_grad_norm
+        steps = _plain_steps(
+            lm, itertools.islice(batches(encoded, options.examples_per_step, seed), first, None), options
+        )
     num_tokens, started = 0, time.perf_counter()
     lm.model.train()
     try:
-        with _recomputing(lm, options), fast_path(lm):
+        with _recomputing(lm, options), fast_path(lm, *operations):
             while not _has_ended(state, options, max_steps):
-                batch = next(order)
                 rate = learning_rate(training, round_number, state.step, max_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = _add_gradients(lm, batch, options)
+                batch, loss = next(steps)
                 for parameter, anchor in zip(parameters, anchors, strict=False):  # FedProx: mu / 2 |theta - start|^2
                     assert parameter.grad is not None
                     parameter.grad.add_(parameter.detach() - anchor, alpha=training.fedprox_mu)
@@ -164,7 +145,7 @@ def train(
                     raise InputError(
                         f"the loss became {loss} in step {state.step + 1}", hint="plan a lower learning rate"
                     )
-                norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm))
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 state.step += 1
@@ -209,16 +190,28 @@ def train(
     )
 
 
+def _plain_steps(
+    lm: LanguageModel, order: Iterator[list[Encoded]], options: TrainingOptions
+) -> Iterator[tuple[list[Encoded], float]]:
+    """Each step's examples and loss, once their gradients are on the parameters."""
+    for batch in order:
+        yield batch, _add_gradients(lm, batch, options)
+
+
+def _private_steps(
+    lm: LanguageModel, parameters: Sequence[torch.nn.Parameter], private: PrivateSteps, options: TrainingOptions
+) -> Iterator[tuple[list[Encoded], float]]:
+    while True:
+        drawn = private.draw()
+        loss = private.add_gradients(lm, parameters, drawn, options)
+        yield [example for unit in drawn for example in unit], loss
+
+
 def _add_gradients(lm: LanguageModel, batch: Sequence[Encoded], options: TrainingOptions) -> float:
     """Add the gradients of the mean loss over a step's answer tokens; returns that loss."""
-    if lm.device.type == "cpu":
-        max_padding = None if lm.packs else MAX_PADDING
-        max_positions = SAVED_ROWS[lm.dtype]  # two long examples are no faster together, but take twice the memory
-    else:
-        max_padding, max_positions = 1.0, None
     labels = sum(example.num_supervised for example in batch)
     total = 0.0
-    for part in forward_passes(batch, options, max_padding, max_positions):
+    for part in passes_of_step(lm, batch, options):
         loss = nll_per_example(lm, part).sum() / labels
         loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())

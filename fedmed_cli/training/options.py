@@ -35,12 +35,28 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True)
+class PrivacyOptions:
+    """Differential privacy (DP-SGD), in the words of Opacus: one of `epsilon` and `noise_multiplier` is given.
+
+    `epsilon` is of one training. A unit's gradient is shortened to `max_grad_norm`. `delta` None is a tenth of one
+    unit's share, at most 1e-5.
+    """
+
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    delta: float | None = None
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
 class SiteSettings:
     """All that a site sets: its options, how long it trains, and the bookkeeping around.
 
     `max_steps` None takes `num_train_epochs`, or without that the plan's. A checkpoint is written every
     `save_steps` steps (None: every minute), a line of numbers every `logging_steps`; `report_to` may be
-    "tensorboard".
+    "tensorboard". With `privacy` a step takes units of privacy instead of examples. `budget` is the most epsilon that
+    all trainings on the same records may have together. Half of `canaries` synthetic examples are trained on too, each
+    `canary_repeats` times, so that an audit can look for them.
     """
 
     options: TrainingOptions = TrainingOptions()  # frozen
@@ -50,9 +66,13 @@ class SiteSettings:
     save_steps: int | None = None
     logging_steps: int = 10
     report_to: str | None = None
+    privacy: PrivacyOptions | None = None
+    budget: float | None = None
+    canaries: int = 0
+    canary_repeats: int = 1
 
     def steps(self, plan: Plan, num_examples: int) -> int:
-        """The steps of a round for a site of that many examples, at least 1."""
+        """The steps of a round for a site of that many examples (or units of privacy), at least 1."""
         if self.max_steps is None and self.num_train_epochs is not None:
             steps_an_epoch = math.ceil(num_examples / self.options.examples_per_step)
             return max(1, math.ceil(self.num_train_epochs * steps_an_epoch))

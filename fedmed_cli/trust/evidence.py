@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.folder import ContributionFolder
 from fedmed_cli.adapters.low_rank import gram_of_innovations, update_norm
-from fedmed_cli.aggregation.evidence import CLIP_FROM_SITES, COPY_COSINE, PAIRWISE_UP_TO
+from fedmed_cli.aggregation.evidence import COPY_COSINE, PAIRWISE_UP_TO, norm_limit
 from fedmed_cli.errors import TrustError
 from fedmed_cli.records.aggregate import Aggregate, Truncation
 
@@ -51,9 +50,7 @@ def _pairs(
 ) -> Iterator[tuple[str, Value, Value]]:
     """What is compared, what the record states, and what follows from the contributions."""
     norms, cosines = _measure(parent, {site: contributions[site].adapter for site in sorted(record.sites)})
-    limit = math.inf
-    if record.clip is not None and len(norms) >= CLIP_FROM_SITES:
-        limit = record.clip * statistics.median(norms.values())
+    limit = norm_limit(list(norms.values()), record.clip)
     for site, decision in sorted(record.sites.items()):
         stated, claimed = decision.evidence, contributions[site].record
         before, after = claimed.validation_before, claimed.validation_after

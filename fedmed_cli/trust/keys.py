@@ -24,12 +24,17 @@ if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned 
 R = TypeVar("R", Comparison, Scores)
 
 
-def default_key_path() -> Path:
-    """Where a person's key lies unless another file is named: in the user's configuration, never in a workspace."""
+def config_folder() -> Path:
+    """The user's configuration, for what belongs to a person or a hospital and never into a workspace."""
     from platformdirs import user_config_path
 
     given = os.environ.get("FEDMED_CONFIG")
-    return (Path(given) if given else user_config_path("fedmed", appauthor=False)) / "id_ed25519"
+    return Path(given) if given else user_config_path("fedmed", appauthor=False)
+
+
+def default_key_path() -> Path:
+    """Where a person's key lies unless another file is named."""
+    return config_folder() / "id_ed25519"
 
 
 def sign_record(name: str, files: Mapping[str, bytes], signer: Signer | None) -> dict[str, bytes]:

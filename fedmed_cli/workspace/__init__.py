@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import re
 import shutil
@@ -12,11 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.events import Say
+from fedmed_cli.records.codec import parse_json, read_file
 from fedmed_cli.records.metrics import metric_line
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.workspace.durable import end_of_last_line, make_folders, sync_folder, write_all, write_folder
+from fedmed_cli.workspace.durable import (
+    end_of_last_line,
+    make_folders,
+    sync_folder,
+    write_all,
+    write_file,
+    write_folder,
+)
 
 if TYPE_CHECKING:
     from fedmed_cli.records.split import DivisionRecord, SplitRecord
@@ -25,6 +34,8 @@ PLAN_NAME = "federation.toml"
 DIVISION_NAME = "division.json"
 _ROUND = re.compile(r"[0-9]{3,6}")
 _REPLACEMENT = re.compile(r"\.([^.].*)\.[0-9]+\.new\.tmp")
+# What fedmed itself leaves: a file's or folder's name with the process's number, or with tempfile's eight characters.
+_LEFT_OVER = re.compile(r"\..+\.([0-9]+(\.new)?|[a-z0-9_]{8})\.tmp")
 
 
 def utc_now() -> str:
@@ -121,7 +132,40 @@ class Workspace:
                 hint="make one with 'fedmed split' or 'fedmed init', copy the coordinator's federation.toml here, "
                 "or name the workspace with --workspace",
             )
-        return Plan.read(self.plan_path)
+        plan = Plan.read(self.plan_path)
+        self._check_pins(plan)
+        return plan
+
+    def _check_pins(self, plan: Plan) -> None:
+        """TrustError where a key that was pinned here before is another one in this plan, or is not there any more.
+
+        New keys are remembered. The plan alone does not show that somebody took keys out of it.
+        """
+        known = self.known_pins()
+        lost = sorted(name for name, key in known.items() if plan.sites.keys.get(name) != key)
+        if lost:
+            raise TrustError(
+                f"{self.plan_path}: the keys of {', '.join(lost)} are not those that were pinned here before",
+                hint="ask whoever sent the plan, by telephone; if it is right, 'fedmed keys accept' takes its keys",
+            )
+        if plan.sites.keys.keys() - known.keys():
+            with contextlib.suppress(OSError):  # a workspace on a read-only disk
+                self.remember_pins(plan)
+
+    def known_pins(self) -> dict[str, str]:
+        """The keys that were pinned here, by who they belong to; empty where none were."""
+        path = self.private / "pinned.json"
+        if not path.exists():
+            return {}
+        value = parse_json(read_file(path), str(path))
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value.values()):
+            raise InputError(f"{path}: is damaged; it remembers the keys that were pinned here")
+        return value
+
+    def remember_pins(self, plan: Plan) -> None:
+        """Take the plan's keys for those that are pinned here."""
+        self.make_private()
+        write_file(self.private / "pinned.json", json.dumps(plan.sites.keys, sort_keys=True).encode())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -131,8 +175,11 @@ class Workspace:
         """
         from filelock import FileLock, Timeout
 
-        self.private.mkdir(parents=True, exist_ok=True)
+        self.make_private()
         lock, holder = FileLock(self.private / "lock"), self.private / "lock.pid"
+        for path in (self.private, Path(lock.lock_file), holder):
+            if path.is_symlink():
+                raise InputError(f"{path}: is a link, which fedmed never makes", hint="remove it")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -148,16 +195,26 @@ class Workspace:
             holder.unlink(missing_ok=True)
             lock.release()
 
+    def make_private(self) -> None:
+        """Make `.fedmed/` for this user alone: it holds what is computed from single examples.
+
+        Whoever shares a workspace on purpose may open it to a group; an existing folder keeps its mode.
+        """
+        make_folders(self.root)
+        self.private.mkdir(mode=0o700, exist_ok=True)
+
     def _sweep(self) -> None:
-        """Finish or remove what a process left that died while writing.
+        """Finish or remove what a process left that died while writing. Links, and names of others, stay.
 
         A folder that replaces another is complete before the old one moves (see `replace_folder`): where it
         is still waiting and its place is empty, it moves there now.
         """
         places = (self.root, self.data, self.adapters, self.rounds, self.reports, self.private)
         nested = (folder for place in (self.data, self.rounds, self.private) for folder in place.glob("*"))
-        for folder in (*places, *nested):
+        for folder in (*places, *(folder for folder in nested if not folder.is_symlink())):
             for orphan in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
+                if orphan.is_symlink() or not _LEFT_OVER.fullmatch(orphan.name):
+                    continue
                 replacement = _REPLACEMENT.fullmatch(orphan.name)
                 target = folder / replacement.group(1) if replacement else None
                 if target is not None and not target.exists():

@@ -129,6 +129,16 @@ def end_of_last_line(handle: int, end: int) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Meanwhile this process writes files of mode 0600 and folders of 0700, for its user alone (not on Windows)."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

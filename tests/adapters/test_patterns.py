@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from helpers import factories
+from helpers.tiny_gguf import write_gguf
 from transformers import AutoModelForCausalLM
 
 from fedmed_cli.adapters import gate
@@ -15,9 +16,9 @@ from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_ada
 from fedmed_cli.adapters.gate import read_from_anyone
 from fedmed_cli.adapters.low_rank import cut_to_rank
 from fedmed_cli.aggregation.methods import COMBINE
-from fedmed_cli.chat import decoding
 from fedmed_cli.cli.app import main
-from fedmed_cli.models import bases, language_model
+from fedmed_cli.models import bases
+from fedmed_cli.models.engines.llama_cpp import LlamaCpp
 from fedmed_cli.records.lora import Lora, pattern_of, resolve
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 from fedmed_cli.workspace import Workspace
@@ -112,14 +113,19 @@ def test_what_a_site_of_a_lower_rank_starts_from_loads_with_peft_at_the_same_sca
         assert plan_adapter(plan, start.factors, start.r).digest == start.digest
 
 
-def test_the_chat_merges_every_module_with_its_own_scaling(tiny_base, tmp_path, float32):
+@pytest.mark.parametrize("kind", KINDS)
+def test_llama_cpp_gives_every_module_its_own_scaling(kind, tiny_base, tmp_path):
     base = bases.describe(str(tiny_base), None, print)
-    plan = make_plan(base, **KINDS["both"])
-    expected = saved_by_peft(tmp_path / "site", tiny_base, plan, plan.base.name, 1)
-    lm = language_model.load(bases.LocalBase(tiny_base, base), "cpu")
-    decoder = decoding.MergedDecoder(lm, 64, is_int8=False)
-    decoder.use(read_from_anyone(tmp_path / "site", plan).adapter)
-    assert (decoder.read(list(range(2, 40))) - expected[0, -1]).abs().max() < 1e-4
+    plan = make_plan(base, **KINDS[kind])
+    logits = saved_by_peft(tmp_path / "site", tiny_base, plan, plan.base.name, 1)
+    adapter = read_from_anyone(tmp_path / "site", plan).adapter
+    expected = torch.log_softmax(logits[0, :-1].float(), -1)[torch.arange(37), torch.arange(3, 40)]
+    engine = LlamaCpp(write_gguf(tmp_path / "tiny.gguf", tiny_base), bases.LocalBase(tiny_base, base))
+    engine.prepare([adapter])
+    found, plain = (engine.log_probabilities(list(range(2, 40)), 1, which) for which in (adapter, None))
+    engine.close()
+    assert found == pytest.approx(expected.tolist(), abs=0.02)
+    assert np.abs(np.subtract(found, plain)).max() > 0.1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A chat: decoding against transformers, whole sessions with a scripted model, one-shot, pipe and JSON."""
+"""A chat: whole sessions with a scripted model, one-shot, pipe and JSON."""
 
 import io
 import json
@@ -8,217 +8,22 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
-from helpers.fake_model import ScriptedDecoder
+from helpers.fake_model import ScriptedEngine
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, adapter_files
 from fedmed_cli.chat import conversation as chatting
-from fedmed_cli.chat import decoding
 from fedmed_cli.chat.choose_adapter import BASE, NamedAdapter
 from fedmed_cli.chat.conversation import Conversation, Settings
-from fedmed_cli.chat.prompt_lookup import MAX_DRAFT, PromptLookup
 from fedmed_cli.chat.repl import COMMANDS, Session
 from fedmed_cli.cli import terminal
 from fedmed_cli.cli.app import main
-from fedmed_cli.errors import CombineError, InputError, UsageError
-from fedmed_cli.models import language_model
-from fedmed_cli.models.bases import find_for_plan
+from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.records.chat import Chat
 from fedmed_cli.records.plan import Prompt
 from fedmed_cli.text import clean, without_open_end
 
 pytestmark = pytest.mark.usefixtures("float32")
-
-
-@pytest.fixture
-def loaded(round_workspace, tiny_base):
-    """The tiny base in memory, and the global adapter of round 1."""
-    plan = round_workspace.read_plan()
-    lm = language_model.load(find_for_plan(plan.base, str(tiny_base), None, lambda text: None), "cpu")
-    adapter = gate.read_global(round_workspace.global_adapter(1), plan).adapter
-    return lm, adapter, plan, round_workspace
-
-
-def greedy(lm, ids, count):
-    """Transformers' own greedy tokens, the reference."""
-    tensor = torch.tensor([ids])
-    with torch.inference_mode():
-        output = lm.model.generate(
-            input_ids=tensor,
-            attention_mask=torch.ones_like(tensor),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return output[0, len(ids) :].tolist()
-
-
-def decode(decoder, ids, count):
-    return list(decoding.generate(decoder, ids, max_new_tokens=count, temperature=0.0, stop=frozenset()))
-
-
-# --- decoding ----------------------------------------------------------------------------------------
-
-
-def test_merged_decoding_gives_the_text_of_the_unmerged_adapter(loaded):
-    lm, adapter, _, _ = loaded
-    decoder = decoding.MergedDecoder(lm, 256)
-    prompts = [list(range(3 + i, 40 + 3 * i)) for i in range(5)]
-    decoder.use(adapter)
-    merged = [decode(decoder, ids, 30) for ids in prompts]
-    decoder.use(None)
-    plain = [decode(decoder, ids, 30) for ids in prompts]
-    assert [greedy(lm, ids, 30) for ids in prompts] == plain  # no adapter on `lm` yet
-    lm.use(adapter)
-    assert [greedy(lm, ids, 30) for ids in prompts] == merged
-    assert merged != plain
-    decoder.use(adapter)
-    assert [decode(decoder, ids, 30) for ids in prompts] == merged
-
-
-def test_the_base_is_untouched_by_merging(loaded):
-    lm, adapter, _, _ = loaded
-    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
-    decoding.MergedDecoder(lm, 64).use(adapter)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
-
-
-def test_what_was_read_is_not_read_again(loaded, monkeypatch):
-    lm, _, _, _ = loaded
-    decoder = decoding.MergedDecoder(lm, 256)
-    sizes = []
-    forward = decoder._forward
-    monkeypatch.setattr(decoder, "_forward", lambda ids, start: sizes.append((start, len(ids))) or forward(ids, start))
-    first = list(range(10, 60))
-    logits = decoder.read(first)
-    more = [*first, 5, 6, 7]
-    kept = decoder.read(more)
-    assert sizes == [(0, 50), (50, 3)]
-    fresh = decoding.MergedDecoder(lm, 256).read(more)
-    assert torch.allclose(kept, fresh, atol=1e-4)
-    assert torch.allclose(decoder.read(first), logits, atol=1e-4)  # the same again: only its last token is read
-    assert sizes[-1] == (49, 1)
-    changed = [*first[:20], 99, *first[21:]]
-    assert torch.allclose(decoder.read(changed), decoding.MergedDecoder(lm, 256).read(changed), atol=1e-4)
-    assert sizes[-1] == (20, 30)
-
-
-def test_drafts_are_what_followed_the_last_time():
-    lookup = PromptLookup([5, 6, 7, 8, 5, 6, 9, 6])
-    assert lookup.next(3) == [9]  # after 6
-    lookup.append(7)
-    assert lookup.next(3) == [8, 5]  # after 6 7
-    lookup.append(8)
-    assert lookup.next(3) == [5, 6, 9]  # after 6 7 8
-    assert lookup.next(2) == [5, 6]
-    assert lookup.next(0) == []
-    assert PromptLookup([1, 2, 3]).next(3) == []
-
-
-def drafted(decoder, monkeypatch, temperature):
-    """A function that gives 40 tokens after some ids, with drafts of at most so many tokens."""
-
-    def tokens(ids, max_draft):
-        monkeypatch.setattr(decoder, "max_draft", max_draft)
-        decoder._ids = []
-        generator = torch.Generator().manual_seed(1)
-        return list(
-            decoding.generate(
-                decoder, ids, max_new_tokens=40, temperature=temperature, stop=frozenset(), generator=generator
-            )
-        )
-
-    return tokens
-
-
-PROMPTS = [[5, 9, 13, 7, 9, 13], list(range(40, 60))]
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_drafts_save_passes_and_change_no_token(loaded, temperature, monkeypatch):
-    lm, adapter, *_ = loaded
-    lm.model.float()  # so that no two logits are alike within rounding
-    decoder = decoding.MergedDecoder(lm, 256, is_int8=False)
-    decoder.use(adapter)
-    tokens = drafted(decoder, monkeypatch, temperature)
-    plain = [tokens(ids, 0) for ids in PROMPTS]
-    forward, asked = decoder._forward, []
-    monkeypatch.setattr(decoder, "_forward", lambda ids, start: asked.append(len(ids)) or forward(ids, start))
-    assert [tokens(ids, MAX_DRAFT) for ids in PROMPTS] == plain
-    right = iter([plain[0][at : at + 3] for at in range(0, 40, 4)])
-    monkeypatch.setattr(PromptLookup, "next", lambda lookup, most: next(right)[:most])
-    asked.clear()
-    assert tokens(PROMPTS[0], MAX_DRAFT) == plain[0]
-    assert asked == [len(PROMPTS[0]) + 3] + [4] * 9
-
-
-def test_drafts_change_a_token_of_int8_only_where_two_are_alike_within_rounding(loaded, monkeypatch):
-    """Its products are in bfloat16, where one token and four may be rounded differently."""
-    lm, adapter, *_ = loaded
-    decoder = decoding.MergedDecoder(lm, 256, is_int8=True)
-    decoder.use(adapter)
-    tokens = drafted(decoder, monkeypatch, 0.0)
-    for ids in PROMPTS:
-        plain, found = tokens(ids, 0), tokens(ids, MAX_DRAFT)
-        same = next((i for i in range(40) if plain[i] != found[i]), 40)
-        if same < 40:
-            decoder._ids = []
-            logits = decoder.read([*ids, *plain[:same]])[-1].float()
-            assert logits[plain[same]] - logits[found[same]] < 0.02 * logits.abs().max()
-
-
-def test_wrong_drafts_change_no_token(loaded, monkeypatch):
-    lm, adapter, *_ = loaded
-    lm.model.float()
-    decoder = decoding.MergedDecoder(lm, 256)
-    decoder.use(adapter)
-    plain = decode(decoder, [5, 9, 13, 7], 30)
-    monkeypatch.setattr(PromptLookup, "next", lambda lookup, most: [3, 1, 4][:most])
-    decoder._ids = []
-    assert decode(decoder, [5, 9, 13, 7], 30) == plain
-
-
-def test_transformers_decoder_gives_the_same(loaded):
-    lm, adapter, _, _ = loaded
-    ids = list(range(10, 50))
-    decoder = decoding.TransformersDecoder(lm)
-    decoder.use(adapter)
-    found = decode(decoder, ids, 20)
-    assert found == greedy(lm, ids, 20)
-    assert decode(decoder, [*ids, *found, 3, 4], 10) == greedy(lm, [*ids, *found, 3, 4], 10)
-    assert decode(decoder, ids, 20) == found
-
-
-def test_int8_is_near(loaded):
-    lm, adapter, _, _ = loaded
-    whole, small = decoding.MergedDecoder(lm, 64, is_int8=False), decoding.MergedDecoder(lm, 64, is_int8=True)
-    whole.use(adapter)
-    small.use(adapter)
-    a = torch.log_softmax(whole.read([5, 6, 7]), -1)
-    b = torch.log_softmax(small.read([5, 6, 7]), -1)
-    assert 0 < (a - b).abs().max() < 0.15
-
-
-def test_an_adapter_of_other_shapes_is_refused(loaded):
-    lm, adapter, _, _ = loaded
-    decoder = decoding.MergedDecoder(lm, 64)
-    factors = {module: (a[:, :-1], b) for module, (a, b) in adapter.factors.items()}
-    wrong = Adapter(adapter.r, adapter.alpha, adapter.targets, adapter.base_name, factors)
-    with pytest.raises(CombineError, match="does not fit"):
-        decoder.use(wrong)
-
-
-def test_taking_adapters_off_gives_the_base_back(loaded):
-    lm, adapter, _, _ = loaded
-    ids = list(range(10, 30))
-    plain = greedy(lm, ids, 10)
-    lm.use(adapter)
-    lm.take_off()
-    assert greedy(lm, ids, 10) == plain
-    lm.use(adapter)
-    assert lm.read_factors().keys() == adapter.factors.keys()
 
 
 # --- escapes -----------------------------------------------------------------------------------------
@@ -273,14 +78,11 @@ class Transcript:
 @pytest.fixture
 def scripted(tiny_base):
     """A function that runs a session over lines and gives its transcript, and the session."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
 
     def run(answers, lines, find=None, context=512):
         view = Transcript()
-        decoder = ScriptedDecoder(tokenizer, answers)
-        conversation = Conversation(decoder, tokenizer, Prompt("Be kind.", "{question}"), context, Settings(0.0, 100))
+        engine = ScriptedEngine(tiny_base, answers, context)
+        conversation = Conversation(engine, Prompt("Be kind.", "{question}"), Settings(0.0, 100))
         session = Session(view, conversation, find or (lambda name: BASE), "f" * 64)
         script = iter(lines)
 
@@ -319,8 +121,8 @@ def test_a_conversation_guards_as_strictly_as_it_is_told(monkeypatch):
     monkeypatch.setattr(chatting, "check_question", lambda text, strictness: (strictness,))
     monkeypatch.setattr(chatting, "holds_answer_back", lambda findings: False)
     prompt = Prompt("", "{question}")
-    assert Conversation(None, None, prompt, 512).guard("a question").findings == ("standard",)
-    assert Conversation(None, None, prompt, 512, guardrails="strict").guard("a question").findings == ("strict",)
+    assert Conversation(None, prompt).guard("a question").findings == ("standard",)
+    assert Conversation(None, prompt, guardrails="strict").guard("a question").findings == ("strict",)
 
 
 def test_a_whole_session(scripted, tmp_path):
@@ -360,7 +162,7 @@ def test_a_whole_session(scripted, tmp_path):
     assert lines[5] == "answer Rest helps."
     assert lines[6] == "say temperature is 0.2"
     assert lines[7] == "say temperature: expected 0.0 to 2.0, found '9'"
-    assert lines[8] == "say no setting 'colour', expected one of temperature, max-new-tokens"
+    assert lines[8] == "say no setting 'colour', expected one of temperature, max-new-tokens, seed"
     assert lines[9] == "say system text: Answer briefly."
     assert lines[10] == "say system text: Be kind."
     assert lines[11].startswith("say adapter X answers from now on")

@@ -3,9 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from helpers.factories import make_plan, make_workspace
 from helpers.processes import run
+
+from fedmed_cli.models import bundled_base
+from fedmed_cli.records.lora import Lora
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +41,20 @@ def test_report(round_workspace):
     value = json.loads(out)
     assert value["with_plots"]
     assert value["problems"] == []
+
+
+@pytest.mark.real_base
+@pytest.mark.network
+@pytest.mark.parametrize("adapter", ["base", "global"])
+def test_chat_with_the_embedded_base(adapter, tmp_path):
+    plan = make_plan(signed=False)
+    plan = replace(plan, base=bundled_base.BASE, lora=Lora())
+    workspace = make_workspace(tmp_path / "work", plan, num_rounds=1, mailbox=False)
+    code, out, loaded = run(workspace.root, "chat", "--json", "What is flu?", "--adapter", adapter)
+    assert (code, loaded) == (0, [])
+    value = json.loads(out)
+    assert value["num_tokens"] > 1
+    assert (value["adapter"] is None) == (adapter == "base")
 
 
 def test_this_test_would_notice(round_workspace, tiny_base):

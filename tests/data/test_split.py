@@ -93,6 +93,7 @@ def test_the_original_demo_sizes(tmp_path):
         assert (tmp_path / "one/data" / name).read_bytes() == (tmp_path / "two/data" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_bundled_corpus_is_divided_as_it_always_was(tmp_path):
     assert main(["split", "-q", "-C", str(tmp_path)]) == 0
     data = b"".join(

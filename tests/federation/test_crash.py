@@ -95,6 +95,7 @@ def test_a_replacement_that_was_complete_is_put_in_place_by_the_next_command(tra
     assert any("removed adapters/.B.123.new.tmp" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_at_every_size_leaves_the_old_state(trained_once, tmp_path):
     """RLIMIT_FSIZE makes real writes fail with EFBIG, at whichever file grows beyond it."""
     import resource

@@ -15,6 +15,7 @@ def argv(round_workspace, tiny_base):
     return ["compare", "--pooled", "--no-answers", "-C", str(round_workspace.root), "--base", str(tiny_base)]
 
 
+@pytest.mark.slow
 def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_against_it(
     round_workspace, argv, capsys
 ):
@@ -43,6 +44,7 @@ def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_a
         assert f"The global adapter reaches {100 * share:.0f} % [" in out
 
 
+@pytest.mark.slow
 def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_workspace, tiny_base, argv):
     from fedmed_cli.adapters import archive, gate
     from fedmed_cli.data import examples
@@ -90,6 +92,7 @@ def test_it_needs_rounds_and_all_sites_examples(round_workspace, split_once, tmp
     assert "--pooled: data/B/train.jsonl is not here" in fails(3, *argv)
 
 
+@pytest.mark.slow
 def test_no_text_is_in_its_record(round_workspace, argv):
     assert main([*argv, "-q"]) == 0
     text = (round_workspace.reports / "pooled/pooled.json").read_text()

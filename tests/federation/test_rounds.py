@@ -69,6 +69,7 @@ def test_two_rounds_and_the_same_by_hand_in_three_folders_give_the_same_bytes(sp
             assert one == two
 
 
+@pytest.mark.slow
 def test_a_round_that_was_made_but_not_measured_is_finished_by_the_same_command(round_workspace, tiny_base, capsys):
     root = round_workspace.root
     argv = ["round", "--rounds", "1", "-C", str(root), "--base", str(tiny_base)]

@@ -672,7 +672,7 @@ quick(
     "expected a contribution to round 1, found one to round 2",
     lambda p: p.record(round=2) or p.sign(),
 )
-quick("round zero", 3, "round must be at least 1, found 0", lambda p: p.record(round=0))
+quick("round zero", 3, "round must be from 1 to 999999, found 0", lambda p: p.record(round=0))
 quick(
     "a claim of fewer bytes",
     7,

@@ -1,56 +1,58 @@
 """A model that says what it is told to, and a chat with it.
 
-As a program: `python tests/helpers/fake_model.py TOKENIZER WAIT_AFTER ANSWER…`. After that many tokens, if not 0, it
+As a program: `python tests/helpers/fake_model.py TOKENIZER WAIT_AFTER ANSWER…`. After that many pieces, if not 0, it
 waits to be stopped by Ctrl-C.
 """
 
+import re
 import sys
 import threading
+from pathlib import Path
 
-import torch
+from fedmed_cli.models.engines.engine import Piece
+from fedmed_cli.models.tokenizer import load_tokenizer
 
 
-class ScriptedDecoder:
-    """Gives the tokens of one answer after the other; says which adapter it was asked to use."""
+class ScriptedEngine:
+    """Gives one answer after the other, word by word; says which adapters it was asked to use."""
 
-    kernels = "scripted"
-    max_draft = 0
+    name = description = "scripted"
 
-    def __init__(self, tokenizer, answers, wait_after=0):
-        self.tokenizer = tokenizer
+    def __init__(self, folder, answers, context=4096, wait_after=0):
+        self.tokenizer = load_tokenizer(Path(folder))
         self.answers = list(answers)
-        self.tokens_left = wait_after or None
-        self.used = []
-        self.queue = None
-        self.expected = None
+        self.context = context
+        self.pieces_left = wait_after or None
+        self.prepared = []
+        self.asked = []
+        self.num_stopped = 0
 
-    def use(self, adapter):
-        self.used.append(adapter)
+    def prepare(self, adapters):
+        self.prepared += adapters
 
-    def read(self, ids, draft=()):
-        if self.queue is None or list(ids) != self.expected:  # the answer before was stopped
-            answer = self.answers.pop(0)
-            if isinstance(answer, BaseException):
-                self.queue = None
-                raise answer
-            self.queue = [*self.tokenizer(answer)["input_ids"], self.tokenizer.eos_token_id]
-        if self.tokens_left is not None:
-            self.tokens_left -= 1
-            if self.tokens_left == 0:
-                self.tokens_left = None
-                threading.Event().wait()
-        token = self.queue.pop(0)
-        if not self.queue:
-            self.queue = None
-        self.expected = [*ids, token]
-        logits = torch.zeros(len(self.tokenizer))
-        logits[token] = 1e4
-        return logits[None]
+    def generate(self, ids, adapter, sampling):
+        self.asked.append((list(ids), adapter, sampling))
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        pieces = re.findall(r"\s*\S+|\s+", answer)
+        try:
+            for number, piece in enumerate(pieces[: sampling.max_new_tokens], 1):
+                if self.pieces_left is not None:
+                    self.pieces_left -= 1
+                    if self.pieces_left == 0:
+                        self.pieces_left = None
+                        threading.Event().wait()
+                yield Piece(piece, 1, ended=number == len(pieces))
+        except GeneratorExit:
+            self.num_stopped += 1
+            raise
+
+    def close(self):
+        pass
 
 
 def main():
-    from transformers import AutoTokenizer
-
     from fedmed_cli.chat.choose_adapter import BASE
     from fedmed_cli.chat.conversation import Conversation, Settings
     from fedmed_cli.chat.repl import COMMANDS, Session
@@ -59,9 +61,8 @@ def main():
     from fedmed_cli.records.plan import Prompt
 
     path, wait_after, *answers = sys.argv[1:]
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    decoder = ScriptedDecoder(tokenizer, answers, int(wait_after))
-    conversation = Conversation(decoder, tokenizer, Prompt("", "{question}"), 4096, Settings(0.0, 500))
+    engine = ScriptedEngine(path, answers, wait_after=int(wait_after))
+    conversation = Conversation(engine, Prompt("", "{question}"), Settings(0.0, 500))
     conversation.use(BASE)
     session = Session(Screen(), conversation, lambda name: BASE, "f" * 64)
     session.run(terminal.reader(COMMANDS, ("A", "B"), None))

@@ -73,7 +73,7 @@ def test_there_are_golden_files_of_version_1():
         ({"surprise": 1}, "unknown field 'surprise'"),
         ({"version": 2}, "expected version 1, found 2"),
         ({"format": "fedmed/aggregate"}, "expected format 'fedmed/contribution'"),
-        ({"round": 0}, "round must be at least 1, found 0"),
+        ({"round": 0}, "round must be from 1 to 999999, found 0"),
         ({"round": "1"}, "round must be int, found str"),
         ({"site": "../x"}, "site name '../x' must match"),
         ({"site": "global"}, "is reserved"),

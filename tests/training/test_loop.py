@@ -26,8 +26,9 @@ from fedmed_cli.models.fast_path import ATTENTION, OPERATIONS, FastPath
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
 from fedmed_cli.training import checkpoints, loop
-from fedmed_cli.training.loop import forward_passes, learning_rate
+from fedmed_cli.training.loop import learning_rate
 from fedmed_cli.training.options import SiteSettings, TrainingOptions
+from fedmed_cli.training.passes import MAX_PADDING, forward_passes
 
 SEED = 5
 
@@ -229,7 +230,7 @@ def test_under_5_percent_of_positions_are_padding(batch_size):
     padded = real = 0
     seen = []
     for _ in range(math.ceil(len(encoded) / batch_size)):
-        for part in forward_passes(next(order), options, loop.MAX_PADDING):
+        for part in forward_passes(next(order), options, MAX_PADDING):
             padded += len(part) * max(len(one.ids) for one in part)
             real += sum(len(one.ids) for one in part)
             seen += [len(one.ids) for one in part]
@@ -288,6 +289,7 @@ def run_site(ready, name="A", until=None, said=None, **changes):
     ).record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_steps", [1, 3])
 def test_a_training_that_breaks_off_at_any_step_ends_with_the_same_bytes(ready, save_steps):
     workspace = ready[0]

@@ -37,7 +37,9 @@ def workspace(signed_round, tmp_path, monkeypatch):
 def pin_only(workspace, *names):
     plan = workspace.read_plan()
     keys = {name: plan.sites.keys[name] for name in names}
-    workspace.plan_path.write_bytes(replace(plan, sites=replace(plan.sites, keys=keys)).to_bytes())
+    plan = replace(plan, sites=replace(plan.sites, keys=keys))
+    workspace.plan_path.write_bytes(plan.to_bytes())
+    workspace.remember_pins(plan)  # as 'fedmed keys accept' does
 
 
 def record_of(folder):

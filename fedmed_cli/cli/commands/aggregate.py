@@ -64,10 +64,12 @@ def aggregate(
             require_signatures=require_signatures,
             events=events,
         )
+    from fedmed_cli.reporting.tables.privacy import promises_table
     from fedmed_cli.reporting.tables.round import round_parts
     from fedmed_cli.text import number_of_bytes
 
     end = "dry run: nothing was written"
     if result.path is not None:
         end = f"wrote {result.path} ({number_of_bytes(result.num_bytes)}): send this folder to all sites"
-    screen.result(result.record.to_dict(), *round_parts(result.record), end)
+    promises = promises_table(result.contributions, result.record.round)
+    screen.result(result.record.to_dict(), *promises, *round_parts(result.record), end)

@@ -20,6 +20,12 @@ def chat(
         int, typer.Option("--max-new-tokens", min=1, max=4096, help="Maximum tokens of an answer.")
     ] = 256,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, max=2**32 - 2, help=r"With a temperature: the same answers again \[random]."),
+    ] = None,
+    engine: o.EngineOption = "auto",
+    gguf: o.GgufOption = None,
     keep_history: Annotated[
         bool, typer.Option("--keep-history", help="Keep typed lines in .fedmed/chat_history for the next chat.")
     ] = False,
@@ -34,12 +40,15 @@ def chat(
     Example: fedmed chat "What are the signs of a stroke?"
     """
     import sys
+    from contextlib import closing
 
     from fedmed_cli.chat import choose_adapter
     from fedmed_cli.chat.conversation import DISCLAIMER, Conversation, Settings, check_length, to_json
     from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, STRICTNESS
     from fedmed_cli.errors import UsageError
+    from fedmed_cli.models.engines.choose import ENGINES, choose_engine
 
+    parse.choice("--engine", engine, ENGINES)
     strictness = parse.choice("--guardrails", guardrails, STRICTNESS)
     screen, place = common.open()
     plan = place.read_plan()
@@ -51,33 +60,34 @@ def chat(
     if question is not None:
         check_length(question)
     base = model.base_model(screen)
-    base.find(plan.base)
 
-    from fedmed_cli.chat import decoding, repl
+    from fedmed_cli.chat import repl
     from fedmed_cli.cli import terminal
 
-    lm = base.load(plan.base)
+    adapters = [named.adapter] if named is not None and named.adapter is not None else []
+    with closing(choose_engine(base, plan.base, engine, gguf, adapters)) as answers:
 
-    def find(name: str) -> choose_adapter.NamedAdapter:
-        with screen.progress("measuring") as update:
-            return choose_adapter.choose_adapter(
-                place, plan, name, screen.say, lm, lambda done, total: update(done, total, "")
-            )
+        def find(name: str) -> choose_adapter.NamedAdapter:
+            with screen.progress("measuring") as update:
 
-    named = named or find("best")
-    context = min(int(getattr(lm.model.config, "max_position_embeddings", 4096)), 8192)
-    settings = Settings(temperature, min(max_new_tokens, context // 2))
-    conversation = Conversation(
-        decoding.make(lm, context), lm.tokenizer, plan.prompt, context, settings, guardrails=strictness
-    )
-    conversation.use(named)
-    screen.detail(conversation.decoder.kernels)
-    screen.say(f"{plan.base.name} with {named.name}. {DISCLAIMER}")
-    if question is None:
-        history = place.private / "chat_history" if keep_history else None
-        session = repl.Session(screen, conversation, find, plan.base.fingerprint)
-        session.run(terminal.reader(repl.COMMANDS, plan.sites.names, history))
-    elif screen.as_json:
-        screen.result(to_json(conversation.ask(conversation.guard(question)), named))
-    else:
-        repl.ask_and_show(screen, conversation, question, set())
+                def measured(done: int, total: int) -> None:
+                    update(done, total, "")
+
+                return choose_adapter.choose_adapter(
+                    place, plan, name, screen.say, lambda: base.load(plan.base), measured
+                )
+
+        named = named or find("best")
+        settings = Settings(temperature, min(max_new_tokens, answers.context // 2), seed)
+        conversation = Conversation(answers, plan.prompt, settings, guardrails=strictness)
+        conversation.use(named)
+        screen.detail(answers.description)
+        screen.say(f"{plan.base.name} with {named.name}. {DISCLAIMER}")
+        if question is None:
+            history = place.private / "chat_history" if keep_history else None
+            session = repl.Session(screen, conversation, find, plan.base.fingerprint)
+            session.run(terminal.reader(repl.COMMANDS, plan.sites.names, history))
+        elif screen.as_json:
+            screen.result(to_json(conversation.ask(conversation.guard(question)), named))
+        else:
+            repl.ask_and_show(screen, conversation, question, set())

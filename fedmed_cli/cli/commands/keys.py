@@ -123,11 +123,36 @@ def trust(
     with place.lock():
         plan = pin(place.read_plan(), name, public, replace)
         write_file(place.plan_path, plan.to_bytes())
+        place.remember_pins(plan)
     screen.result(
         _describe_key(public, place.plan_path) | {"name": name},
         *_key_lines(public),
         f"pinned for {name} in {place.plan_path}: read the fingerprint to its owner, then send this file to all sites",
     )
+
+
+def accept(common: o.CommonOptions = o.CommonOptions()) -> None:
+    """Take the keys of a plan that changed or dropped some which were pinned here before.
+
+    Every command refuses such a plan until then. Compare the fingerprints with their owners by telephone first.
+
+    Example: fedmed keys accept
+    """
+    from fedmed_cli.adapters.signatures import fingerprint
+    from fedmed_cli.records.plan import Plan
+    from fedmed_cli.reporting.parts import Table
+
+    screen, place = common.open()
+    plan = Plan.read(place.plan_path)
+    with place.lock():
+        before, now = place.known_pins(), plan.sites.keys
+        place.remember_pins(plan)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    rows = [
+        [name, *(fingerprint(keys[name]) if name in keys else "none" for keys in (before, now))] for name in changed
+    ]
+    shown = [Table("Keys that changed", ("who", "before", "now"), rows, frozenset({1, 2}))] if rows else []
+    screen.result({"changed": changed}, *shown, f"{len(changed)} keys changed; the plan's keys are pinned here now")
 
 
 def _describe_key(public: str, path: Path) -> dict[str, str]:

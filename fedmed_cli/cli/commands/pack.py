@@ -27,6 +27,7 @@ def pack(
     from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
     from fedmed_cli.adapters.bundle import pack as pack_files
     from fedmed_cli.errors import ConflictError, UsageError
+    from fedmed_cli.federation.audit_gate import check_audit
     from fedmed_cli.records.digests import sha256_bytes
     from fedmed_cli.text import number_of_bytes
     from fedmed_cli.workspace.durable import write_file
@@ -39,6 +40,8 @@ def pack(
         raise ConflictError(f"{target} exists already", hint="name another file with --output")
     plan = place.read_plan() if place.plan_path.exists() else None
     passed = gate.read_from_anyone(folder, plan)
+    if plan is not None:
+        check_audit(place, plan, passed)
     data = pack_files(passed.files)
     write_file(target, data)
     screen.result(

@@ -35,6 +35,7 @@ def train_local(
     ] = 100,
     key: o.KeyOption = None,
     require_signatures: o.RequireSignaturesOption = False,
+    privacy_ledger: o.LedgerOption = None,
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
@@ -79,6 +80,7 @@ def train_local(
             base=model.base_model(screen, training.load_in_4bit),
             signer=signer,
             require_signatures=require_signatures,
+            ledger=privacy_ledger,
             events=events,
         )
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from fedmed_cli.cli.tables.pictures import loss_curves
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.privacy import NO_GUARANTEE
 from fedmed_cli.reporting import numbers
 from fedmed_cli.reporting.parts import Part, Text
+from fedmed_cli.reporting.tables.privacy import promises_table
 from fedmed_cli.reporting.tables.round import round_parts, validation_table
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ def contribution_parts(record: Contribution) -> list[Part]:
     parts = loss_curves({record.site: record})
     if record.validation_after is not None:
         parts += [validation_table([record]), *numbers.few_groups(record.validation_after.num_groups)]
-    return [*parts, bytes_text(record)]
+    return [*parts, Text(f"{record.privacy}." if record.privacy else NO_GUARANTEE), bytes_text(record)]
 
 
 def bytes_text(record: Contribution) -> Text:
@@ -39,6 +41,7 @@ def summary_parts(summary: RoundSummary) -> list[Part]:
     return [
         validation_table(records.values()),
         *loss_curves(records),
+        *promises_table(records, summary.aggregate.round),
         *round_parts(summary.aggregate),
         Text(measured),
         bytes_text(next(iter(records.values()))),

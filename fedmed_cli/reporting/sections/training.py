@@ -9,6 +9,7 @@ from fedmed_cli.records.split import BadRowCounts
 from fedmed_cli.reporting import numbers
 from fedmed_cli.reporting.parts import Beside, Curves, Figure, Part, Section, Table, Text
 from fedmed_cli.reporting.plots import MAX_SERIES
+from fedmed_cli.reporting.tables.privacy import promises_table
 from fedmed_cli.reporting.tables.round import validation_table
 from fedmed_cli.reporting.tables.split import identifiers_text, near_duplicates_text, split_parts
 from fedmed_cli.reporting.workspace_records import RoundRecords, WorkspaceRecords
@@ -66,6 +67,8 @@ def training_section(records: WorkspaceRecords) -> Section:
         parts: list[Part] = [Text(f"There is no loss to show: {why}.", "missing")]
         return Section("training", "Training", parts + _coordinator_table(records))
     parts = [Beside([_step_parts(rounds), _validation_parts(rounds)]), *_coordinator_table(records)]
+    for one in rounds:
+        parts += promises_table(one.contributions, one.number)
     cut = sum(c.num_truncated for _, _, c in contributions)
     skipped = sum(c.num_skipped for _, _, c in contributions)
     if cut or skipped:
@@ -120,7 +123,7 @@ def _step_parts(rounds: Sequence[RoundRecords]) -> list[Part]:
                 lines.setdefault(f"site {site}", []).append((offset + (first + last) / 2, mean))
         offset += longest
     if not lines:
-        return [Text("The contributions hold no loss of a step.", "missing")]
+        return [Text("The contributions hold no loss of a step (with differential privacy it stays in).", "missing")]
     table = Table("Training loss by step (nats per answer token)", ["steps", *(f"site {site}" for site in sites)], rows)
     plot = Curves(lines, "step", "nats per answer token", [start + 0.5 for start in starts[1:]])
     about = [f"Each point is the mean of up to {widest} steps."] if widest > 1 else []

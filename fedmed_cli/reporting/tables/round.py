@@ -16,7 +16,7 @@ def round_parts(record: Aggregate) -> list[Part]:
     """What was decided about each site and why, what to do about it, and how exact the result is."""
     how = f"Combined by {record.method} with weights {record.weights}"
     how += f", robust mean {record.robust} against {record.num_malicious}" if record.robust != "none" else ""
-    how += f", updates clipped above {record.clip:g} times the median norm" if record.clip is not None else ""
+    how += f", norm clip {record.clip:g}" if record.clip is not None else ""
     how += f", server step {record.server_lr:g}" if record.server_lr != 1 else ""
     how += f", server momentum {record.server_momentum:g}" if record.server_momentum else ""
     rows = [_decision_row(name, one) for name, one in record.sites.items()]

@@ -1,0 +1,1 @@
+"""What can continue a text: llama.cpp and transformers, behind one interface."""
