@@ -24,6 +24,7 @@ COMMANDS = {
     "init": ("init", "init"),
     "train-local": ("train_local", "train_local"),
     "aggregate": ("aggregate", "aggregate"),
+    "personalise": ("personalise", "personalise"),
     "round": ("round", "run_round"),
     "compare": ("compare", "compare"),
     "compare merge": ("compare_merge", "merge"),

@@ -108,6 +108,10 @@ class Workspace:
     def contribution(self, site: str) -> Path:
         return self.adapters / site
 
+    def personal(self, site: str) -> Path:
+        """The site's private adapter, which does not leave the hospital."""
+        return self.root / "personal" / site
+
     def round(self, number: int) -> Path:
         return self.rounds / f"{number:03d}"
 
@@ -209,7 +213,10 @@ class Workspace:
         A folder that replaces another is complete before the old one moves (see `replace_folder`): where it
         is still waiting and its place is empty, it moves there now.
         """
-        places = (self.root, self.data, self.adapters, self.rounds, self.reports, self.private)
+        places = (
+            *(self.root, self.data, self.adapters, self.rounds, self.reports, self.private),
+            self.root / "personal",
+        )
         nested = (folder for place in (self.data, self.rounds, self.private) for folder in place.glob("*"))
         for folder in (*places, *(folder for folder in nested if not folder.is_symlink())):
             for orphan in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():

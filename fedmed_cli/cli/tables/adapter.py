@@ -8,6 +8,7 @@ from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.lora import described
+from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.reporting import numbers
 from fedmed_cli.reporting.parts import Cell, Group, Pairs, Table
@@ -36,6 +37,11 @@ def facts_group(facts: AdapterFacts, plan: Plan | None) -> Group:
         rows += [
             ("global adapter", f"round {record.round}, {record.method}, weights {weights}"),
             ("made of", ", ".join(f"{name} {short(site.adapter)}" for name, site in record.sites.items())),
+        ]
+    if isinstance(record, Personal):
+        rows += [
+            ("private adapter", f"of site {record.site}: it does not leave the hospital"),
+            ("mixed in", f"{record.share:g} of {record.num_steps} steps on its own examples"),
         ]
     if record is None:
         rows.append(("record", "none: no provenance record"))
