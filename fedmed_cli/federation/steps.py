@@ -50,7 +50,7 @@ class CompareOptions:
     `adapters` and `alone` name further adapters, the latter by the site that trained without the federation. `choices`
     is a file of multiple-choice questions, `generate` the number of test questions to answer, `questions` a file of
     questions to answer side by side (None: bundled ones), if `answers`. The pooled adapters are trained at
-    `pooled_learning_rate` (None: the plan's).
+    `pooled_lr` (None: the plan's).
     """
 
     adapters: Sequence[str] = ()
@@ -58,7 +58,7 @@ class CompareOptions:
     all_rounds: bool = False
     pooled: bool = False
     pooled_parallel: bool = False
-    pooled_learning_rate: float | None = None
+    pooled_lr: float | None = None
     by_column: Sequence[str] = ()
     max_eval_samples: int = 600
     choices: Path | None = None
@@ -326,7 +326,7 @@ def compare(
         if bounds:
             from fedmed_cli.federation.pooled import gather
 
-            pooled_inputs = gather(workspace, plan, bounds, options.pooled_learning_rate, say)
+            pooled_inputs = gather(workspace, plan, bounds, options.pooled_lr, say)
         if not (adapters or bounds):
             say("there is no adapter yet: only the base model is measured")
         lm = base.load(plan.base)

@@ -47,7 +47,7 @@ def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_a
 
 @pytest.mark.slow
 def test_the_parallel_bound_walks_one_sites_steps_with_all_sites_examples_in_each(round_workspace, argv, capsys):
-    assert main([*argv, "--pooled-parallel", "--pooled-learning-rate", "1e-3"]) == 0
+    assert main([*argv, "--pooled-parallel", "--pooled-lr", "1e-3"]) == 0
     pooled, parallel = (
         Pooled.read(round_workspace.reports / name / "pooled.json") for name in ("pooled", "pooled-parallel")
     )
@@ -59,8 +59,10 @@ def test_the_parallel_bound_walks_one_sites_steps_with_all_sites_examples_in_eac
 
 
 def test_a_rate_without_a_bound_is_refused(round_workspace, fails):
-    message = fails(2, "compare", "--pooled-learning-rate", "1e-3", "-C", round_workspace.root)
-    assert "--pooled-learning-rate goes with --pooled or --pooled-parallel" in message
+    message = fails(2, "compare", "--pooled-lr", "1e-3", "-C", round_workspace.root)
+    assert "--pooled-lr goes with --pooled or --pooled-parallel" in message
+    message = fails(2, "compare", "--pooled", "--pooled-lr", "0", "-C", round_workspace.root)
+    assert "--pooled-lr: expected a rate above 0 and at most 1, found 0" in message
 
 
 @pytest.mark.slow
