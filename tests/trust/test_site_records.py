@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 from helpers import factories
@@ -217,6 +218,26 @@ def test_compare_and_score_sign_what_they_write_and_leave_no_older_signature(tra
         assert main(command) == 0
         assert path.exists()
         assert not signature.exists()
+
+
+HUGE = {
+    "compare-{}.json": ("scores.global.overall.loss", "compare merge reports/compare-A.json reports/compare-B.json"),
+    "{}.json": (f"gains.{'cd' * 32}.gain", "aggregate --weights crosseval"),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_numbers_whose_sum_would_overflow_are_refused(workspace, fails, name):
+    field, command = HUGE[name]
+    for site in factories.SITES:
+        path = next(workspace.root.glob(f"*/{name.format(site)}"))
+        value = json.loads(path.read_text())
+        *parents, last = field.split(".")
+        reduce(dict.__getitem__, parents, value)[last] = 1e308
+        path.write_text(json.dumps(value))
+        sign(path, site)
+    message = fails(3, *argv(workspace, command), "-C", workspace.root)
+    assert f"{field} must be at most 1e+100 in size, found 1e+308" in message
 
 
 TABLES = {
