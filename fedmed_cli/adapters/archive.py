@@ -121,7 +121,7 @@ def check_as_filed(folder: ContributionFolder, record: Aggregate) -> None:
                 f"{path}: the record of round {record.round} names {what} {short(stated)}…, found {short(digest)}…"
             )
     if site in record.signers:
-        from fedmed_cli.adapters.signatures import fingerprint
+        from fedmed_cli.records.signatures import fingerprint
 
         signer = fingerprint(folder.signer) if folder.signer else "no signature"
         if signer != record.signers[site]:

@@ -326,7 +326,7 @@ def _check_signature(reading: Reading, name: str) -> None:
     signature = f"{name}.sig"
     if signature not in reading.files or name not in reading.files:
         return
-    from fedmed_cli.adapters.signatures import verify  # not needed to read unsigned folders
+    from fedmed_cli.records.signatures import verify  # not needed to read unsigned folders
 
     reading.signer = verify(reading.files[name], reading.files[signature], str(reading.path / signature))
 

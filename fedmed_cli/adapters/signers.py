@@ -71,7 +71,7 @@ def check_signature(
             )
         policy.say(f"{path}: is not signed: nothing proves that it comes from {who}")
         return
-    from fedmed_cli.adapters.signatures import fingerprint  # loads cryptography, for which unsigned work need not wait
+    from fedmed_cli.records.signatures import fingerprint  # loads cryptography, for which unsigned work need not wait
 
     if pinned is None:
         if policy.required:

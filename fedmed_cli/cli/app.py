@@ -42,6 +42,7 @@ COMMANDS = {
     "keys new": ("keys", "new"),
     "keys show": ("keys", "show"),
     "keys trust": ("keys", "trust"),
+    "keys sign": ("keys", "sign"),
     "keys accept": ("keys", "accept"),
 }
 # Options of 0.1 that are commands now. They go with the next release.

@@ -206,7 +206,7 @@ class Paired:
         loss = summarize(self.losses[name].take(indices), [self.groups[i] for i in indices])
         return Score(
             loss=loss.mean,
-            perplexity=math.exp(min(loss.mean, 700)),
+            perplexity=math.exp(min(loss.mean, 230)),
             standard_error=loss.standard_error,
             num_examples=loss.num_examples,
             num_groups=loss.num_groups,

@@ -13,7 +13,6 @@ from fedmed_cli.adapters.adapter import Adapter, adapter_files, file_digests
 from fedmed_cli.adapters.card import site_card
 from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, GlobalFolder
 from fedmed_cli.adapters.low_rank import cut_to_rank, update_norm
-from fedmed_cli.adapters.signatures import Signer
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.site_data import SiteData
 from fedmed_cli.errors import InputError
@@ -31,6 +30,7 @@ from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.privacy import Privacy, UnitOfPrivacy
+from fedmed_cli.records.signatures import Signer
 from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.log import log_steps
 from fedmed_cli.training.loop import Trained, order_seed, peak_memory, train

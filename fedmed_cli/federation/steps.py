@@ -37,10 +37,10 @@ from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
 
 if TYPE_CHECKING:
-    from fedmed_cli.adapters.signatures import Signer
     from fedmed_cli.aggregation.state import Evaluator
     from fedmed_cli.federation.personalising import PersonalResult
     from fedmed_cli.federation.site import SiteResult
+    from fedmed_cli.records.signatures import Signer
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_name
 from fedmed_cli.records.codec import OMIT_IF_EMPTY, Record
 from fedmed_cli.records.measures import Interval, Run
+
+# Cells of a table of scores. A record of 1 MB has room for fewer than half as many scores, and each adapter is measured
+# on each part: a larger table has hardly a score in it.
+MAX_CELLS = 20_000
+
+
+def check_table(what: str, rows: Mapping[str, Collection[str]]) -> None:
+    """ValueError where a table of these rows, each with its columns, would be far larger than what stands in it."""
+    columns = {name for row in rows.values() for name in row}
+    if len(rows) * len(columns) > MAX_CELLS:
+        raise ValueError(
+            f"{what}: expected a table of at most {MAX_CELLS:,} cells, found {len(rows):,} by {len(columns):,}"
+        )
 
 
 @dataclass(frozen=True)
@@ -156,6 +170,9 @@ class Comparison(Record):
                 check_digest(f"adapters.{name[:80]}", digest)
         for name in (*([self.site] if self.site is not None else []), *self.worst_sites.values()):
             check_site_name(name)
+        check_table("scores", self.scores)
+        for column, values in self.columns.items():
+            check_table(f"columns.{column[:80]}", values)
         for field_name in ("on_other_sites", "recovered"):
             if unknown := sorted(set(getattr(self, field_name)) - set(self.adapters)):
                 raise ValueError(f"{field_name}: {unknown[0][:80]!a} is none of the adapters")

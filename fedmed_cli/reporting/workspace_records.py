@@ -238,7 +238,7 @@ def _read_waiting(reader: _Reader, archived: set[int]) -> dict[str, Contribution
     adapters = reader.workspace.adapters
     for path in sorted(adapters.glob(f"*{BUNDLE_SUFFIX}")):
         reader.problems.append(f"{reader.workspace.relative(path)}: is a bundle, and is not opened for a report")
-    records = reader.records(Contribution, adapters, f"*/{CONTRIBUTION_NAME}").values()
+    records = reader.records(Contribution, adapters, f"*/{CONTRIBUTION_NAME}", sent=True).values()
     return {record.site: record for record in records if record.round not in archived}
 
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.events import Say
 from fedmed_cli.records.codec import parse_json, read_file
+from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.metrics import metric_line
-from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.plan import MAX_PLAN_BYTES, PUBLIC_KEY, Plan
 from fedmed_cli.workspace.durable import (
     end_of_last_line,
     make_folders,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fedmed_cli.records.split import DivisionRecord, SplitRecord
 
 PLAN_NAME = "federation.toml"
+PLAN_SIGNATURE_NAME = f"{PLAN_NAME}.sig"
 DIVISION_NAME = "division.json"
 _ROUND = re.compile(r"[0-9]{3,6}")
 _REPLACEMENT = re.compile(r"\.([^.].*)\.[0-9]+\.new\.tmp")
@@ -130,15 +132,53 @@ class Workspace:
         return max(numbers, default=0)
 
     def read_plan(self) -> Plan:
+        """The plan; TrustError unless it is signed as it asks itself, with the keys that were pinned here before."""
+        plan = self.read_sent_plan()
+        self._check_pins(plan)
+        return plan
+
+    def read_sent_plan(self) -> Plan:
+        """The plan; TrustError unless it is signed as it asks itself, whatever was pinned here before."""
         if not self.plan_path.exists():
             raise InputError(
                 f"{self.root} is not a fedmed workspace: it has no {PLAN_NAME}",
                 hint="make one with 'fedmed split' or 'fedmed init', copy the coordinator's federation.toml here, "
                 "or name the workspace with --workspace",
             )
-        plan = Plan.read(self.plan_path)
-        self._check_pins(plan)
+        data = read_file(self.plan_path, MAX_PLAN_BYTES)
+        plan = Plan.from_bytes(data, str(self.plan_path))
+        self._check_plan_signature(data, plan.sites.keys.get(COORDINATOR))
         return plan
+
+    def _check_plan_signature(self, data: bytes, key: str | None) -> None:
+        """TrustError unless the plan's bytes are signed with the coordinator's key; without one nothing may be signed.
+
+        No signature is as wrong as another key's, for anyone can take one away.
+        """
+        path = self.root / PLAN_SIGNATURE_NAME
+        signed = os.path.lexists(path)
+        if key is None and not signed:
+            return
+        hint = (
+            f"ask the coordinator for {PLAN_NAME} and {PLAN_SIGNATURE_NAME}, and copy both here; "
+            "the coordinator signs a plan with 'fedmed keys sign'"
+        )
+        if key is None:
+            raise TrustError(f"{path}: is a signature, but the plan pins no key for the coordinator", hint=hint)
+        if not signed:
+            raise TrustError(
+                f"{self.plan_path}: is not signed, but pins the coordinator's key: {PLAN_SIGNATURE_NAME} is missing",
+                hint=hint,
+            )
+        from fedmed_cli.records.signatures import MAX_SIGNATURE_BYTES, fingerprint, verify
+
+        signer = verify(data, read_file(path, MAX_SIGNATURE_BYTES, links=False), str(path), hint)
+        if signer != key:
+            raise TrustError(
+                f"{self.plan_path}: pins the coordinator's key {fingerprint(key)}, "
+                f"found a signature with {fingerprint(signer)}",
+                hint=hint,
+            )
 
     def _check_pins(self, plan: Plan) -> None:
         """TrustError where a key that was pinned here before is another one in this plan, or is not there any more.
@@ -162,8 +202,11 @@ class Workspace:
         if not path.exists():
             return {}
         value = parse_json(read_file(path), str(path))
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value.values()):
-            raise InputError(f"{path}: is damaged; it remembers the keys that were pinned here")
+        if not isinstance(value, dict) or not all(PUBLIC_KEY.fullmatch(str(key)) for key in value.values()):
+            raise InputError(
+                f"{path}: is damaged; it remembers the keys that were pinned here",
+                hint="move it elsewhere; then 'fedmed keys show' shows the keys of the plan that will be pinned anew",
+            )
         return value
 
     def remember_pins(self, plan: Plan) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedmed_cli.adapters import bundle as bundles
-from fedmed_cli.adapters import signatures
+from fedmed_cli.records import signatures
 from fedmed_cli.records.digests import sha256_bytes
 from helpers import factories
 

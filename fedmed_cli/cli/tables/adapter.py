@@ -55,7 +55,7 @@ def _signature_text(facts: AdapterFacts, plan: Plan | None) -> str:
     folder = facts.folder
     if folder.signer is None or folder.sender is None:
         return "none"
-    from fedmed_cli.adapters.signatures import fingerprint
+    from fedmed_cli.records.signatures import fingerprint
 
     pinned = plan is not None and plan.sites.keys.get(folder.sender) == folder.signer
     known = f"the plan's key for {folder.sender}" if pinned else "a key that the plan does not pin for it"

@@ -112,7 +112,12 @@ def sign(signer: Signer, message: bytes) -> bytes:
     return armor(blob)
 
 
-def verify(message: bytes, signature: bytes, name: str) -> str:
+def verify(
+    message: bytes,
+    signature: bytes,
+    name: str,
+    hint: str = "the record or its signature was changed after it was signed; ask for both again",
+) -> str:
     """The public key line of whoever signed `message`; `name` is how errors call the signature.
 
     InputError where it is not a signature in the one form that we and ssh-keygen write, TrustError where it does
@@ -138,7 +143,7 @@ def verify(message: bytes, signature: bytes, name: str) -> str:
     except InvalidSignature:
         raise TrustError(
             f"{name}: the signature does not hold for {name.removesuffix('.sig').rsplit('/', 1)[-1]}",
-            hint="the record or its signature was changed after it was signed; ask for both again",
+            hint=hint,
         ) from None
     return _public_line(public)
 
