@@ -14,6 +14,17 @@ def number_of_bytes(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def number_of_seconds(text: str) -> float:
+    """ "48h" (or d, m, s) in seconds; ValueError where it has another form."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in _SECONDS or not number.isdecimal() or not number.isascii():
+        raise ValueError(f"expected a whole number and d, h, m or s, as in 48h, found {text[:80]!r}")
+    return float(int(number) * _SECONDS[unit])
+
+
 # Escape sequences, control characters and marks that turn the reading direction must not reach a terminal.
 _ESCAPES = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]"

@@ -36,6 +36,7 @@ DATA_PANEL = "The data"
 LEAK_PANEL = "What must not leak"
 AGGREGATION_PANEL = "How to combine"
 DP_PANEL = "Differential privacy"
+WAIT_PANEL = "Unattended"
 
 
 def _option(flag: str, *more: str, text: str, panel: str | None = None, **rest: Any) -> Any:
@@ -146,6 +147,52 @@ class CommonOptions:
 
         screen = Screen(self.as_json, self.quiet, self.verbose)
         return screen, Workspace(self.workspace, screen.say)
+
+
+@dataclasses.dataclass(frozen=True)
+class WaitOptions:
+    """How a command waits for its input."""
+
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the input, act when it is whole.", rich_help_panel=WAIT_PANEL)
+    ] = False
+    mailbox: Annotated[
+        Path | None,
+        _option("--mailbox", text="With --wait: the folder that all share.", panel=WAIT_PANEL, file_okay=False),
+    ] = None
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds", min=1, help="With --wait: until this round is there \\[one more].", rich_help_panel=WAIT_PANEL
+        ),
+    ] = None
+    poll: Annotated[
+        float | None,
+        _option("--poll", text="With --wait: seconds between two looks [30].", min=0.01, panel=WAIT_PANEL),
+    ] = None
+
+    @property
+    def seconds(self) -> float:
+        """How long to sleep between two looks."""
+        return self.poll or 30.0
+
+    def until(self, place: Workspace) -> int:
+        """The round to wait for."""
+        return self.rounds or place.newest_round() + 1
+
+    def check(self, place: Workspace) -> Path | None:
+        """The shared folder, if one is named. InputError where it is not there."""
+        from fedmed_cli.federation.unattended import check_mailbox
+
+        if self.mailbox is not None:
+            check_mailbox(place, self.mailbox)
+        return self.mailbox
+
+    def refuse_without_wait(self, **others: Any) -> None:
+        """UsageError where an option of those, or of `others`, is given without --wait."""
+        for name, value in (dataclasses.asdict(self) | others).items():
+            if value is not None and not self.wait and name != "wait":
+                raise UsageError(f"--{name.replace('_', '-')} goes with --wait")
 
 
 def refuse_options_before_subcommand(context: typer.Context) -> None:

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Collection
 
 from fedmed_cli.errors import UsageError
+from fedmed_cli.text import number_of_seconds
 
 Known = typing.TypeVar("Known", bound=str)  # a Literal of strings
 Number = typing.TypeVar("Number", int, float)
@@ -75,6 +76,14 @@ def assignment(text: str) -> dict[str, tuple[str, ...]]:
             raise UsageError(f"--assign: expected 'A=x,y;B=z' with each site once, found {part!r}")
         result[site.strip()] = names("--assign", values)
     return result
+
+
+def duration(flag: str, text: str) -> float:
+    """ "48h" (or d, m, s) in seconds."""
+    try:
+        return number_of_seconds(text)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from None
 
 
 def similarity(flag: str, text: str) -> float | None:

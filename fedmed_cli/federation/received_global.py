@@ -49,3 +49,9 @@ def accept_global(
             "pinned keys keep strangers from filing rounds",
         )
     return folder, True
+
+
+def file_global(workspace: Workspace, folder: GlobalFolder) -> None:
+    """File a global adapter that was accepted as its round's."""
+    files = {f"global/{name}": content for name, content in folder.files.items()}
+    workspace.replace_folder(workspace.round(folder.record.round), dict(files))

@@ -21,6 +21,7 @@ from fedmed_cli.evaluation.measuring import EvaluationSet
 from fedmed_cli.events import Events, Step
 from fedmed_cli.federation.auditing import canaries_to_train_on
 from fedmed_cli.federation.private_training import PrivateRun, open_account, plan_run
+from fedmed_cli.federation.received_global import file_global
 from fedmed_cli.intervals import summarize
 from fedmed_cli.models import prompts
 from fedmed_cli.models.language_model import LanguageModel
@@ -385,8 +386,7 @@ def _file_away(
     """File the accepted global adapter, the divided file and the contribution, in this order."""
     workspace = task.workspace
     if accepted is not None:
-        previous = {f"global/{name}": content for name, content in accepted.files.items()}
-        workspace.replace_folder(workspace.round(task.round_number - 1), dict(previous))
+        file_global(workspace, accepted)
     if data.pending:
         with private_files():
             workspace.replace_folder(workspace.site_data(task.site), dict(data.pending))

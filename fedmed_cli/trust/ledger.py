@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.errors import ConflictError
 from fedmed_cli.events import Say
-from fedmed_cli.records.codec import parse_json, read_file
-from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.privacy import LedgerEntry, UnitOfPrivacy
+from fedmed_cli.trust.chain import Chain
 from fedmed_cli.trust.keys import config_folder
-from fedmed_cli.workspace.durable import private_files, sync_folder, write_all, write_file
 
 LEDGER_NAME = "privacy.jsonl"
 SKETCH_SIZE = 256
-MAX_LEDGER_BYTES = 1_000_000_000
-START = "0" * 64
 MOST_MORE = 100  # trainings to look ahead
 
 
@@ -84,53 +78,14 @@ class Ledger:
         except Timeout:
             raise ConflictError(f"{self.path}: another fedmed has been writing it for a minute") from None
 
+    @property
+    def _chain(self) -> Chain[LedgerEntry]:
+        return Chain(self.path, self.seal, LedgerEntry, ConflictError, self.say)
+
     def read(self) -> list[LedgerEntry]:
         """All entries. InputError where a line is damaged, ConflictError where lines are missing or were changed."""
-        data = read_file(self.path, MAX_LEDGER_BYTES) if self.path.exists() else b""
-        lines = data.split(b"\n")
-        if lines.pop():
-            self.say(f"{self.path}: its last line was never finished and does not count: nothing had left yet")
-        entries, digests = [], [START]
-        for number, line in enumerate(lines, 1):
-            name = f"{self.path}:{number}"
-            entry = LedgerEntry.from_dict(parse_json(line, name), name)
-            if entry.previous != digests[-1]:
-                raise ConflictError(
-                    f"{name}: does not follow the line before: lines were changed or taken out",
-                    hint="restore the newest backup; a ledger is never edited",
-                )
-            entries.append(entry)
-            digests.append(sha256_bytes(line))
-        self._check_seal(digests)
-        return entries
+        return self._chain.read()
 
     def append(self, make: Callable[[str], LedgerEntry]) -> None:
         """Add the entry that `make(digest of the last line)` gives, durably, and remember that it is there."""
-        data = read_file(self.path, MAX_LEDGER_BYTES) if self.path.exists() else b""
-        lines = data.split(b"\n")[:-1]
-        line = json.dumps(make(sha256_bytes(lines[-1]) if lines else START).to_dict(), sort_keys=True).encode()
-        with private_files():
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o600)
-            try:
-                os.ftruncate(handle, sum(len(line) + 1 for line in lines))  # without a torn last line
-                write_all(handle, line + b"\n")
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            sync_folder(self.path.parent)
-            write_file(self.seal, json.dumps({"entries": len(lines) + 1, "last": sha256_bytes(line)}).encode())
-
-    def _check_seal(self, digests: Sequence[str]) -> None:
-        if not self.seal.exists():
-            return
-        seal = parse_json(read_file(self.seal), str(self.seal))
-        try:
-            number, last = int(seal["entries"]), str(seal["last"])
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{self.seal}: is damaged; it remembers the last line of {self.path}") from None
-        if len(digests) <= number or digests[number] != last:
-            raise ConflictError(
-                f"{self.path}: had {number} entries when this workspace last wrote it, and is an older or another one "
-                "now: what was spent since would be forgotten",
-                hint="restore the newest copy of the ledger",
-            )
+        self._chain.append(make)

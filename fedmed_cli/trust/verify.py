@@ -36,6 +36,7 @@ from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
+from fedmed_cli.trust.audit_log import AuditLog
 from fedmed_cli.trust.evidence import CLAIMS, check_evidence
 from fedmed_cli.trust.keys import read_site_record
 from fedmed_cli.workspace import Workspace
@@ -144,6 +145,7 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
             result.attempt(partial(checks.check_mail, path))
     for path, read in _list_other_records(workspace):
         result.attempt(partial(read, path))
+    result.attempt(AuditLog(workspace, result.notes.append).read)
     for path in sorted(workspace.scores.glob("*.json")):
         result.attempt(partial(read_site_record, Scores, path, plan, checks.policy))
     for path in sorted(workspace.reports.glob("compare-*.json")):

@@ -72,6 +72,11 @@ class Workspace:
         return self.root / "rounds"
 
     @property
+    def late(self) -> Path:
+        """Contributions that came when their round was aggregated: `late/NNN/SITE/`."""
+        return self.root / "late"
+
+    @property
     def reports(self) -> Path:
         return self.root / "reports"
 

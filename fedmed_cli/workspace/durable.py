@@ -84,6 +84,17 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
+def write_in_place(path: Path, data: bytes | memoryview) -> None:
+    """Write a file durably under its own name from the first byte, in place of what is there: readers check it.
+
+    For folders in which nothing else may appear, not even for a moment. A link is replaced, not followed.
+    """
+    path.unlink(missing_ok=True)
+    write_new(path, data)
+    _sync(path)
+    sync_folder(path.parent)
+
+
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder beside `target` to fill: brought to the disk and renamed to `target` at the end, removed at an error.

@@ -12,8 +12,9 @@ from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.federation.private_training import Account, PrivateRun, describe_data, list_spent
 from fedmed_cli.records.privacy import LedgerEntry, Mechanism
-from fedmed_cli.trust import ledger as ledger_module
-from fedmed_cli.trust.ledger import START, Ledger
+from fedmed_cli.trust import chain as chain_module
+from fedmed_cli.trust.chain import START
+from fedmed_cli.trust.ledger import Ledger
 
 RUN = PrivateRun(Mechanism(1.0, 20.0, 5), 1.0, "example", 1e-5)
 ROWS = [Example(str(n), f"What is {n}?", f"It is {n}.", {}) for n in range(60)]
@@ -155,7 +156,7 @@ def test_a_kill_at_any_write_forgets_nothing_that_could_leave(step, book, monkey
 
         return call
 
-    for place, name in ((os, "fsync"), (os, "ftruncate"), (ledger_module, "write_all"), (ledger_module, "write_file")):
+    for place, name in ((os, "fsync"), (os, "ftruncate"), (chain_module, "write_all"), (chain_module, "write_file")):
         monkeypatch.setattr(place, name, dying(getattr(place, name)))
     finished = False
     try:

@@ -1,0 +1,1 @@
+"""Flower as a carrier of the same bundles: a ServerApp, a ClientApp, and the app that names both."""

@@ -1,0 +1,118 @@
+"""A hospital as a Flower ClientApp: it takes the global adapter, trains on its own file, and answers with its bundle.
+
+Which workspace, site and file these are is said on the hospital's own machine, by the node's settings. What goes wrong
+is in the node's log; the coordinator gets the exit code alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedmed_cli.adapters.bundle import pack
+from fedmed_cli.adapters.folder import ContributionFolder
+from fedmed_cli.data.row_index import IndexOptions
+from fedmed_cli.data.sources import Source
+from fedmed_cli.errors import ConflictError, FedmedError, UsageError
+from fedmed_cli.events import Events
+from fedmed_cli.federation import steps
+from fedmed_cli.federation.mailbox import GLOBAL, bundle_name
+from fedmed_cli.federation.unattended import Hospital
+from fedmed_cli.flower.messages import (
+    INBOX_NAME,
+    about,
+    bundle_of,
+    load_signer,
+    make_content,
+    read_settings,
+    say,
+)
+from fedmed_cli.models.base_model import BaseModel
+from fedmed_cli.training.options import SiteSettings
+from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace.durable import make_folders, write_in_place
+
+SETTINGS = {
+    "workspace": str,
+    "site": str,
+    "data": str,
+    "group-by": str,
+    "base": str,
+    "max-steps": int,
+    "save-steps": int,
+    "key": str,
+    "require-signatures": bool,
+    "privacy-ledger": str,
+}
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Answer with the site's contribution to the round that is asked for, trained now or before."""
+    return _answer(message, context, lambda party, number: party.contribute(number))
+
+
+@app.query()
+def file_global(message: Message, context: Context) -> Message:
+    """File the global adapter that comes with the message."""
+    return _answer(message, context, lambda party, number: None)
+
+
+def _answer(message: Message, context: Context, act: Callable[[Hospital, int], ContributionFolder | None]) -> Message:
+    try:
+        party, inbox = make_party(read_settings(context.node_config, SETTINGS))
+        number = about(message.content).get("round")
+        if not isinstance(number, int):
+            raise UsageError("the message does not say for which round it is")
+        bundle = bundle_of(message.content)
+        if bundle is not None:
+            path = inbox / bundle_name(number - 1, GLOBAL)
+            write_in_place(path, bundle)
+            party.accept(path)
+        if party.workspace.newest_round() != number - 1:
+            raise ConflictError(
+                f"round {number} was asked for, but round {party.workspace.newest_round()} is the newest here"
+            )
+        folder = act(party, number)
+        files = pack(folder.files) if folder else None
+        content = make_content(files, site=party.site, round=number)
+    except FedmedError as error:
+        say(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
+        content = make_content(None, exit_code=error.exit_code)
+    return Message(content, reply_to=message)
+
+
+def make_party(settings: dict[str, Any]) -> tuple[Hospital, Path]:
+    """The hospital that the node's settings describe, and the folder that global adapters are put into."""
+    for name in ("workspace", "site"):
+        if settings[name] is None:
+            raise UsageError(f"the node's settings name no {name}", hint=f"--node-config '{name}=\"...\"'")
+    place, site = Workspace(Path(settings["workspace"]), say), settings["site"]
+    plan = place.read_plan()
+    steps.check_site(plan, site)
+    ledger = settings["privacy-ledger"]
+    train_site = partial(
+        steps.train_site,
+        place,
+        site,
+        Source([settings["data"]]) if settings["data"] else None,
+        IndexOptions(group_by=settings["group-by"]),
+        settings=SiteSettings(max_steps=settings["max-steps"], save_steps=settings["save-steps"]),
+        base=BaseModel(settings["base"], say=say),
+        signer=load_signer(settings["key"], site, plan),
+        require_signatures=bool(settings["require-signatures"]),
+        ledger=Path(ledger) if ledger else None,
+        events=Events(say),
+    )
+    inbox = place.private / INBOX_NAME
+    place.make_private()
+    make_folders(inbox)
+    requires = bool(settings["require-signatures"])
+    return Hospital(place, inbox, site, place.newest_round() + 1, train_site, requires, say), inbox
