@@ -35,6 +35,7 @@ COMMANDS = {
     "verify": ("verify", "verify"),
     "pack": ("pack", "pack"),
     "report": ("report", "report"),
+    "status": ("status", "status"),
     "privacy": ("privacy", "privacy"),
     "audit": ("audit", "audit"),
     "keys": ("keys", "keys"),

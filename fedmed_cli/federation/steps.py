@@ -20,12 +20,12 @@ from fedmed_cli.data.row_index import IndexOptions
 from fedmed_cli.data.sources import Source
 from fedmed_cli.data.split import SplitResult
 from fedmed_cli.data.split_options import SplitOptions
-from fedmed_cli.errors import InputError, UsageError
+from fedmed_cli.errors import UsageError
 from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
 from fedmed_cli.federation.audit_gate import audit_path
 from fedmed_cli.federation.coordinator import RoundResult
-from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
+from fedmed_cli.federation.plan import PlanOptions, check_site, plan_for_sites
 from fedmed_cli.models.base_model import BaseModel
 from fedmed_cli.records.audit import Audit
 from fedmed_cli.records.comparison import Comparison
@@ -193,12 +193,6 @@ def audit(
         workspace.set_aside(path)
         write_file(path, record.to_bytes())
     return path, record
-
-
-def check_site(plan: Plan, site: str) -> None:
-    """InputError unless the plan has the site."""
-    if site not in plan.sites.names:
-        raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
 
 
 def aggregate(

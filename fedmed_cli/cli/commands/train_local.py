@@ -53,11 +53,12 @@ def train_local(
     from fedmed_cli.data.sources import Source
     from fedmed_cli.errors import UsageError
     from fedmed_cli.federation import steps
+    from fedmed_cli.federation.plan import check_site
     from fedmed_cli.trust.keys import signer_for
 
     screen, place = common.open()
     plan = place.read_plan()
-    steps.check_site(plan, site)
+    check_site(plan, site)
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
     looked_for = IndexOptions(
