@@ -36,6 +36,7 @@ COMMANDS = {
     "pack": ("pack", "pack"),
     "report": ("report", "report"),
     "status": ("status", "status"),
+    "doctor": ("doctor", "doctor"),
     "privacy": ("privacy", "privacy"),
     "audit": ("audit", "audit"),
     "keys": ("keys", "keys"),
