@@ -36,6 +36,8 @@ COMMANDS = {
     "verify": ("verify", "verify"),
     "pack": ("pack", "pack"),
     "report": ("report", "report"),
+    "status": ("status", "status"),
+    "doctor": ("doctor", "doctor"),
     "privacy": ("privacy", "privacy"),
     "audit": ("audit", "audit"),
     "keys": ("keys", "keys"),

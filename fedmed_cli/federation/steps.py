@@ -25,7 +25,7 @@ from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
 from fedmed_cli.federation.audit_gate import audit_path
 from fedmed_cli.federation.coordinator import RoundResult
-from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
+from fedmed_cli.federation.plan import PlanOptions, check_site, plan_for_sites
 from fedmed_cli.models.base_model import BaseModel
 from fedmed_cli.records.audit import Audit
 from fedmed_cli.records.comparison import Comparison
@@ -227,12 +227,6 @@ def personalise(
 
         task = Task(workspace, plan, base.load(plan.base), site, start.adapter, newest + 1, settings, events)
         return personalise_site(task, examples, start)
-
-
-def check_site(plan: Plan, site: str) -> None:
-    """InputError unless the plan has the site."""
-    if site not in plan.sites.names:
-        raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
 
 
 def aggregate(

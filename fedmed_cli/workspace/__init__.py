@@ -136,10 +136,16 @@ class Workspace:
         ]
         return max(numbers, default=0)
 
-    def read_plan(self) -> Plan:
-        """The plan; TrustError unless it is signed as it asks itself, with the keys that were pinned here before."""
+    def read_plan(self, *, remember: bool = True) -> Plan:
+        """The plan; TrustError unless it is signed as it asks itself, with the keys that were pinned here before.
+
+        Keys that are new here are remembered, unless the caller may change nothing.
+        """
         plan = self.read_sent_plan()
         self._check_pins(plan)
+        if remember and plan.sites.keys.keys() - self.known_pins().keys():
+            with contextlib.suppress(OSError):  # a workspace on a read-only disk
+                self.remember_pins(plan)
         return plan
 
     def read_sent_plan(self) -> Plan:
@@ -188,7 +194,7 @@ class Workspace:
     def _check_pins(self, plan: Plan) -> None:
         """TrustError where a key that was pinned here before is another one in this plan, or is not there any more.
 
-        New keys are remembered. The plan alone does not show that somebody took keys out of it.
+        The plan alone does not show that somebody took keys out of it.
         """
         known = self.known_pins()
         lost = sorted(name for name, key in known.items() if plan.sites.keys.get(name) != key)
@@ -197,9 +203,6 @@ class Workspace:
                 f"{self.plan_path}: the keys of {', '.join(lost)} are not those that were pinned here before",
                 hint="ask whoever sent the plan, by telephone; if it is right, 'fedmed keys accept' takes its keys",
             )
-        if plan.sites.keys.keys() - known.keys():
-            with contextlib.suppress(OSError):  # a workspace on a read-only disk
-                self.remember_pins(plan)
 
     def known_pins(self) -> dict[str, str]:
         """The keys that were pinned here, by who they belong to; empty where none were."""
@@ -261,6 +264,17 @@ class Workspace:
         A folder that replaces another is complete before the old one moves (see `replace_folder`): where it
         is still waiting and its place is empty, it moves there now.
         """
+        for orphan, target in self.list_left_overs():
+            if target is not None and not target.exists():
+                os.rename(orphan, target)
+                sync_folder(target.parent)
+                self.say(f"{self.relative(target)}: put in place what an interrupted command had finished writing")
+            else:
+                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+                self.say(f"removed {self.relative(orphan)}, left by a command that was interrupted")
+
+    def list_left_overs(self) -> Iterator[tuple[Path, Path | None]]:
+        """What a command that writes now, or was interrupted, has not put in place, and its place if it is complete."""
         places = (
             *(self.root, self.data, self.adapters, self.rounds, self.reports, self.private),
             self.root / "personal",
@@ -268,17 +282,9 @@ class Workspace:
         nested = (folder for place in (self.data, self.rounds, self.private) for folder in place.glob("*"))
         for folder in (*places, *(folder for folder in nested if not folder.is_symlink())):
             for orphan in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
-                if orphan.is_symlink() or not _LEFT_OVER.fullmatch(orphan.name):
-                    continue
-                replacement = _REPLACEMENT.fullmatch(orphan.name)
-                target = folder / replacement.group(1) if replacement else None
-                if target is not None and not target.exists():
-                    os.rename(orphan, target)
-                    sync_folder(folder)
-                    self.say(f"{self.relative(target)}: put in place what an interrupted command had finished writing")
-                else:
-                    shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
-                    self.say(f"removed {self.relative(orphan)}, left by a command that was interrupted")
+                if not orphan.is_symlink() and _LEFT_OVER.fullmatch(orphan.name):
+                    replacement = _REPLACEMENT.fullmatch(orphan.name)
+                    yield orphan, folder / replacement.group(1) if replacement else None
 
     def set_aside(self, path: Path) -> Path | None:
         """Move what lies at `path` to `.fedmed/replaced/`; None where nothing lies there."""

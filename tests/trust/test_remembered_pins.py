@@ -32,7 +32,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("command", [["verify"], ["aggregate"], ["report"], ["keys", "show"]])
+@pytest.mark.parametrize("command", [["verify"], ["aggregate"], ["report"], ["status"], ["keys", "show"]])
 def test_every_command_refuses_such_a_plan(change, command, workspace, fails):
     keys, names = CHANGES[change]
     factories.write_plan(workspace, with_keys(keys))
