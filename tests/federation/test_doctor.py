@@ -14,7 +14,7 @@ import time
 
 import pytest
 from conftest import make_tiny_llama
-from helpers.factories import SIGNERS, contribution, make_plan, write_key
+from helpers.factories import SIGNERS, contribution, make_plan, write_key, write_plan
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.cli.app import main
@@ -67,7 +67,7 @@ class Site:
 
     def change_plan(self, **parts):
         changed = {name: dataclasses.replace(getattr(self.plan, name), **values) for name, values in parts.items()}
-        self.place.plan_path.write_bytes(dataclasses.replace(self.plan, **changed).to_bytes())
+        write_plan(self.place, dataclasses.replace(self.plan, **changed))
 
     @property
     def argv(self):

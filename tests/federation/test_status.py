@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import factories
-from helpers.factories import SIGNERS, SITES, contribution, make_plan, make_workspace, write_key
+from helpers.factories import SIGNERS, SITES, contribution, make_plan, make_workspace, send_plan, write_key, write_plan
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.adapters.bundle import pack
@@ -102,7 +102,7 @@ def _(root):
 def _(root):
     place = empty(root)
     place.read_plan()
-    place.plan_path.write_bytes(UNSIGNED.to_bytes())
+    write_plan(place, UNSIGNED)
 
 
 @state("a plan, and nothing else")
@@ -287,14 +287,14 @@ def _(root):
 def _(root):
     place = after_round(root)
     changed = dataclasses.replace(SIGNED, training=dataclasses.replace(SIGNED.training, learning_rate=0.5))
-    place.plan_path.write_bytes(changed.to_bytes())
+    write_plan(place, changed)
 
 
 @state("a site that joined after a round")
 def _(root):
     place = after_round(root)
     sites = dataclasses.replace(SIGNED.sites, names=(*SITES, "D"))
-    place.plan_path.write_bytes(dataclasses.replace(SIGNED, sites=sites).to_bytes())
+    write_plan(place, dataclasses.replace(SIGNED, sites=sites))
     shutil.rmtree(place.adapters)
 
 
@@ -385,7 +385,7 @@ def test_a_hospital_that_only_has_the_global_adapter_is_not_late(tmp_path):
         send(whole, SIGNED, site, 2)
     combine(whole, SIGNED, *SITES)
     place.root.mkdir()
-    shutil.copy(whole.plan_path, place.plan_path)
+    send_plan(whole.root, place.root)
     shutil.copytree(whole.global_adapter(2), place.global_adapter(2))
     shutil.copytree(whole.round(1) / "B", place.contribution("B"))
     found = read_status(place, "B")
