@@ -320,6 +320,20 @@ def test_a_full_queue_refuses_and_the_others_are_answered(tiny_base):
         assert client.post(CHAT, json=body()).status_code == 200
 
 
+def test_a_full_server_looks_at_no_further_body(tiny_base):
+    """The guardrails read a megabyte in seconds: what is beyond the queue must not have them."""
+    server = make_server(Talker(tiny_base), limits=Limits(1, 1, 60))
+    with TestClient(server.app()) as client:
+        assert client.post(CHAT, json={"not": "a request"}).status_code == 400
+        server.num_read = 2
+        assert client.post(CHAT, json={"not": "a request"}).status_code == 429
+        server.num_read, server.num_waiting = 0, 2
+        assert client.post(CHAT, json={"not": "a request"}).status_code == 429
+        server.num_waiting = 0
+        assert client.post(CHAT, json=body()).status_code == 200
+        assert (server.num_read, server.num_waiting) == (0, 0)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_takes_too_long_is_stopped(tiny_base, stream):
     talker = Talker(tiny_base, 0.05)

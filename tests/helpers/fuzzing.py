@@ -27,7 +27,7 @@ from fedmed_cli.data import examples
 from fedmed_cli.data.bad_rows import DEFAULT_MAX_BAD, BadRows
 from fedmed_cli.data.batches import json_lines
 from fedmed_cli.data.sources import Source
-from fedmed_cli.errors import FedmedError
+from fedmed_cli.errors import ConflictError, FedmedError, InputError
 from fedmed_cli.evaluation import mcq_files, site_matrix
 from fedmed_cli.records import signatures
 from fedmed_cli.records.aggregate import Aggregate
@@ -458,8 +458,11 @@ def make_targets(folder):
 
     def check_ledger(data):
         (folder / "privacy.jsonl").write_bytes(data)
-        for entry in Ledger(folder / "privacy.jsonl", folder / "seal.json").read():
-            in_range(encode(entry))
+        try:
+            entries = Ledger(folder / "privacy.jsonl", folder / "seal.json").read()
+        except ConflictError as error:  # a line that does not follow the one before
+            raise InputError(error.message) from None
+        in_range([encode(entry) for entry in entries])
 
     def check_pins(data):
         workspace.make_private()
