@@ -122,7 +122,7 @@ def test_a_sound_site_has_no_warning_and_no_failure_and_nothing_is_changed(site,
     assert list(found) == [check.name for check in CHECKS]
     assert diagnosis.not_checked == {}
     assert diagnosis.forecast.steps == 3
-    assert diagnosis.forecast.examples == "the site's own"
+    assert diagnosis.forecast.examples == "the site's own examples"
     parts = diagnosis.forecast
     whole = parts.seconds_to_start + parts.steps * parts.seconds_per_step + parts.seconds_of_measuring
     assert parts.seconds == pytest.approx(whole)
@@ -432,6 +432,24 @@ def test_a_file_system_that_takes_nothing(site):
     assert {found[name].level for name in ("file system", "temporary folder")} == {"FAIL"}
     assert done.returncode == diagnosis.exit_code == 5
     assert not list(site.place.root.glob(".doctor*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        (["--max-steps", "7", "--eval-steps", "2", "--gradient-checkpointing"], 7),
+        (["--num-train-epochs", "1", "--per-device-train-batch-size", "8"], None),
+        (["--dp-noise-multiplier", "1", "--gradient-accumulation-steps", "4"], 3),
+    ],
+)
+def test_the_forecast_is_of_the_training_that_the_options_ask_for(more, steps, site, capsys):
+    site.more = more
+    diagnosis, found = examine(site, capsys)
+    assert found["round"].level == "PASS"
+    num_train = int(found["groups"].seen.split(": ")[1].split(" ")[0])
+    assert 100 < num_train < 150
+    assert diagnosis.forecast.steps == (steps or -(-num_train // 8))
+    assert diagnosis.forecast.seconds_of_measuring > 0
 
 
 def test_without_a_plan_the_machine_is_examined(tmp_path, capsys):

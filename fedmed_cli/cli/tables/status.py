@@ -49,10 +49,15 @@ def _last_rows(last: LastRound) -> list[tuple[str, str]]:
     if last.loss_before is not None and last.loss_after is not None:
         change = numbers.signed(last.loss_after - last.loss_before)
         gained = f"loss {last.loss_before:.4f} to {last.loss_after:.4f} ({change}) on the {last.measured_on}"
+    if gains := [one.reported_gain for one in last.sites.values() if one.reported_gain is not None]:
+        gained += f"; the sites say they gained {numbers.signed(min(gains))} to {numbers.signed(max(gains))}"
     rows = [(f"round {last.round}", gained)]
-    for name, one in last.sites.items():
-        claim = "" if one.reported_gain is None else f", own gain {numbers.signed(one.reported_gain)}"
-        why = f": {'; '.join(one.reasons)}" if one.verdict == "rejected" else ""
-        rows.append(("", f"{name} {one.verdict}, weight {one.weight:.3f}{claim}{why}"))
-    left = [f"{name} sent nothing" for name in last.missing] + [f"{name} was excluded" for name in last.excluded]
-    return [*rows, *([("", ", ".join(left))] if left else [])]
+    for verdict in ("accepted", "clipped", "rejected"):
+        named = [
+            f"{name} {one.weight:.3f}" + (f" ({'; '.join(one.reasons)})" if verdict == "rejected" else "")
+            for name, one in last.sites.items()
+            if one.verdict == verdict
+        ]
+        rows += [(f"  {verdict}", ", ".join(named))] if named else []
+    left = {"sent nothing": last.missing, "excluded": last.excluded}
+    return [*rows, *((f"  {what}", ", ".join(names)) for what, names in left.items() if names)]

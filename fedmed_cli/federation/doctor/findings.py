@@ -48,7 +48,7 @@ class Forecast:
     seconds_to_start: float
     seconds_per_step: float
     seconds_of_measuring: float
-    examples: Literal["the site's own", "the bundled corpus"]
+    examples: Literal["the site's own examples", "the bundled corpus"]
     peak_memory_bytes: int | None
 
 

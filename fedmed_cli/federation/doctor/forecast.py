@@ -37,11 +37,10 @@ def check_round(examined: Examined) -> Seen:
     seconds_to_load = time.perf_counter() - began
     found = _forecast(examined, lm, seconds_to_load)
     examined.forecast = found
-    operations = str(lm.fast_path)
     seen = (
         f"about {_duration(found.seconds)}: {found.steps} steps of {found.seconds_per_step:.3g} s, "
         f"{_duration(found.seconds_of_measuring)} of measuring, {_duration(found.seconds_to_start)} to start; by "
-        f"{TIMED_STEPS} steps on {found.examples} examples, with fedmed's operations: {operations}"
+        f"{TIMED_STEPS} steps on {found.examples}, with fedmed's operations: {lm.fast_path}"
     )
     if found.peak_memory_bytes is None:
         return "PASS", seen, None
@@ -74,7 +73,7 @@ def _forecast(examined: Examined, lm: LanguageModel, seconds_to_load: float) -> 
         seconds_to_start=start,
         seconds_per_step=tokens_a_step * seconds_a_token,
         seconds_of_measuring=measuring,
-        examples="the site's own" if examined.examples else "the bundled corpus",
+        examples="the site's own examples" if examined.examples else "the bundled corpus",
         peak_memory_bytes=peak_memory(lm.device),
     )
 

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import stat
 import sys
@@ -207,7 +208,7 @@ def check_modes(examined: Examined) -> Seen:
     open_ones = [path for path, mode in modes.items() if mode & 0o077]
     if open_ones:
         seen = ", ".join(f"{workspace.relative(path)} ({modes[path]:04o})" for path in open_ones)
-        remedy = f"chmod -R go-rwx {' '.join(str(path) for path in open_ones)}"
+        remedy = f"chmod -R go-rwx {' '.join(shlex.quote(str(path)) for path in open_ones)}"
         return "WARN", f"others on this machine may read {seen}", remedy
     return "PASS", "what is made from records is for this user alone", None
 
