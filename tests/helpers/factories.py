@@ -48,14 +48,14 @@ def make_plan(signed=True, hidden=16, layers=2, r=4):
     return Plan(base, Lora(r=r, alpha=2.0 * r), Prompt(), Training(seed=7), Sites(SITES, 2, keys=keys))
 
 
-def write_plan(workspace, plan):
+def write_plan(workspace, plan, signers=SIGNERS):
     """Write a plan as its coordinator does, signed where it pins the coordinator's key."""
     workspace.root.mkdir(parents=True, exist_ok=True)
     workspace.plan_path.write_bytes(plan.to_bytes())
     signature = workspace.root / PLAN_SIGNATURE_NAME
     signature.unlink(missing_ok=True)
     if "coordinator" in plan.sites.keys:
-        signer = next(one for one in SIGNERS.values() if one.public == plan.sites.keys["coordinator"])
+        signer = next(one for one in signers.values() if one.public == plan.sites.keys["coordinator"])
         signature.write_bytes(sign(signer, plan.to_bytes()))
 
 
