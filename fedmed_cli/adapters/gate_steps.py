@@ -78,7 +78,7 @@ def _list_names(reading: Reading) -> None:
     path = reading.path
     if is_bundle(path):
         limit = sum(map(reading.max_bytes, ALLOWED_NAMES)) + MAX_OVERHEAD_BYTES
-        for name, data in unpack(read_file(path, limit), str(path)).items():
+        for name, data in unpack(read_file(path, limit, links=False), str(path)).items():
             if len(data) > reading.max_bytes(name):
                 raise InputError(
                     f"{path / name}: expected at most {reading.max_bytes(name):,} bytes, found {len(data):,}"

@@ -924,6 +924,14 @@ quick(
 )
 
 
+@case("a link to a bundle", 3, "B.fedmed.tar: is a link")
+def _(place):
+    place.bundle()
+    bundle = place.root / "adapters/B.fedmed.tar"
+    bundle.rename(place.root.parent / "elsewhere")
+    bundle.symlink_to(place.root.parent / "elsewhere")
+
+
 @case("a bundle of 1.57 GB", 3, "B.fedmed.tar: expected at most 7,019,200 bytes, found 1,570,000,000")
 def _(place):
     place.bundle()

@@ -156,14 +156,14 @@ def sign(key: o.KeyOption = None, common: o.CommonOptions = o.CommonOptions()) -
     from fedmed_cli.trust.keys import pin, write_plan
 
     screen, place = common.open()
-    plan = Plan.read(place.plan_path)
+    Plan.read(place.plan_path)  # a folder without a plan gets no lock file
     signer = load_signer(screen, key, place.root)
     if signer is None:
         raise InputError("there is no key to sign the plan with", hint="make one with 'fedmed keys new'")
-    if COORDINATOR not in plan.sites.keys:
-        plan = pin(plan, COORDINATOR, signer.public, replace_other=False)
     with place.lock():
-        before = place.known_pins()
+        plan, before = Plan.read(place.plan_path), place.known_pins()
+        if COORDINATOR not in plan.sites.keys:
+            plan = pin(plan, COORDINATOR, signer.public, replace_other=False)
         write_plan(place, plan, signer)
     changed, shown = _changes(before, plan)
     screen.result(
@@ -181,9 +181,9 @@ def accept(common: o.CommonOptions = o.CommonOptions()) -> None:
     Example: fedmed keys accept
     """
     screen, place = common.open()
-    plan = place.read_sent_plan()
+    place.read_sent_plan()  # a folder without a plan gets no lock file
     with place.lock():
-        before = place.known_pins()
+        plan, before = place.read_sent_plan(), place.known_pins()
         place.remember_pins(plan)
     changed, shown = _changes(before, plan)
     screen.result({"changed": changed}, *shown, f"{len(changed)} keys changed; the plan's keys are pinned here now")
