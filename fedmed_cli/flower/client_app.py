@@ -33,7 +33,7 @@ from fedmed_cli.flower.messages import (
     say,
 )
 from fedmed_cli.models.base_model import BaseModel
-from fedmed_cli.training.options import SiteSettings
+from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, SiteSettings
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import make_folders, write_in_place
 
@@ -45,6 +45,7 @@ SETTINGS = {
     "base": str,
     "max-steps": int,
     "save-steps": int,
+    "max-eval-samples": int,
     "key": str,
     "require-signatures": bool,
     "privacy-ledger": str,
@@ -104,7 +105,11 @@ def make_party(settings: dict[str, Any]) -> tuple[Hospital, Path]:
         site,
         Source([settings["data"]]) if settings["data"] else None,
         IndexOptions(group_by=settings["group-by"]),
-        settings=SiteSettings(max_steps=settings["max-steps"], save_steps=settings["save-steps"]),
+        settings=SiteSettings(
+            max_steps=settings["max-steps"],
+            save_steps=settings["save-steps"],
+            max_eval_samples=settings["max-eval-samples"] or DEFAULT_EVAL_SAMPLES,
+        ),
         base=BaseModel(settings["base"], say=say),
         signer=load_signer(settings["key"], site, plan),
         require_signatures=bool(settings["require-signatures"]),
