@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.factories import SIGNERS, contribution, make_plan, make_workspace, without_keys
+from test_crash import crash
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.adapters.bundle import pack
@@ -452,6 +453,29 @@ def test_a_mailbox_is_a_folder_outside_the_workspace(place, tmp_path):
 def test_options_that_do_not_go_together(argv, said, tmp_path, fails):
     place = make_workspace(tmp_path / "work", without_keys(PLAN), mailbox=False)
     assert said in fails(2, *argv, "-C", place.root)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="these processes are forked")
+def test_a_coordinator_killed_or_out_of_disk_at_every_write(trained_once, tmp_path):
+    box = tmp_path / "shared"
+    box.mkdir()
+    argv = [
+        "aggregate",
+        "-q",
+        "--weights",
+        "tokens",
+        "--wait",
+        "--rounds",
+        "1",
+        "--poll",
+        "0.01",
+        "--mailbox",
+        str(box),
+    ]
+    result = crash(tmp_path, trained_once, argv, ["rounds/"], ["every_write", "kill"], ["every_write", "full", 5])
+    assert result["every_write kill"]["points"] > 60
+    assert [path.name for path in box.iterdir()] == ["round-001-global.fedmed.tar"]
 
 
 @pytest.mark.slow
