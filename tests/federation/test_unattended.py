@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.factories import SIGNERS, contribution, make_plan, make_workspace, without_keys
+from helpers.processes import run
 from test_crash import crash
 
 from fedmed_cli.adapters import archive
@@ -453,6 +454,22 @@ def test_a_mailbox_is_a_folder_outside_the_workspace(place, tmp_path):
 def test_options_that_do_not_go_together(argv, said, tmp_path, fails):
     place = make_workspace(tmp_path / "work", without_keys(PLAN), mailbox=False)
     assert said in fails(2, *argv, "-C", place.root)
+
+
+@pytest.mark.slow
+def test_both_commands_wait_without_torch_and_answer_in_json(place, box, tmp_path):
+    """A hospital whose contribution is there needs no model to send it, nor to file the global adapter."""
+    place = make_workspace(tmp_path / "unsigned", without_keys(PLAN))
+    wait = ["--wait", "--json", "--poll", "0.01", "--rounds", "1", "--mailbox", box, "-C"]
+    code, out, loaded = run(tmp_path, "aggregate", "--weights", "tokens", *wait, place.root)
+    assert (code, loaded) == (0, [])
+    (record,) = json.loads(out)["rounds"]
+    assert set(record["sites"]) == {"A", "B", "C"}
+    home = make_workspace(tmp_path / "home", without_keys(PLAN))
+    code, out, loaded = run(tmp_path, "train-local", "--site", "B", *wait, home.root)
+    assert (code, loaded) == (0, [])
+    assert json.loads(out) == {"contributions": []}
+    assert weights(home) == weights(place)
 
 
 @pytest.mark.slow
