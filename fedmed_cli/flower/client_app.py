@@ -6,6 +6,7 @@ is in the node's log; the coordinator gets the exit code alone.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -87,6 +88,10 @@ def _answer(message: Message, context: Context, act: Callable[[Hospital, int], C
     except FedmedError as error:
         say(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
         content = make_content(None, exit_code=error.exit_code)
+    except Exception as error:  # Flower would send its text to the coordinator, and it may quote an example
+        frames = [f"{Path(one.filename).name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)[-6:]]
+        say(f"error: this is a bug in fedmed: {type(error).__name__} at {', '.join(frames)}")
+        content = make_content(None, exit_code=FedmedError.exit_code)
     return Message(content, reply_to=message)
 
 
