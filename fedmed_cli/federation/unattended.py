@@ -122,7 +122,7 @@ class Coordinator:
         try:
             self._take(entry.path, _without_os_errors(entry.path, read))
         except FedmedError as error:
-            if mail.fails(entry):
+            if mail.fails(entry) or self._is_reconsidered:  # after the deadline nobody waits for the rest of a copy
                 _refuse(self._log, self._plan, self._number, entry, error, self.say)
             return
         mail.settle(entry)

@@ -6,6 +6,7 @@ is in the node's log; the coordinator gets the exit code alone.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from fedmed_cli.flower.messages import (
     say,
 )
 from fedmed_cli.models.base_model import BaseModel
-from fedmed_cli.training.options import SiteSettings
+from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, SiteSettings
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import make_folders, write_in_place
 
@@ -46,6 +47,7 @@ SETTINGS = {
     "base": str,
     "max-steps": int,
     "save-steps": int,
+    "max-eval-samples": int,
     "key": str,
     "require-signatures": bool,
     "privacy-ledger": str,
@@ -87,6 +89,10 @@ def _answer(message: Message, context: Context, act: Callable[[Hospital, int], C
     except FedmedError as error:
         say(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""))
         content = make_content(None, exit_code=error.exit_code)
+    except Exception as error:  # Flower would send its text to the coordinator, and it may quote an example
+        frames = [f"{Path(one.filename).name}:{one.lineno}" for one in traceback.extract_tb(error.__traceback__)[-6:]]
+        say(f"error: this is a bug in fedmed: {type(error).__name__} at {', '.join(frames)}")
+        content = make_content(None, exit_code=FedmedError.exit_code)
     return Message(content, reply_to=message)
 
 
@@ -105,7 +111,11 @@ def make_party(settings: dict[str, Any]) -> tuple[Hospital, Path]:
         site,
         Source([settings["data"]]) if settings["data"] else None,
         IndexOptions(group_by=settings["group-by"]),
-        settings=SiteSettings(max_steps=settings["max-steps"], save_steps=settings["save-steps"]),
+        settings=SiteSettings(
+            max_steps=settings["max-steps"],
+            save_steps=settings["save-steps"],
+            max_eval_samples=settings["max-eval-samples"] or DEFAULT_EVAL_SAMPLES,
+        ),
         base=BaseModel(settings["base"], say=say),
         signer=load_signer(settings["key"], site, plan),
         require_signatures=bool(settings["require-signatures"]),

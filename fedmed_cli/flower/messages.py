@@ -49,7 +49,7 @@ def about(content: RecordDict) -> Mapping[str, object]:
 def describe_fault(content: RecordDict) -> str | None:
     """What an answer says that went wrong at its node, None where nothing did. Texts of errors stay there."""
     code = about(content).get("exit_code")
-    return f"exit code {code}" if code else None
+    return f"exit code {code}" if isinstance(code, int) else None
 
 
 def read_settings(given: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Exchange:
         bundle = self._bundle(number - 1) if new else None
         for ask in new:
             message = Message(make_content(bundle, round=number), ask[0], kind, ttl=WEEK, group_id=str(number))
-            self._open |= dict.fromkeys(self.grid.push_messages([message]), ask)
+            self._open |= {one: ask for one in self.grid.push_messages([message]) if one}  # none: that node has gone
         return sum(ask not in self._answered for ask in asks)
 
     def _bundle(self, newest: int) -> bytes | None:
@@ -138,7 +138,7 @@ class Exchange:
 
     def collect(self) -> None:
         """Put what came into the inbox."""
-        for reply in self.grid.pull_messages(list(self._open)):
+        for reply in self.grid.pull_messages(list(self._open)) if self._open else ():
             ask = self._open.pop(reply.metadata.reply_to_message_id)
             fault = f"error {reply.error.code}" if reply.has_error() else describe_fault(reply.content)
             if fault:

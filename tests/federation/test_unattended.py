@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from helpers.factories import SIGNERS, contribution, make_plan, make_workspace, without_keys
+from helpers.processes import run
+from test_crash import crash
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.adapters.bundle import pack
@@ -452,6 +454,45 @@ def test_a_mailbox_is_a_folder_outside_the_workspace(place, tmp_path):
 def test_options_that_do_not_go_together(argv, said, tmp_path, fails):
     place = make_workspace(tmp_path / "work", without_keys(PLAN), mailbox=False)
     assert said in fails(2, *argv, "-C", place.root)
+
+
+@pytest.mark.slow
+def test_both_commands_wait_without_torch_and_answer_in_json(place, box, tmp_path):
+    """A hospital whose contribution is there needs no model to send it, nor to file the global adapter."""
+    place = make_workspace(tmp_path / "unsigned", without_keys(PLAN))
+    wait = ["--wait", "--json", "--poll", "0.01", "--rounds", "1", "--mailbox", box, "-C"]
+    code, out, loaded = run(tmp_path, "aggregate", "--weights", "tokens", *wait, place.root)
+    assert (code, loaded) == (0, [])
+    (record,) = json.loads(out)["rounds"]
+    assert set(record["sites"]) == {"A", "B", "C"}
+    home = make_workspace(tmp_path / "home", without_keys(PLAN))
+    code, out, loaded = run(tmp_path, "train-local", "--site", "B", *wait, home.root)
+    assert (code, loaded) == (0, [])
+    assert json.loads(out) == {"contributions": []}
+    assert weights(home) == weights(place)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="these processes are forked")
+def test_a_coordinator_killed_or_out_of_disk_at_every_write(trained_once, tmp_path):
+    box = tmp_path / "shared"
+    box.mkdir()
+    argv = [
+        "aggregate",
+        "-q",
+        "--weights",
+        "tokens",
+        "--wait",
+        "--rounds",
+        "1",
+        "--poll",
+        "0.01",
+        "--mailbox",
+        str(box),
+    ]
+    result = crash(tmp_path, trained_once, argv, ["rounds/"], ["every_write", "kill"], ["every_write", "full", 5])
+    assert result["every_write kill"]["points"] > 60
+    assert [path.name for path in box.iterdir()] == ["round-001-global.fedmed.tar"]
 
 
 @pytest.mark.slow

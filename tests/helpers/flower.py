@@ -84,7 +84,7 @@ class Deployment:
     def log(self, name):
         return (self.root / f"{name}.log").read_text(errors="replace")
 
-    def wait_for(self, condition, seconds=300):
+    def wait_for(self, condition, seconds=900):
         """Not a measure of anything: a test that hangs ends."""
         end = time.monotonic() + seconds
         while not condition():
