@@ -36,7 +36,7 @@ def write_contribution(plan: Plan, site: str, seed: int, home: Path) -> None:
         parent=initial.digest, adapter=adapter.digest, adapter_bytes=sum(map(len, files.values())),
         base_bytes=plan.base.num_bytes, num_examples=1000, num_tokens=100_000, num_truncated=0, num_skipped=0,
         max_steps=100, num_trained_examples=200, num_trained_tokens=20_000, per_device_train_batch_size=2,
-        losses=(1.0,), validation_before=None, validation_after=None, update_norm=update_norm(initial, adapter),
+        losses=(1.0,) * 100, validation_before=None, validation_after=None, update_norm=update_norm(initial, adapter),
         files={file: sha256_bytes(data) for file, data in files.items()},
     )  # fmt: skip
     home.mkdir(parents=True)

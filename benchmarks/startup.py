@@ -1,7 +1,8 @@
-"""How long `fedmed --help` takes against a minimal Typer app with rich help, and `fedmed aggregate` against a
-Python that reads and hashes the same files: three adapters of Mistral-7B's shape (r = 8 on q_proj and v_proj).
+"""How long `fedmed --help` takes against a minimal Typer app with rich help, and `fedmed aggregate` and `fedmed
+status` against a Python that reads and hashes the same files: three adapters of Mistral-7B's shape (r = 8 on q_proj
+and v_proj).
 
-    python benchmarks/startup.py [help] [aggregate]
+    python benchmarks/startup.py [help] [aggregate] [status]
 
 All runs are whole processes, interleaved; the figures are medians and their ratio. Every process finds its bytecode
 cached, as that of an installed program is, also where the environment keeps Python from writing it.
@@ -109,12 +110,19 @@ def aggregate_time(folder: Path) -> None:
     show(compare(commands, 7, lambda: shutil.rmtree(folder / "rounds", ignore_errors=True)))
 
 
+def status_time(folder: Path) -> None:
+    contributions(folder)
+    folders = [str(folder / "adapters" / name) for name in "ABC"]
+    fedmed = [*FEDMED, "status", "--site", "B", "-C", str(folder)]
+    show(compare({"fedmed status": fedmed, "read and hash": [sys.executable, "-c", READ_AND_HASH, *folders]}, 15))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="help, aggregate [both]")
-    for what in parser.parse_args().what or ["help", "aggregate"]:
+    parser.add_argument("what", nargs="*", help="help, aggregate, status [all]")
+    for what in parser.parse_args().what or ["help", "aggregate", "status"]:
         with tempfile.TemporaryDirectory() as name:
-            {"help": help_time, "aggregate": aggregate_time}[what](Path(name))
+            {"help": help_time, "aggregate": aggregate_time, "status": status_time}[what](Path(name))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedmed_cli.federation.steps import CompareOptions as CompareOptions
     from fedmed_cli.federation.steps import aggregate as aggregate
     from fedmed_cli.federation.steps import compare as compare
+    from fedmed_cli.federation.steps import personalise as personalise
     from fedmed_cli.federation.steps import read_adapter as read_adapter
     from fedmed_cli.federation.steps import split as split
     from fedmed_cli.federation.steps import train_site as train_site
@@ -57,6 +58,7 @@ _PUBLIC = {
     "Workspace": "workspace",
     "aggregate": "federation.steps",
     "compare": "federation.steps",
+    "personalise": "federation.steps",
     "read_adapter": "federation.steps",
     "report": "reporting.write",
     "split": "federation.steps",

@@ -27,7 +27,9 @@ NEVER = {
 }
 SCREEN = {"typer", "rich", "prompt_toolkit"}
 WITH_TORCH = ("models", "training", "evaluation", "chat")
-WITH_TORCH_FILES = {f"federation/{name}.py" for name in ("site", "simulation", "pooled", "cross_scores", "auditing")}
+WITH_TORCH_FILES = {
+    f"federation/{name}.py" for name in ("site", "simulation", "pooled", "cross_scores", "auditing", "personalising")
+}
 
 
 def imports(path):

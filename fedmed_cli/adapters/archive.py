@@ -7,7 +7,13 @@ from pathlib import Path
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
-from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, AdapterFolder, ContributionFolder, GlobalFolder
+from fedmed_cli.adapters.folder import (
+    CONTRIBUTION_NAME,
+    AdapterFolder,
+    ContributionFolder,
+    GlobalFolder,
+    PersonalFolder,
+)
 from fedmed_cli.adapters.signers import check_signer
 from fedmed_cli.errors import InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
@@ -15,6 +21,8 @@ from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
+
+PERSONAL = "personal-"  # with a site's name, what its private adapter is called
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,19 @@ def site_adapter(workspace: Workspace, plan: Plan, site: str) -> SiteAdapter | N
     return SiteAdapter(gate.read_contribution(path, plan, site=site).adapter, None) if path.is_dir() else None
 
 
+def personal_adapter(workspace: Workspace, plan: Plan, site: str) -> PersonalFolder | None:
+    """The private adapter of a site that is in this workspace; None where there is none. TrustError for another's."""
+    path = workspace.personal(site)
+    if site not in plan.sites.names or not path.is_dir():
+        return None
+    folder = gate.read_from_anyone(path, plan)  # fedmed's own, which nobody sends
+    if not isinstance(folder, PersonalFolder) or folder.record.site != site:
+        raise TrustError(f"{path}: is not a private adapter of site {site}")
+    return folder
+
+
 def find_folder(workspace: Workspace, plan: Plan, name: str) -> AdapterFolder:
-    """The folder of "global" (the newest), of a site's last adapter, or at a path, read through the gate.
+    """The folder of "global" (the newest), of a site's last or private adapter, or at a path, read through the gate.
 
     InputError where there is none.
     """
@@ -45,7 +64,9 @@ def find_folder(workspace: Workspace, plan: Plan, name: str) -> AdapterFolder:
             raise InputError("there is no global adapter yet", hint="run 'fedmed round' or 'fedmed aggregate' first")
         return archived_global(workspace, plan, newest)
     if name not in plan.sites.names:
-        return gate.read_folder(Path(name), plan)
+        site = name.removeprefix(PERSONAL)
+        personal = personal_adapter(workspace, plan, site) if site != name else None
+        return personal or gate.read_folder(Path(name), plan)
     last = site_adapter(workspace, plan, name)
     if last is None:
         raise InputError(f"site {name} has no adapter yet", hint=f"run 'fedmed train-local --site {name}'")
@@ -100,7 +121,7 @@ def check_as_filed(folder: ContributionFolder, record: Aggregate) -> None:
                 f"{path}: the record of round {record.round} names {what} {short(stated)}…, found {short(digest)}…"
             )
     if site in record.signers:
-        from fedmed_cli.adapters.signatures import fingerprint
+        from fedmed_cli.records.signatures import fingerprint
 
         signer = fingerprint(folder.signer) if folder.signer else "no signature"
         if signer != record.signers[site]:

@@ -172,9 +172,19 @@ def global_card(
 
 def code(text: str) -> str:
     """`text` as a code span, whatever backticks are in it: nothing in it is markup."""
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    fence = "`" * (1 + _longest_run_of_backticks(text))
     space = " " if "`" in text else ""
     return f"{fence}{space}{text}{space}{fence}"
+
+
+def code_block(text: str) -> str:
+    """`text` as a block of code, of as many lines as it has: nothing in it is markup."""
+    fence = "`" * max(3, 1 + _longest_run_of_backticks(text))
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _longest_run_of_backticks(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def _format_loss(loss: Loss) -> str:

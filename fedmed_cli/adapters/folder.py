@@ -11,14 +11,18 @@ from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.measures import COORDINATOR
+from fedmed_cli.records.personal import Personal
 
 CONTRIBUTION_NAME = "contribution.json"
 AGGREGATE_NAME = "aggregate.json"
-RECORDS: dict[str, type[Contribution] | type[Aggregate]] = {
+PERSONAL_NAME = "personal.json"
+AdapterRecord = Contribution | Aggregate | Personal
+RECORDS: dict[str, type[Contribution] | type[Aggregate] | type[Personal]] = {
     CONTRIBUTION_NAME: Contribution,
     AGGREGATE_NAME: Aggregate,
+    PERSONAL_NAME: Personal,
 }
-SIGNATURES = tuple(f"{name}.sig" for name in RECORDS)
+SIGNATURES = (f"{CONTRIBUTION_NAME}.sig", f"{AGGREGATE_NAME}.sig")
 SMALL_FILES = tuple(sorted((CONFIG_NAME, README_NAME, *RECORDS, *SIGNATURES)))
 ALLOWED_NAMES = frozenset({WEIGHTS_NAME, *SMALL_FILES})
 
@@ -34,12 +38,12 @@ class AdapterFolder:
     adapter: Adapter
     files: dict[str, bytes] = field(repr=False)
     signer: str | None
-    record: Contribution | Aggregate | None
+    record: AdapterRecord | None
 
     @property
     def record_name(self) -> str:
         """The name of the record's file."""
-        return AGGREGATE_NAME if isinstance(self.record, Aggregate) else CONTRIBUTION_NAME
+        return next(name for name, kind in RECORDS.items() if isinstance(self.record, kind))
 
     @cached_property
     def record_digest(self) -> str:
@@ -48,10 +52,10 @@ class AdapterFolder:
 
     @property
     def sender(self) -> str | None:
-        """Who should have signed it: a site, or the coordinator; None where there is no record."""
+        """Who should have signed it: a site, or the coordinator; None where nobody signs it."""
         if isinstance(self.record, Contribution):
             return self.record.site
-        return None if self.record is None else COORDINATOR
+        return COORDINATOR if isinstance(self.record, Aggregate) else None
 
     @property
     def num_bytes(self) -> int:
@@ -70,3 +74,10 @@ class GlobalFolder(AdapterFolder):
     """A round's global adapter."""
 
     record: Aggregate
+
+
+@dataclass(frozen=True)
+class PersonalFolder(AdapterFolder):
+    """A hospital's private adapter, which does not leave it."""
+
+    record: Personal

@@ -15,6 +15,7 @@ from fedmed_cli.adapters.folder import (
     AdapterFolder,
     ContributionFolder,
     GlobalFolder,
+    PersonalFolder,
 )
 from fedmed_cli.adapters.gate_steps import STEPS, Reading
 from fedmed_cli.adapters.signers import SignaturePolicy, check_signer
@@ -22,6 +23,7 @@ from fedmed_cli.errors import CombineError, FedmedError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
+from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
 
 PINNED = SignaturePolicy()
@@ -43,6 +45,8 @@ def read_from_anyone(path: Path, plan: Plan | None = None) -> AdapterFolder:
         return ContributionFolder(path, adapter, reading.files, reading.signer, record)
     if isinstance(record, Aggregate):
         return GlobalFolder(path, adapter, reading.files, reading.signer, record)
+    if isinstance(record, Personal):
+        return PersonalFolder(path, adapter, reading.files, reading.signer, record)
     return AdapterFolder(path, adapter, reading.files, reading.signer, None)
 
 
@@ -83,6 +87,7 @@ def read_contribution(
     `site` is given, it must be that site's.
     """
     folder = read_from_anyone(path, plan)
+    check_may_leave(folder)
     if isinstance(folder, GlobalFolder):
         raise CombineError(f"{path}: is a global adapter, not a site's contribution")
     if not isinstance(folder, ContributionFolder):
@@ -101,6 +106,7 @@ def read_contribution(
 def read_global(path: Path, plan: Plan, policy: SignaturePolicy | None = PINNED) -> GlobalFolder:
     """Read a round's global adapter through the gate, and check who signed it as `read_folder` does."""
     folder = read_from_anyone(path, plan)
+    check_may_leave(folder)
     if isinstance(folder, ContributionFolder):
         raise CombineError(f"{path}: is a site's contribution, not a global adapter")
     if not isinstance(folder, GlobalFolder):
@@ -108,6 +114,15 @@ def read_global(path: Path, plan: Plan, policy: SignaturePolicy | None = PINNED)
     if policy is not None:
         check_signer(folder, plan, policy)
     return folder
+
+
+def check_may_leave(folder: AdapterFolder) -> None:
+    """TrustError for a hospital's private adapter."""
+    if isinstance(folder, PersonalFolder):
+        raise TrustError(
+            f"{folder.path}: is a private adapter of site {folder.record.site}, which does not leave the hospital",
+            hint="what may leave is the contribution that 'fedmed train-local' writes to adapters/",
+        )
 
 
 def check_lineage(path: Path, record: Contribution, round_number: int, parent: str) -> None:

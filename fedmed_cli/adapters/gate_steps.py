@@ -15,7 +15,14 @@ import numpy as np
 from fedmed_cli.adapters.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, Adapter, Factors, FactorsOfFile, tensor_name
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, MAX_OVERHEAD_BYTES, is_bundle, unpack
 from fedmed_cli.adapters.config import AdapterConfig, check_config, check_config_against_plan, resolve_pattern
-from fedmed_cli.adapters.folder import ALLOWED_NAMES, CONTRIBUTION_NAME, RECORDS, SIGNATURES, SMALL_FILES
+from fedmed_cli.adapters.folder import (
+    ALLOWED_NAMES,
+    CONTRIBUTION_NAME,
+    RECORDS,
+    SIGNATURES,
+    SMALL_FILES,
+    AdapterRecord,
+)
 from fedmed_cli.adapters.safetensors import MAX_HEADER_BYTES, TensorInfo, header_bytes, parse_header, to_float32
 from fedmed_cli.errors import CombineError, InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
@@ -44,7 +51,7 @@ class Reading:
     names: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
-    records: dict[str, Contribution | Aggregate] = field(default_factory=dict)
+    records: dict[str, AdapterRecord] = field(default_factory=dict)
     config: AdapterConfig | None = None
     adapter: Adapter | None = None
     signer: str | None = None
@@ -71,7 +78,7 @@ def _list_names(reading: Reading) -> None:
     path = reading.path
     if is_bundle(path):
         limit = sum(map(reading.max_bytes, ALLOWED_NAMES)) + MAX_OVERHEAD_BYTES
-        for name, data in unpack(read_file(path, limit), str(path)).items():
+        for name, data in unpack(read_file(path, limit, links=False), str(path)).items():
             if len(data) > reading.max_bytes(name):
                 raise InputError(
                     f"{path / name}: expected at most {reading.max_bytes(name):,} bytes, found {len(data):,}"
@@ -271,7 +278,7 @@ def _check_federation(reading: Reading, name: str) -> None:
         )
     if record.plan != plan.digest:
         raise CombineError(f"{path}: is of another plan: expected {short(plan.digest)}…, found {short(record.plan)}…")
-    if isinstance(record, Contribution) and record.site not in plan.sites.names:
+    if not isinstance(record, Aggregate) and record.site not in plan.sites.names:
         raise CombineError(f"{path}: site {record.site} is not in the plan ({', '.join(plan.sites.names)})")
 
 
@@ -319,14 +326,15 @@ def _check_signature(reading: Reading, name: str) -> None:
     signature = f"{name}.sig"
     if signature not in reading.files or name not in reading.files:
         return
-    from fedmed_cli.adapters.signatures import verify  # not needed to read unsigned folders
+    from fedmed_cli.records.signatures import verify  # not needed to read unsigned folders
 
     reading.signer = verify(reading.files[name], reading.files[signature], str(reading.path / signature))
 
 
 def _refuse_two_records(reading: Reading) -> None:
-    if all(name in reading.files for name in RECORDS):
-        raise CombineError(f"{reading.path}: holds both {' and '.join(RECORDS)}, expected one of them")
+    found = [name for name in RECORDS if name in reading.files]
+    if len(found) > 1:
+        raise CombineError(f"{reading.path}: holds both {' and '.join(found)}, expected one of them")
 
 
 STEPS: Sequence[Callable[[Reading], None]] = (

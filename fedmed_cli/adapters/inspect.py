@@ -15,6 +15,7 @@ from fedmed_cli.adapters.gate import read_from_anyone
 from fedmed_cli.adapters.low_rank import decompose
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
 
 
@@ -73,6 +74,7 @@ class AdapterFacts:
             "signer": folder.signer,
             "contribution": record.to_dict() if isinstance(record, Contribution) else None,
             "aggregate": record.to_dict() if isinstance(record, Aggregate) else None,
+            "personal": record.to_dict() if isinstance(record, Personal) else None,
             "modules": {
                 name: {
                     "shape": [facts.size_out, facts.size_in],

@@ -36,6 +36,11 @@ def check_signer(folder: AdapterFolder, plan: Plan, policy: SignaturePolicy) -> 
     """
     if folder.sender is not None:
         check_signature(folder.path, f"{folder.record_name}", folder.sender, folder.signer, plan, policy)
+    elif folder.record is not None and plan.sites.keys:
+        raise TrustError(
+            f"{folder.path}: is a private adapter, which nobody signs, and the plan pins keys",
+            hint="in the hospital's own workspace name it: personal-SITE",
+        )
     elif plan.sites.keys or policy.required:
         raise TrustError(
             f"{folder.path}: has no record, so nothing proves who made it",
@@ -66,7 +71,7 @@ def check_signature(
             )
         policy.say(f"{path}: is not signed: nothing proves that it comes from {who}")
         return
-    from fedmed_cli.adapters.signatures import fingerprint  # loads cryptography, for which unsigned work need not wait
+    from fedmed_cli.records.signatures import fingerprint  # loads cryptography, for which unsigned work need not wait
 
     if pinned is None:
         if policy.required:

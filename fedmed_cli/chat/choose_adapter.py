@@ -42,7 +42,7 @@ def choose_adapter(
     load: Callable[[], LanguageModel] | None = None,
     progress: Progress | None = None,
 ) -> NamedAdapter:
-    """The adapter for "base", "global", "best", a site or a folder; by default the newest global one.
+    """The adapter for "base", "global", "best", a site, "personal-SITE" or a folder; by default the newest global one.
 
     "best" is what has the least loss on the coordinator's deciding examples, for which `load` gives the model.
     InputError where there is none.
@@ -67,6 +67,8 @@ def choose_adapter(
         return _best(workspace, plan, load(), say, progress)
     if name in plan.sites.names:
         return site_adapter(workspace, plan, name)
+    if name.startswith(archive.PERSONAL) and (own := personal_adapter(workspace, plan, name)):
+        return own
     adapter = gate.read_folder(Path(name), plan).adapter
     return NamedAdapter(f"adapter {name} ({short(adapter.digest)})", adapter)
 
@@ -78,6 +80,15 @@ def site_adapter(workspace: Workspace, plan: Plan, site: str) -> NamedAdapter:
         raise InputError(f"site {site} has no adapter yet", hint=f"run 'fedmed train-local --site {site}'")
     where = f"of round {last.round_number}" if last.round_number else "in the mailbox"
     return NamedAdapter(f"adapter of site {site} {where} ({short(last.adapter.digest)})", last.adapter)
+
+
+def personal_adapter(workspace: Workspace, plan: Plan, name: str) -> NamedAdapter | None:
+    """The private adapter called "personal-SITE", if there is one."""
+    folder = archive.personal_adapter(workspace, plan, name.removeprefix(archive.PERSONAL))
+    if folder is None:
+        return None
+    about = f"private adapter of site {folder.record.site}, from round {folder.record.round}"
+    return NamedAdapter(f"{about} ({short(folder.adapter.digest)})", folder.adapter)
 
 
 def _best(workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progress: Progress | None) -> NamedAdapter:
@@ -106,11 +117,13 @@ def _best(workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progres
 
 
 def all_adapters(workspace: Workspace, plan: Plan) -> dict[str, NamedAdapter]:
-    """Everything that can answer, by the name it is asked for: base, global and each site, where there is one."""
+    """Everything that can answer, by the name it is asked for: base, global, each site's and private ones."""
     found = {"base": BASE}
     if workspace.newest_round():
         found["global"] = choose_adapter(workspace, plan, "global", lambda message: None)
     for site in plan.sites.names:
         if archive.site_adapter(workspace, plan, site) is not None:
             found[site] = site_adapter(workspace, plan, site)
+        if own := personal_adapter(workspace, plan, f"{archive.PERSONAL}{site}"):
+            found[f"{archive.PERSONAL}{site}"] = own
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ from fedmed_cli.chat.conversation import LABEL, Conversation, check_length
 from fedmed_cli.chat.guardrails.findings import Finding, Level
 from fedmed_cli.errors import ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.records.chat import Chat
-from fedmed_cli.workspace.durable import write_file
+from fedmed_cli.workspace.durable import private_files, write_file
 
 # Each command with its argument and what it does, in the order that /help shows.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -145,8 +144,8 @@ class Session:
             raise ConflictError(f"{path} exists already")
         if not self.conversation.turns:
             raise UsageError("/save: there is nothing to save yet")
-        write_file(path, self.conversation.record(self.fingerprint).to_bytes())
-        os.chmod(path, 0o600)
+        with private_files():
+            write_file(path, self.conversation.record(self.fingerprint).to_bytes())
         self.view.say(f"wrote {path} ({len(self.conversation.turns)} questions; it holds their text)")
 
     def do_load(self, argument: str) -> None:

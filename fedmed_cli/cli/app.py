@@ -24,6 +24,7 @@ COMMANDS = {
     "init": ("init", "init"),
     "train-local": ("train_local", "train_local"),
     "aggregate": ("aggregate", "aggregate"),
+    "personalise": ("personalise", "personalise"),
     "round": ("round", "run_round"),
     "compare": ("compare", "compare"),
     "compare merge": ("compare_merge", "merge"),
@@ -35,12 +36,15 @@ COMMANDS = {
     "verify": ("verify", "verify"),
     "pack": ("pack", "pack"),
     "report": ("report", "report"),
+    "status": ("status", "status"),
+    "doctor": ("doctor", "doctor"),
     "privacy": ("privacy", "privacy"),
     "audit": ("audit", "audit"),
     "keys": ("keys", "keys"),
     "keys new": ("keys", "new"),
     "keys show": ("keys", "show"),
     "keys trust": ("keys", "trust"),
+    "keys sign": ("keys", "sign"),
     "keys accept": ("keys", "accept"),
 }
 # Options of 0.1 that are commands now. They go with the next release.

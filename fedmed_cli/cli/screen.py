@@ -281,6 +281,10 @@ def _markdown(text: str) -> Markdown:
     return Markdown(text, hyperlinks=False)
 
 
+# A paragraph of more characters is drawn again only once it has grown by this factor: each of them takes time.
+ALWAYS_DRAWN, DRAWN_AGAIN = 500, 1.02
+
+
 class _MarkdownStream:
     """Markdown that grows: finished paragraphs are printed for good, the last one is drawn again with each piece."""
 
@@ -289,7 +293,7 @@ class _MarkdownStream:
 
         self._console = console
         self._width = width
-        self._tail = ""
+        self._tail, self._drawn = "", 0  # what is not printed yet, and how long it was when it was last drawn
         self._live = Live(console=console, transient=True, auto_refresh=False, vertical_overflow="crop")
 
     def __enter__(self) -> _MarkdownStream:
@@ -307,8 +311,11 @@ class _MarkdownStream:
             cut = self._finished()
             if not cut:
                 break
-            done, self._tail = self._tail[:cut], self._tail[cut:]
+            done, self._tail, self._drawn = self._tail[:cut], self._tail[cut:], 0
             self._print(done)
+        if ALWAYS_DRAWN < len(self._tail) < DRAWN_AGAIN * self._drawn:
+            return
+        self._drawn = len(self._tail)
         # Only what fits is drawn: a live region that is taller than the screen cannot be taken back.
         lines = self._tail.splitlines()[-max(self._console.height - 4, 3) :]
         shown = "\n".join(lines)
@@ -316,11 +323,12 @@ class _MarkdownStream:
 
     def _finished(self) -> int:
         """Where the first finished paragraph ends: at an empty line that is not inside a code block; 0 if none."""
-        place = self._tail.find("\n\n")
-        while place >= 0:
-            if self._tail[:place].count("```") % 2 == 0:
-                return place + 2
-            place = self._tail.find("\n\n", place + 2)
+        start = fences = 0
+        while (place := self._tail.find("\n\n", start)) >= 0:
+            fences += self._tail.count("```", start, place)
+            start = place + 2
+            if fences % 2 == 0:
+                return start
         return 0
 
     def _print(self, text: str) -> None:

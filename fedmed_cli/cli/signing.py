@@ -13,13 +13,13 @@ from fedmed_cli.cli.screen import Screen
 from fedmed_cli.errors import InputError
 
 if TYPE_CHECKING:
-    from fedmed_cli.adapters.signatures import Signer
+    from fedmed_cli.records.signatures import Signer
 
 
 def passphrase_for(path: Path) -> str | None:
     """The passphrase of a key that has one: FEDMED_KEY_PASSPHRASE, else asked for on the terminal."""
-    from fedmed_cli.adapters.signatures import MAX_KEY_BYTES, is_encrypted
     from fedmed_cli.records.codec import read_file
+    from fedmed_cli.records.signatures import MAX_KEY_BYTES, is_encrypted
 
     if not is_encrypted(read_file(path, MAX_KEY_BYTES)):
         return None
@@ -42,7 +42,7 @@ def load_signer(screen: Screen, key: Path | None, workspace: Path) -> Signer | N
     if key is None and not path.exists():
         screen.say("not signing: there is no key yet ('fedmed keys new' makes one)")
         return None
-    from fedmed_cli.adapters.signatures import (  # loads cryptography, which unsigned work need not wait for
+    from fedmed_cli.records.signatures import (  # loads cryptography, which unsigned work need not wait for
         load,
         refuse_inside,
     )

@@ -66,11 +66,7 @@ def file_data(
     `options.phi` is block and there are identifiers.
     """
     folder, seed = workspace.site_data(site), plan.training.seed
-    if folder.exists() and not (folder / DIVISION_NAME).exists():
-        raise ConflictError(
-            f"{workspace.relative(folder)} holds the examples that 'fedmed split' made",
-            hint="omit --data, or use another workspace",
-        )
+    refuse_split_data(workspace, site)
     source.fetch(workspace.private / "hub")
     index = row_index.build(source, options, seed, workspace.private / "bands", say, order_by_group=True)
     num_groups = len(np.unique(index.group_of))
@@ -103,6 +99,16 @@ def file_data(
     pending = {} if _is_divided(folder, record, pending) else {**pending, DIVISION_NAME: record.to_bytes()}
     train, validation = ([rows[row] for row in sets[name]] for name in ("train", "validation"))
     return SiteData(train, validation, options.group_by, pending)
+
+
+def refuse_split_data(workspace: Workspace, site: str) -> None:
+    """ConflictError where the workspace holds data of this site that came from `split`."""
+    folder = workspace.site_data(site)
+    if folder.exists() and not (folder / DIVISION_NAME).exists():
+        raise ConflictError(
+            f"{workspace.relative(folder)} holds the examples that 'fedmed split' made",
+            hint="omit --data, or use another workspace",
+        )
 
 
 def divide_by_hash(index: Index, seed: int) -> dict[str, NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from fedmed_cli.data.disclosure import check_not_group, list_columns, may_leave
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation import generated, mcq, measuring
-from fedmed_cli.evaluation.compared_adapters import BASE, GLOBAL, POOLED, worst_sites
+from fedmed_cli.evaluation.compared_adapters import BASE, BOUNDS, GLOBAL, worst_sites
 from fedmed_cli.evaluation.mcq_files import QuestionSet
 from fedmed_cli.events import Say, StageProgress
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models import prompts
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
-from fedmed_cli.records.comparison import Comparison, Score, Tally
+from fedmed_cli.records.comparison import Comparison, Score, Shares, Tally
 from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
@@ -132,6 +132,7 @@ def compare(
     *,
     site: str | None = None,
     local_only: Mapping[str, str] | None = None,
+    personal: Mapping[str, str] | None = None,
     by_column: Sequence[str] = (),
     num_generated: int = 0,
     max_new_tokens: int = 64,
@@ -143,7 +144,8 @@ def compare(
     """Measure the base and every adapter on the same examples; each difference is paired by example.
 
     `site` is the hospital whose own examples these are; `local_only` names the site of each adapter that was
-    trained without the federation. Answers are generated to `num_generated` of the questions.
+    trained without the federation, `personal` that of each private one. Answers are generated to `num_generated` of the
+    questions.
     """
     items = measuring.prepare(lm, plan, tests.examples, tests.group_by)
     shares = site_parts(items.examples)
@@ -180,8 +182,10 @@ def compare(
         },
         num_skipped=items.num_skipped,
         num_truncated=items.num_truncated,
-        on_other_sites=paired.on_other_sites(shares, {name: name for name in shares} | dict(local_only or {})),
-        recovered=paired.recovered(),
+        on_other_sites=paired.on_other_sites(
+            shares, {name: name for name in shares} | dict(local_only or {}) | dict(personal or {})
+        ),
+        recovered=paired.recovered(local_only or ()),
         round=workspace.newest_round() or None,
         site=site,
         worst_sites=worst_sites({name: {part: scores[name][part] for part in shares} for name in losses}),
@@ -202,7 +206,7 @@ class Paired:
         loss = summarize(self.losses[name].take(indices), [self.groups[i] for i in indices])
         return Score(
             loss=loss.mean,
-            perplexity=math.exp(min(loss.mean, 700)),
+            perplexity=math.exp(min(loss.mean, 230)),
             standard_error=loss.standard_error,
             num_examples=loss.num_examples,
             num_groups=loss.num_groups,
@@ -235,20 +239,31 @@ class Paired:
                 differences[name] = self.difference(GLOBAL, name, others)
         return {name: one for name, one in differences.items() if one is not None}
 
-    def recovered(self) -> Interval | None:
-        """The share of the pooled adapter's gain on the base that the global adapter reaches.
+    def recovered(self, alone: Collection[str]) -> dict[str, Shares]:
+        """By upper bound that was measured: what share of its gain the global adapter reaches.
 
-        None where either was not measured, or where the pooled gain is not clearly above 0.
+        `alone` names the adapters of hospitals that trained alone. The best of them is the best on these very
+        examples, which flatters it.
         """
-        if not {POOLED, GLOBAL} <= set(self.losses):
+        if GLOBAL not in self.losses:
+            return {}
+        starts = {"base": self.losses[BASE]}
+        if alone:
+            lone = [self.losses[name] for name in alone]
+            starts["best_alone"] = min(lone, key=lambda losses: losses.mean)
+            starts["mean_alone"] = Losses(np.mean([losses.nll for losses in lone], axis=0), lone[0].num_tokens)
+        return {
+            bound: Shares(**{name: self._share(start, self.losses[bound]) for name, start in starts.items()})
+            for bound in BOUNDS
+            if bound in self.losses
+        }
+
+    def _share(self, start: Losses, bound: Losses) -> Interval | None:
+        """The global adapter's gain on `start` over that of `bound`; None where the latter is not clearly above 0."""
+        if paired_interval(bound, start, self.groups, self.num_resamples).high >= 0:
             return None
-        everything = range(len(self.groups))
-        pooled = self.difference(POOLED, BASE, everything)
-        if pooled is None or pooled.high >= 0:
-            return None
-        base = self.losses[BASE]
-        gain, bound = (base.nll - self.losses[name].nll for name in (GLOBAL, POOLED))
-        return intervals.ratio_interval(gain, bound, base.num_tokens, self.groups, self.num_resamples)
+        gain, whole = start.nll - self.losses[GLOBAL].nll, start.nll - bound.nll
+        return intervals.ratio_interval(gain, whole, start.num_tokens, self.groups, self.num_resamples)
 
 
 def read_questions(path: Path | None) -> list[str]:

@@ -18,6 +18,8 @@ BASE = "base"
 GLOBAL = "global"
 FACTOR_MEAN = "factor-mean"
 POOLED = "pooled"
+POOLED_PARALLEL = "pooled-parallel"
+BOUNDS = (POOLED, POOLED_PARALLEL)
 ALONE = "alone"
 
 
@@ -79,6 +81,19 @@ def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) ->
         return None
 
 
+def personal_adapters(workspace: Workspace, plan: Plan, site: str | None, say: Say) -> dict[str, tuple[str, Adapter]]:
+    """The private adapters in this workspace (of `site` alone, where it measures) by name: whose, and the adapter."""
+    adapters = {}
+    for owner in [site] if site else plan.sites.names:
+        folder = archive.personal_adapter(workspace, plan, owner)
+        if folder is not None:
+            name = f"{archive.PERSONAL}{owner}"
+            if folder.record.round != workspace.newest_round():
+                say(f"{name} was made from round {folder.record.round}: run 'fedmed personalise' for the newest round")
+            adapters[name] = (owner, folder.adapter)
+    return adapters
+
+
 def named_adapters(plan: Plan, arguments: Sequence[str], others: Mapping[str, Adapter]) -> dict[str, Adapter]:
     """Adapters given as PATH or NAME=PATH; UsageError where a name is already that of another one."""
     adapters: dict[str, Adapter] = {}
@@ -86,7 +101,7 @@ def named_adapters(plan: Plan, arguments: Sequence[str], others: Mapping[str, Ad
         name, equals, path = text.partition("=")
         if not equals:
             name, path = Path(text).name, text
-        if name in (BASE, POOLED) or name in others or name in adapters:
+        if name in (BASE, *BOUNDS) or name in others or name in adapters:
             raise UsageError(f"--adapter {text}: the name {name!r} is taken", hint="give another: --adapter NAME=PATH")
         if not (0 < len(name) <= 80 and name.isprintable()):
             raise UsageError(f"--adapter {text[:80]!a}: the name must be 1 to 80 printable characters")

@@ -36,7 +36,7 @@ from fedmed_cli.workspace import Workspace, utc_now
 from fedmed_cli.workspace.durable import new_folder, syncing, write_new
 
 if TYPE_CHECKING:
-    from fedmed_cli.adapters.signatures import Signer
+    from fedmed_cli.records.signatures import Signer
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ def _list_signers(plan: Plan, sites: Iterable[str]) -> dict[str, str]:
     pinned = {site: plan.sites.keys[site] for site in sorted(sites) if site in plan.sites.keys}
     if not pinned:
         return {}
-    from fedmed_cli.adapters.signatures import fingerprint
+    from fedmed_cli.records.signatures import fingerprint
 
     return {site: fingerprint(key) for site, key in pinned.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fedmed_cli.errors import UsageError
+from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.events import Say
 from fedmed_cli.models import bases, bundled_base
 from fedmed_cli.records.lora import Lora
@@ -91,6 +91,12 @@ def check_options(options: PlanOptions, plan: Plan) -> None:
                 f"{flag} is {_format_option(value)}, but the plan has {_format_option(agreed[name])}",
                 hint="omit this option: all sites must use the plan's value",
             )
+
+
+def check_site(plan: Plan, site: str) -> None:
+    """InputError unless the plan has the site."""
+    if site not in plan.sites.names:
+        raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
 
 
 def _list_given(options: PlanOptions) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The upper bound of a federation on one machine: one adapter trained on all sites' examples put together."""
+"""The upper bounds of a federation on one machine: one adapter trained on all sites' examples put together.
+
+`pooled` walks all sites' steps one after the other: what is lost in all by not moving the records. `pooled-parallel`
+walks as many steps as one site, with the examples of all sites' steps in each: what is lost to training apart.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fedmed_cli.adapters import archive, card, gate
 from fedmed_cli.adapters.adapter import Adapter, adapter_files
 from fedmed_cli.data import examples
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import InputError, UsageError
-from fedmed_cli.evaluation.compared_adapters import POOLED
+from fedmed_cli.evaluation.compared_adapters import BOUNDS, POOLED, POOLED_PARALLEL
 from fedmed_cli.events import Say, Step
 from fedmed_cli.models import prompts
 from fedmed_cli.models.language_model import LanguageModel
@@ -30,14 +35,19 @@ RECORD_NAME = "pooled.json"
 
 @dataclass(frozen=True)
 class PooledInput:
-    """All sites' examples, and what the federation spent in all rounds, which the pooled training may spend too."""
+    """All sites' examples, and what the federation spent in all rounds, which the training of `bound` may spend too.
 
+    `learning_rate` None is the plan's.
+    """
+
+    bound: str
     rows: Sequence[Example]
     rounds: int
     steps: int
     tokens: int
     batch_size: int
     accumulation: int
+    learning_rate: float | None = None
 
 
 def pooled_adapter(
@@ -48,28 +58,31 @@ def pooled_adapter(
     say: Say = lambda message: None,
     step: Callable[[Step], None] | None = None,
 ) -> Adapter:
-    """The pooled adapter of this workspace's rounds, trained now or taken from `reports/pooled/`.
+    """A pooled adapter of this workspace's rounds, trained now or taken from `reports/pooled/`.
 
-    It starts from the plan's initial adapter and makes as many steps, of the same batch size, as all sites in all
-    rounds made together. The caller holds the lock.
+    It starts from the plan's initial adapter. The caller holds the lock.
     """
-    rows = wanted.rows
+    rows, bound = wanted.rows, wanted.bound
     digest = examples.set_digest(rows)
-    seed = order_seed(plan, POOLED, wanted.rounds)
-    key = sha256_json([plan.digest, digest, wanted.steps, wanted.batch_size, wanted.accumulation, seed])
-    made = _load_pooled(workspace, plan, key)
+    seed = order_seed(plan, bound, wanted.rounds)
+    key = sha256_json(
+        [plan.digest, digest, wanted.steps, wanted.batch_size, wanted.accumulation, seed, wanted.learning_rate]
+    )
+    folder = workspace.reports / bound
+    made = _load_pooled(folder, plan, key)
     if made is not None:
-        say(f"the pooled adapter of {wanted.steps} steps is taken from reports/pooled")
+        say(f"the {bound} adapter of {wanted.steps} steps is taken from {workspace.relative(folder)}")
         return made
     encoded = [prompts.encode(row, plan.prompt, lm.tokenizer, plan.training.max_length) for row in rows]
     usable = [tokens for tokens in encoded if tokens is not None]
     if len(usable) < len(rows):
-        say(f"pooled: {len(rows) - len(usable)} of {len(rows)} examples skipped: the question fills max_length")
-    say(f"training the pooled adapter: {wanted.steps} steps on {len(usable):,} examples of all sites")
+        say(f"{bound}: {len(rows) - len(usable)} of {len(rows)} examples skipped: the question fills max_length")
+    size = wanted.batch_size * wanted.accumulation
+    say(f"training the {bound} adapter: {wanted.steps} steps of {size} out of {len(usable):,} examples of all sites")
     started = time.perf_counter()
     start = archive.starting_adapter(workspace, plan, 1)
     trained = _train(lm, plan, start, usable, wanted, seed, step)
-    say(f"pooled: {trained.num_tokens:,} answer tokens; the federation's rounds used {wanted.tokens:,}")
+    say(f"{bound}: {trained.num_tokens:,} answer tokens; the federation's rounds used {wanted.tokens:,}")
     record = Pooled(
         key=key,
         plan=plan.digest,
@@ -85,6 +98,7 @@ def pooled_adapter(
         per_device_train_batch_size=wanted.batch_size,
         gradient_accumulation_steps=wanted.accumulation,
         losses=tuple(round(loss, 6) for loss in trained.losses),
+        learning_rate=wanted.learning_rate,
         run=lm.environment() | {"created": utc_now(), "seconds": round(time.perf_counter() - started, 3)},
     )
     readme = card.card(
@@ -94,7 +108,7 @@ def pooled_adapter(
         "Trained by fedmed on all sites' examples together, to compare a federation with. It is not a global adapter.",
     )
     files = {f"adapter/{name}": data for name, data in adapter_files(trained.adapter, readme).items()}
-    workspace.replace_folder(workspace.reports / "pooled", {**files, RECORD_NAME: record.to_bytes()})
+    workspace.replace_folder(folder, {**files, RECORD_NAME: record.to_bytes()})
     return trained.adapter
 
 
@@ -108,42 +122,63 @@ def _train(
     step: Callable[[Step], None] | None,
 ) -> Trained:
     """Train on everything at once: one schedule over all steps, and no pull to where a round began."""
-    one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1, fedprox_mu=0.0))
+    rate = wanted.learning_rate or plan.training.learning_rate
+    training = replace(plan.training, learning_rate=rate, lr_scheduler_rounds=1, fedprox_mu=0.0)
     options = TrainingOptions(
         per_device_train_batch_size=wanted.batch_size,
         gradient_accumulation_steps=wanted.accumulation,
     )
-    return train(lm, one_schedule, start, encoded, wanted.steps, options, seed=seed, progress=step)
+    return train(lm, replace(plan, training=training), start, encoded, wanted.steps, options, seed=seed, progress=step)
 
 
-def gather(workspace: Workspace, plan: Plan, say: Say) -> PooledInput:
-    """What a pooled training needs, without a model.
+def gather(
+    workspace: Workspace, plan: Plan, bounds: Sequence[str], learning_rate: float | None, say: Say
+) -> list[PooledInput]:
+    """What the trainings of these upper bounds need, without a model.
 
-    InputError where contributions or examples are not here, UsageError where a site has the pooled adapter's name.
+    InputError where contributions or examples are not here, UsageError where a site has the name of a bound.
     """
-    if POOLED in plan.sites.names:
-        raise UsageError(f"--pooled: {POOLED} is a site of this plan, so it cannot name the pooled adapter")
+    for taken in sorted(set(BOUNDS) & set(plan.sites.names)):
+        raise UsageError(f"--pooled: {taken} is a site of this plan, so it cannot name an upper bound")
     newest = workspace.newest_round()
     if not newest:
         raise InputError("--pooled: there is no round to compare with", hint="run 'fedmed round' first")
-    records: list[Contribution] = []
-    for number in range(1, newest + 1):
-        for site in archive.archived_global(workspace, plan, number).record.sites:
-            path = workspace.round(number) / site
-            if not path.is_dir():
-                raise InputError(
-                    f"--pooled: {workspace.relative(path)} is not here",
-                    hint="a pooled adapter is for one machine that has all sites' examples and contributions",
-                )
-            records.append(archive.archived_contribution(workspace, plan, number, site).record)
+    rounds = [_read_contributions(workspace, plan, number) for number in range(1, newest + 1)]
+    records = [record for contributions in rounds for record in contributions]
     sizes = Counter((record.per_device_train_batch_size, record.gradient_accumulation_steps) for record in records)
     (size, accumulation), _ = sizes.most_common(1)[0]
     if len(sizes) > 1:
         seen = ", ".join(f"{one} x {other}" for one, other in sorted(sizes))
         say(f"pooled: the sites trained with batches of {seen} examples; it takes {size} x {accumulation}")
-    steps = sum(record.num_steps for record in records)
     tokens = sum(record.num_trained_tokens for record in records)
-    return PooledInput(_read_all_examples(workspace, plan), newest, steps, tokens, size, accumulation)
+    sequential = PooledInput(
+        bound=POOLED,
+        rows=_read_all_examples(workspace, plan),
+        rounds=newest,
+        steps=sum(record.num_steps for record in records),
+        tokens=tokens,
+        batch_size=size,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+    )
+    one_site = sum(max(record.num_steps for record in contributions) for contributions in rounds)
+    num_sites = max(map(len, rounds))
+    parallel = replace(sequential, bound=POOLED_PARALLEL, steps=one_site, batch_size=size * num_sites)
+    return [one for one in (sequential, parallel) if one.bound in bounds]
+
+
+def _read_contributions(workspace: Workspace, plan: Plan, number: int) -> list[Contribution]:
+    """The records of those who took part in a round. InputError where one is not here."""
+    records = []
+    for site in archive.archived_global(workspace, plan, number).record.sites:
+        path = workspace.round(number) / site
+        if not path.is_dir():
+            raise InputError(
+                f"--pooled: {workspace.relative(path)} is not here",
+                hint="a pooled adapter is for one machine that has all sites' examples and contributions",
+            )
+        records.append(archive.archived_contribution(workspace, plan, number, site).record)
+    return records
 
 
 def _read_all_examples(workspace: Workspace, plan: Plan) -> list[Example]:
@@ -159,9 +194,8 @@ def _read_all_examples(workspace: Workspace, plan: Plan) -> list[Example]:
     return rows
 
 
-def _load_pooled(workspace: Workspace, plan: Plan, key: str) -> Adapter | None:
-    """The adapter in `reports/pooled/` where it was trained with just this `key`."""
-    folder = workspace.reports / "pooled"
+def _load_pooled(folder: Path, plan: Plan, key: str) -> Adapter | None:
+    """The adapter in `folder` where it was trained with just this `key`."""
     if not (folder / RECORD_NAME).exists():
         return None
     record = Pooled.read(folder / RECORD_NAME)

@@ -11,6 +11,7 @@ from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.errors import ConflictError
 from fedmed_cli.events import Say
 from fedmed_cli.records.digests import short
+from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 
@@ -20,10 +21,11 @@ def accept_global(
 ) -> tuple[GlobalFolder, bool]:
     """Check a global adapter that came from the coordinator, and whether it is new here.
 
-    It must be of the newest round known here or a later one; a different adapter for a known round is refused.
+    It must be of the newest round known here or a later one; a different adapter for a known round is refused. Where
+    the plan pins no key for the coordinator, anyone could have made it, so it may be one round later and not more.
     """
     folder = gate.read_global(path, plan, SignaturePolicy(require_signatures, say))
-    number = folder.record.round
+    number, newest = folder.record.round, workspace.newest_round()
     if workspace.global_adapter(number).exists():
         known = archived_global(workspace, plan, number).adapter.digest
         if known != folder.adapter.digest:
@@ -33,8 +35,14 @@ def accept_global(
                 hint="ask the coordinator which of the two holds",
             )
         return folder, False
-    if number < workspace.newest_round():
-        newest = workspace.newest_round()
+    if number > newest + 1 and COORDINATOR not in plan.sites.keys:
+        place = workspace.relative(workspace.global_adapter(number))
+        raise ConflictError(
+            f"{path}: is of round {number}, but the next round here is {newest + 1}, and nothing proves who made it",
+            hint=f"if the coordinator says that it is right, copy it to {place} and omit --global; "
+            "where the plan pins the coordinator's key ('fedmed keys sign'), rounds may be missed",
+        )
+    if number < newest:
         raise ConflictError(
             f"{path}: is of round {number}, but round {newest} is filed here",
             hint=f"if {workspace.relative(workspace.round(newest))} is not the coordinator's, move it elsewhere; "

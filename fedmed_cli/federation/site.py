@@ -13,7 +13,6 @@ from fedmed_cli.adapters.adapter import Adapter, adapter_files, file_digests
 from fedmed_cli.adapters.card import site_card
 from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, GlobalFolder
 from fedmed_cli.adapters.low_rank import cut_to_rank, update_norm
-from fedmed_cli.adapters.signatures import Signer
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.site_data import SiteData
 from fedmed_cli.errors import InputError
@@ -32,6 +31,7 @@ from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.privacy import Privacy, UnitOfPrivacy
+from fedmed_cli.records.signatures import Signer
 from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.log import log_steps
 from fedmed_cli.training.loop import Trained, order_seed, peak_memory, train
@@ -53,7 +53,7 @@ class SiteResult:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """One site's training in one round: where, of which model, from which adapter, and how."""
 
     workspace: Workspace
@@ -75,7 +75,7 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """The adapter that a training starts from, its examples, and those to choose a step and to report with."""
 
     start: Adapter
@@ -115,16 +115,16 @@ def train_local(
     workspace's lock.
     """
     began = time.perf_counter()
-    task = _Task(workspace, plan, lm, site, parent, round_number, settings, events)
-    prepared = _prepare(task, data)
+    task = Task(workspace, plan, lm, site, parent, round_number, settings, events)
+    prepared = prepare(task, data)
     run = _plan_private_run(task, data, prepared)
     account = None
     if ledger is not None:
         budget = settings.budget
         account = open_account(ledger, plan, site, round_number, data, len(prepared.units), run, budget)
     before = _measure(task, prepared, prepared.start)
-    checkpoints = _make_checkpoints(task, prepared)
-    trained = _train(task, prepared, run, checkpoints)
+    checkpoints = make_checkpoints(task, prepared, site)
+    trained = train_prepared(task, prepared, run, checkpoints)
     after = _measure(task, prepared, trained.adapter)
     privacy = account.enter(trained.adapter.digest) if account else None
     files, record = _make_contribution(task, prepared, trained, privacy, before, after, began)
@@ -143,7 +143,7 @@ def train_local(
     return result
 
 
-def _prepare(task: _Task, data: SiteData) -> _Prepared:
+def prepare(task: Task, data: SiteData) -> Prepared:
     """Encode all examples, and say what is skipped, cut, or left unmeasured."""
     plan, settings = task.plan, task.settings
     start = cut_to_rank(task.parent, plan.rank_of(task.site))
@@ -160,7 +160,7 @@ def _prepare(task: _Task, data: SiteData) -> _Prepared:
         if tokens is not None:
             units.setdefault(row.group(data.group_by), []).append(tokens)
     choosing, reporting = split_validation(task.site, data) if settings.options.eval_steps else ([], data.validation)
-    prepared = _Prepared(
+    prepared = Prepared(
         start,
         encoded,
         tuple(map(tuple, units.values())),
@@ -174,7 +174,7 @@ def _prepare(task: _Task, data: SiteData) -> _Prepared:
     return prepared
 
 
-def _encode(task: _Task, rows: Sequence[Example]) -> list[Encoded | None]:
+def _encode(task: Task, rows: Sequence[Example]) -> list[Encoded | None]:
     """The examples, None for one that does not fit; InputError where none does."""
     max_length, budget = task.plan.training.max_length, task.settings.options.max_batch_tokens
     each = [prompts.encode(row, task.plan.prompt, task.lm.tokenizer, max_length) for row in rows]
@@ -193,7 +193,7 @@ def _encode(task: _Task, rows: Sequence[Example]) -> list[Encoded | None]:
     return each
 
 
-def _plan_private_run(task: _Task, data: SiteData, prepared: _Prepared) -> PrivateRun | None:
+def _plan_private_run(task: Task, data: SiteData, prepared: Prepared) -> PrivateRun | None:
     """The training by DP-SGD that the settings ask for, if they do."""
     settings = task.settings
     if settings.privacy is None:
@@ -214,14 +214,14 @@ def _plan_private_run(task: _Task, data: SiteData, prepared: _Prepared) -> Priva
 
 
 def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Example]]:
-    """The validation examples in two disjoint halves, by group: to choose a step with, and to report on."""
+    """The validation examples in two disjoint halves, by group: to choose with, and to report on."""
     groups = sorted(
         {row.group(data.group_by) for row in data.validation}, key=lambda group: sha256_json(["step", group])
     )
     if len(groups) < 2:
         raise InputError(
-            f"site {site}: {len(groups)} groups of validation examples are too few to choose a step with --eval-steps "
-            "on one half of them and to report on the other"
+            f"site {site}: {len(groups)} groups of validation examples are too few to choose with one half of them and "
+            "to report on the other"
         )
     side = {group: number % 2 for number, group in enumerate(groups)}
     halves: tuple[list[Example], list[Example]] = ([], [])
@@ -230,7 +230,7 @@ def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Exa
     return halves
 
 
-def _make_evaluation_set(task: _Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
+def _make_evaluation_set(task: Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
     if not rows:
         return None
     chosen = measuring.sample(rows, task.settings.max_eval_samples, group_by)
@@ -239,7 +239,7 @@ def _make_evaluation_set(task: _Task, rows: Sequence[Example], group_by: str | N
     return measuring.prepare(task.lm, task.plan, chosen, group_by)
 
 
-def _measure(task: _Task, prepared: _Prepared, adapter: Adapter) -> Loss | None:
+def _measure(task: Task, prepared: Prepared, adapter: Adapter) -> Loss | None:
     """The loss on the reporting examples; None where there are none."""
     items = prepared.reporting
     if items is None:
@@ -248,7 +248,7 @@ def _measure(task: _Task, prepared: _Prepared, adapter: Adapter) -> Loss | None:
     return summarize(losses, items.groups)
 
 
-def _make_checkpoints(task: _Task, prepared: _Prepared) -> Checkpoints:
+def make_checkpoints(task: Task, prepared: Prepared, name: str) -> Checkpoints:
     """Where this training is saved, under all that its bytes depend on, by the name people see when it has changed."""
     identity: dict[str, Any] = {
         "plan": task.plan.digest,
@@ -260,11 +260,11 @@ def _make_checkpoints(task: _Task, prepared: _Prepared) -> Checkpoints:
         "round": task.seed,  # the seed of the data order tells site and round
         "machine or software": {**task.lm.environment(), "machine": platform.machine()},
     }
-    path = task.workspace.private / "checkpoints" / f"{task.site}.npz"
+    path = task.workspace.private / "checkpoints" / f"{name}.npz"
     return Checkpoints(task.workspace, path, identity, task.events.say, task.settings.save_steps)
 
 
-def _train(task: _Task, prepared: _Prepared, run: PrivateRun | None, checkpoints: Checkpoints) -> Trained:
+def train_prepared(task: Task, prepared: Prepared, run: PrivateRun | None, checkpoints: Checkpoints) -> Trained:
     settings, choosing = task.settings, prepared.choosing
     private = None
     if run is not None:
@@ -310,8 +310,8 @@ def _train(task: _Task, prepared: _Prepared, run: PrivateRun | None, checkpoints
 
 
 def _make_contribution(
-    task: _Task,
-    prepared: _Prepared,
+    task: Task,
+    prepared: Prepared,
     trained: Trained,
     privacy: Privacy | None,
     before: Loss | None,
@@ -381,7 +381,7 @@ def _make_contribution(
 
 
 def _file_away(
-    task: _Task, data: SiteData, files: dict[str, bytes], record: Contribution, accepted: GlobalFolder | None
+    task: Task, data: SiteData, files: dict[str, bytes], record: Contribution, accepted: GlobalFolder | None
 ) -> SiteResult:
     """File the accepted global adapter, the divided file and the contribution, in this order."""
     workspace = task.workspace

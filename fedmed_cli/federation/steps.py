@@ -25,7 +25,7 @@ from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
 from fedmed_cli.federation.audit_gate import audit_path
 from fedmed_cli.federation.coordinator import RoundResult
-from fedmed_cli.federation.plan import PlanOptions, plan_for_sites
+from fedmed_cli.federation.plan import PlanOptions, check_site, plan_for_sites
 from fedmed_cli.models.base_model import BaseModel
 from fedmed_cli.records.audit import Audit
 from fedmed_cli.records.comparison import Comparison
@@ -37,9 +37,10 @@ from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
 
 if TYPE_CHECKING:
-    from fedmed_cli.adapters.signatures import Signer
     from fedmed_cli.aggregation.state import Evaluator
+    from fedmed_cli.federation.personalising import PersonalResult
     from fedmed_cli.federation.site import SiteResult
+    from fedmed_cli.records.signatures import Signer
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,16 @@ class CompareOptions:
 
     `adapters` and `alone` name further adapters, the latter by the site that trained without the federation. `choices`
     is a file of multiple-choice questions, `generate` the number of test questions to answer, `questions` a file of
-    questions to answer side by side (None: bundled ones), if `answers`.
+    questions to answer side by side (None: bundled ones), if `answers`. The pooled adapters are trained at
+    `pooled_lr` (None: the plan's).
     """
 
     adapters: Sequence[str] = ()
     alone: Sequence[str] = ()
     all_rounds: bool = False
     pooled: bool = False
+    pooled_parallel: bool = False
+    pooled_lr: float | None = None
     by_column: Sequence[str] = ()
     max_eval_samples: int = 600
     choices: Path | None = None
@@ -195,10 +199,34 @@ def audit(
     return path, record
 
 
-def check_site(plan: Plan, site: str) -> None:
-    """InputError unless the plan has the site."""
-    if site not in plan.sites.names:
-        raise InputError(f"the plan has no site {site!r}", hint=f"its sites are {', '.join(plan.sites.names)}")
+def personalise(
+    workspace: Workspace,
+    site: str,
+    *,
+    settings: SiteSettings = SiteSettings(),  # frozen
+    base: BaseModel | None = None,
+    events: Events = Events(),  # frozen
+) -> PersonalResult:
+    """Make a site's private adapter of the newest global one and a training on its own examples, in `personal/SITE/`.
+
+    It is written only where it is better than the global adapter on examples that chose nothing.
+    """
+    plan = workspace.read_plan()
+    check_site(plan, site)
+    base = base or BaseModel(say=events.say)
+    with workspace.lock():
+        newest = workspace.newest_round()
+        if not newest:
+            raise InputError("there is no global adapter yet", hint="give the coordinator's to 'fedmed train-local'")
+        start = archive.archived_global(workspace, plan, newest)
+        examples = site_data.workspace_data(workspace, site)
+        base.find(plan.base)
+
+        from fedmed_cli.federation.personalising import personalise_site
+        from fedmed_cli.federation.site import Task
+
+        task = Task(workspace, plan, base.load(plan.base), site, start.adapter, newest + 1, settings, events)
+        return personalise_site(task, examples, start)
 
 
 def aggregate(
@@ -277,6 +305,8 @@ def compare(
         tests = comparing.test_set(workspace, site, options.max_eval_samples, say)
         tests.check_columns(options.by_column)
         adapters = compared_adapters.workspace_adapters(workspace, plan, options.all_rounds, say)
+        personal = compared_adapters.personal_adapters(workspace, plan, site, say)
+        adapters |= {name: adapter for name, (_, adapter) in personal.items()}
         adapters |= compared_adapters.named_adapters(plan, options.adapters, adapters)
         local_only = compared_adapters.local_only(plan, options.alone, adapters)
         adapters |= {name: adapter for name, (_, adapter) in local_only.items()}
@@ -284,19 +314,20 @@ def compare(
         if options.choices is not None:
             multiple_choice = mcq_files.read_questions(options.choices, options.max_eval_samples, say)
         questions = comparing.read_questions(options.questions) if options.answers else []
-        pooled_input = None
-        if options.pooled:
+        wanted = {compared_adapters.POOLED: options.pooled, compared_adapters.POOLED_PARALLEL: options.pooled_parallel}
+        bounds = [name for name, is_wanted in wanted.items() if is_wanted]
+        pooled_inputs = []
+        if bounds:
             from fedmed_cli.federation.pooled import gather
 
-            pooled_input = gather(workspace, plan, say)
-        if not (adapters or options.pooled):
+            pooled_inputs = gather(workspace, plan, bounds, options.pooled_lr, say)
+        if not (adapters or bounds):
             say("there is no adapter yet: only the base model is measured")
         lm = base.load(plan.base)
-        if pooled_input is not None:
+        for pooled_input in pooled_inputs:
             from fedmed_cli.federation.pooled import pooled_adapter
 
-            pooled = pooled_adapter(workspace, plan, lm, pooled_input, say, events.step)
-            adapters[compared_adapters.POOLED] = pooled
+            adapters[pooled_input.bound] = pooled_adapter(workspace, plan, lm, pooled_input, say, events.step)
         record = comparing.compare(
             workspace,
             plan,
@@ -305,6 +336,7 @@ def compare(
             tests,
             site=site,
             local_only={name: owner for name, (owner, _) in local_only.items()},
+            personal={name: owner for name, (owner, _) in personal.items()},
             by_column=list(options.by_column),
             num_generated=options.generate,
             max_new_tokens=options.max_new_tokens,

@@ -23,6 +23,7 @@ from fedmed_cli.errors import ConflictError, FedmedError, UsageError
 from fedmed_cli.events import Events
 from fedmed_cli.federation import steps
 from fedmed_cli.federation.mailbox import GLOBAL, bundle_name
+from fedmed_cli.federation.plan import check_site
 from fedmed_cli.federation.unattended import Hospital
 from fedmed_cli.flower.messages import (
     INBOX_NAME,
@@ -102,7 +103,7 @@ def make_party(settings: dict[str, Any]) -> tuple[Hospital, Path]:
             raise UsageError(f"the node's settings name no {name}", hint=f"--node-config '{name}=\"...\"'")
     place, site = Workspace(Path(settings["workspace"]), say), settings["site"]
     plan = place.read_plan()
-    steps.check_site(plan, site)
+    check_site(plan, site)
     ledger = settings["privacy-ledger"]
     train_site = partial(
         steps.train_site,

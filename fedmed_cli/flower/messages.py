@@ -15,7 +15,7 @@ from fedmed_cli.records.plan import Plan
 from fedmed_cli.trust.keys import default_key_path, signer_for
 
 if TYPE_CHECKING:
-    from fedmed_cli.adapters.signatures import Signer
+    from fedmed_cli.records.signatures import Signer
 
 INBOX_NAME = "flower"  # in .fedmed/: where what came over Flower lies
 
@@ -74,8 +74,8 @@ def load_signer(key: str | None, name: str, plan: Plan) -> Signer | None:
     path = Path(key) if key else default_key_path()
     if key is None and not path.exists():
         return signer_for(name, plan, None)
-    from fedmed_cli.adapters.signatures import MAX_KEY_BYTES, is_encrypted, load
     from fedmed_cli.records.codec import read_file
+    from fedmed_cli.records.signatures import MAX_KEY_BYTES, is_encrypted, load
 
     passphrase = os.environ.get("FEDMED_KEY_PASSPHRASE")
     if passphrase is None and is_encrypted(read_file(path, MAX_KEY_BYTES)):

@@ -65,13 +65,17 @@ def find(name: str, revision: str | None, wheel: Path | None, say: Say) -> Local
     path = Path(name).expanduser()
     if path.is_dir():
         return _open_folder(path, path.resolve().name, "", say)
+    _check_hub_id(name)
+    folder, commit = _from_hub(name, revision, say)
+    return _open_folder(folder, name, commit, say)
+
+
+def _check_hub_id(name: str) -> None:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
             f"base model {name!r}: no such folder",
             hint=f"name a folder, a hub id such as owner/name, or {bundled_base.NAME}",
         )
-    folder, commit = _from_hub(name, revision, say)
-    return _open_folder(folder, name, commit, say)
 
 
 def find_for_plan(plan_base: Base, name: str | None, wheel: Path | None, say: Say) -> LocalBase:
@@ -80,37 +84,75 @@ def find_for_plan(plan_base: Base, name: str | None, wheel: Path | None, say: Sa
     CombineError where the fingerprint is not the plan's: a name proves nothing.
     """
     local = find(name or plan_base.name, None if name else plan_base.revision or None, wheel, say)
-    if local.base.fingerprint != plan_base.fingerprint:
+    _check_planned(plan_base, name or plan_base.name, local.base.fingerprint, local.base.num_bytes)
+    return LocalBase(local.folder, plan_base)
+
+
+def find_here(plan_base: Base, name: str | None, scratch: Path) -> LocalBase | None:
+    """The plan's base model where this machine has it already, None where it would be fetched first.
+
+    It fetches and keeps nothing: the fingerprint is computed where it is not remembered, and what is loaded are links
+    in `scratch`. Raises as `find_for_plan` does.
+    """
+    where = name or plan_base.name
+    folder = bundled_base.folder_in(cache_folder()) if where == bundled_base.NAME else Path(where).expanduser()
+    if not folder.is_dir() and where != bundled_base.NAME:
+        _check_hub_id(where)
+        folder = _from_hub_cache(where, None if name else plan_base.revision or None) or folder
+    if not folder.is_dir():
+        return None
+    remembered = _remembered(_state_key(folder))
+    if remembered.exists():
+        value = base_files.read_json(remembered)
+        fingerprint, num_bytes = value["fingerprint"], value["num_bytes"]
+    else:
+        fingerprint, tensors = base_files.hash_files(folder)
+        num_bytes = sum(info.end - info.start for info in tensors.values())
+    _check_planned(plan_base, where, fingerprint, num_bytes)
+    return LocalBase(base_files.link_files(folder, scratch / "base"), plan_base)
+
+
+def _check_planned(plan_base: Base, name: str, fingerprint: str, num_bytes: int) -> None:
+    """CombineError unless a base model is the plan's."""
+    if fingerprint != plan_base.fingerprint:
         raise CombineError(
-            f"base model {name or plan_base.name}: the plan expects fingerprint {plan_base.fingerprint[:12]}… "
-            f"({plan_base.name}), found {local.base.fingerprint[:12]}…",
+            f"base model {name}: the plan expects fingerprint {plan_base.fingerprint[:12]}… "
+            f"({plan_base.name}), found {fingerprint[:12]}…",
             hint="use exactly the plan's model: same weights, config, tokenizer and template",
         )
-    if local.base.num_bytes != plan_base.num_bytes:
+    if num_bytes != plan_base.num_bytes:
         raise CombineError(
-            f"base model {name or plan_base.name}: the plan expects {plan_base.num_bytes:,} bytes of weights, found "
-            f"{local.base.num_bytes:,}"
+            f"base model {name}: the plan expects {plan_base.num_bytes:,} bytes of weights, found {num_bytes:,}"
         )
-    return LocalBase(local.folder, plan_base)
+
+
+def _from_hub_cache(name: str, revision: str | None) -> Path | None:
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=_HUB_PATTERNS, local_files_only=True
+            )
+        )
+    except Exception:  # not cached: the client raises one of several kinds
+        return None
 
 
 def _from_hub(name: str, revision: str | None, say: Say) -> tuple[Path, str]:
     import huggingface_hub
 
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=_HUB_PATTERNS, local_files_only=True
-        )
-    except Exception:  # not cached: the client raises one of several kinds
+    folder = _from_hub_cache(name, revision)
+    if folder is None:
         say(f"fetching the base model {name} from the hub (once)")
         try:
-            folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS)
+            folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_HUB_PATTERNS))
         except Exception as error:  # network, name, licence gate: the client has many kinds
             raise MachineError(
                 f"the base model {name!r} is not cached and could not be fetched ({type(error).__name__})",
                 hint="check the name and the network, or copy the model here and name its folder with --base",
             ) from None
-    return Path(folder), Path(folder).name
+    return folder, folder.name
 
 
 def _open_folder(folder: Path, name: str, revision: str, say: Say) -> LocalBase:
@@ -119,9 +161,8 @@ def _open_folder(folder: Path, name: str, revision: str, say: Say) -> LocalBase:
     The description is remembered while the files do not change.
     """
     weights = base_files.weight_files(folder)
-    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir())]
-    key = sha256_json(["2", str(folder.resolve()), state])
-    remembered = cache_folder() / "fingerprints" / f"{key}.json"
+    key = _state_key(folder)
+    remembered = _remembered(key)
     if not remembered.exists():
         if sum((folder / part).stat().st_size for part in weights if (folder / part).exists()) > 2e9:
             say(f"computing the fingerprint of {name} (once)")
@@ -139,11 +180,21 @@ def _open_folder(folder: Path, name: str, revision: str, say: Say) -> LocalBase:
     return LocalBase(base_files.link_files(folder, cache_folder() / "bases" / key), base)
 
 
+def _state_key(folder: Path) -> str:
+    """Another one once a file of the folder changes."""
+    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir())]
+    return sha256_json(["2", str(folder.resolve()), state])
+
+
+def _remembered(key: str) -> Path:
+    """The file in which what was computed for the key is kept."""
+    return cache_folder() / "fingerprints" / f"{key}.json"
+
+
 def remembered_digest(path: Path) -> str:
     """SHA-256 of a large file, remembered while the file does not change."""
     state = path.stat()
-    key = sha256_json([str(path.resolve()), state.st_size, state.st_mtime_ns])
-    remembered = cache_folder() / "fingerprints" / f"{key}.json"
+    remembered = _remembered(sha256_json([str(path.resolve()), state.st_size, state.st_mtime_ns]))
     if remembered.exists():
         return str(base_files.read_json(remembered)["sha256"])
     digest = sha256_file(path)

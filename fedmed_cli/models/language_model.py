@@ -271,7 +271,7 @@ def load(
         raise MachineError(f"not enough memory to load {base.base.name}") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"{base.folder}: the tokenizer has no end token")
-    why = "" if dtype == torch.bfloat16 or target.type != "cpu" else " (this CPU has no bfloat16 instructions)"
+    why = "" if dtype == torch.bfloat16 or target.type != "cpu" else " (bfloat16 is not faster on this CPU)"
     kind = "4 bits (NF4), products in " if load_in_4bit else ""
     say(f"{base.base.name} runs on {target.type} in {kind}{str(dtype).removeprefix('torch.')}{why}")
     if load_in_4bit:

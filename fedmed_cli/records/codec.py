@@ -24,6 +24,7 @@ MAX_DEPTH = 12
 MAX_REASON = 600
 CONTAINERS_PER_BYTE = 0.06
 MAX_INTEGER = 2**63 - 1
+MAX_SIZE = 1e100  # of a number: no sum or square of such numbers overflows
 MAX_READ = 1 << 30  # Linux reads no more than 2 GB at once
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,40}")
 # Control characters (but tab and line feed), line and paragraph separators, and what turns the direction of text.
@@ -98,6 +99,8 @@ def decode(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where} must be {kind.__name__}, found {type(value).__name__}")
     if kind is float and not math.isfinite(value):
         raise ValueError(f"{where} must be finite, found {value}")
+    if kind is float and abs(value) > MAX_SIZE:
+        raise ValueError(f"{where} must be at most {MAX_SIZE:g} in size, found {value:g}")
     if kind is str and (control := control_character(value)):
         raise ValueError(f"{where} holds the control character {control}")
     return value

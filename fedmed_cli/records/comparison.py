@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_name
 from fedmed_cli.records.codec import OMIT_IF_EMPTY, Record
 from fedmed_cli.records.measures import Interval, Run
+
+# Cells of a table of scores. A record of 1 MB has room for fewer than half as many scores, and each adapter is measured
+# on each part: a larger table has hardly a score in it.
+MAX_CELLS = 20_000
+
+
+def check_table(what: str, rows: Mapping[str, Collection[str]]) -> None:
+    """ValueError where a table of these rows, each with its columns, would be far larger than what stands in it."""
+    columns = {name for row in rows.values() for name in row}
+    if len(rows) * len(columns) > MAX_CELLS:
+        raise ValueError(
+            f"{what}: expected a table of at most {MAX_CELLS:,} cells, found {len(rows):,} by {len(columns):,}"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,13 +118,26 @@ class MultipleChoice:
 
 
 @dataclass(frozen=True)
+class Shares:
+    """What share of an upper bound's gain the global adapter reaches, by what the gain is counted from.
+
+    That is the base, the best of the hospitals that trained alone, and their mean; null where they were not measured,
+    or where the bound is not better than them beyond chance.
+    """
+
+    base: Interval | None = None
+    best_alone: Interval | None = None
+    mean_alone: Interval | None = None
+
+
+@dataclass(frozen=True)
 class Comparison(Record):
     """`reports/compare.json`: adapters measured on examples that nobody trained on or chose weights with.
 
     `scores` is by adapter and site (and "overall"); `columns` by column, value and adapter. `worst_sites` names
     for each adapter the site where it gains least on the base. `on_other_sites` is, by adapter of one site,
-    the global adapter's loss minus that adapter's on all other sites' examples. `recovered` is the share of the pooled
-    adapter's gain on the base that the global one reaches. `site` is the hospital that measured, if it was one.
+    the global adapter's loss minus that adapter's on all other sites' examples. `recovered` is what
+    the global adapter reaches of each upper bound's gain. `site` is the hospital that measured, if it was one.
     """
 
     FORMAT: ClassVar[str] = "comparison"
@@ -129,7 +156,7 @@ class Comparison(Record):
     num_skipped: int = field(default=0, metadata=OMIT_IF_EMPTY)
     num_truncated: int = field(default=0, metadata=OMIT_IF_EMPTY)
     on_other_sites: dict[str, Interval] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
-    recovered: Interval | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    recovered: dict[str, Shares] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     round: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
     site: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
     worst_sites: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
@@ -143,8 +170,12 @@ class Comparison(Record):
                 check_digest(f"adapters.{name[:80]}", digest)
         for name in (*([self.site] if self.site is not None else []), *self.worst_sites.values()):
             check_site_name(name)
-        if unknown := sorted(set(self.on_other_sites) - set(self.adapters)):
-            raise ValueError(f"on_other_sites: {unknown[0][:80]!a} is none of the adapters")
+        check_table("scores", self.scores)
+        for column, values in self.columns.items():
+            check_table(f"columns.{column[:80]}", values)
+        for field_name in ("on_other_sites", "recovered"):
+            if unknown := sorted(set(getattr(self, field_name)) - set(self.adapters)):
+                raise ValueError(f"{field_name}: {unknown[0][:80]!a} is none of the adapters")
 
 
 @dataclass(frozen=True)
@@ -188,7 +219,8 @@ class Matrix(Record):
 class Pooled(Record):
     """`reports/pooled/pooled.json`: one adapter trained on all sites' examples together, as an upper bound.
 
-    `key` is the digest of all that decides its training; `rounds` is the federation's number whose steps it has.
+    `key` is the digest of all that decides its training; `rounds` is the federation's number whose examples it walks;
+    `learning_rate` is its own where it is not the plan's.
     """
 
     FORMAT: ClassVar[str] = "pooled"
@@ -207,6 +239,7 @@ class Pooled(Record):
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
     losses: tuple[float, ...]
+    learning_rate: float | None = field(default=None, metadata=OMIT_IF_EMPTY)
     run: Run = field(default_factory=dict)
 
     def __post_init__(self) -> None:

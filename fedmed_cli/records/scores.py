@@ -17,6 +17,9 @@ class SiteScore:
     gain: float
     standard_error: float
 
+    def __post_init__(self) -> None:
+        check_not_negative(standard_error=self.standard_error)
+
 
 @dataclass(frozen=True)
 class Scores(Record):

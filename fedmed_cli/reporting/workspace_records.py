@@ -73,7 +73,7 @@ class WorkspaceRecords:
     comparison: Comparison | None
     site_comparisons: dict[str, Comparison]
     matrix: Matrix | None
-    pooled: Pooled | None
+    pooled: dict[str, Pooled]
     scores: dict[str, Scores]
     answers: tuple[tuple[str, dict[str, str]], ...]
     problems: tuple[str, ...] = ()
@@ -173,7 +173,10 @@ def read_records(workspace: Workspace, policy: SignaturePolicy = SignaturePolicy
         site_comparisons=_read_site_comparisons(reader),
         scores={path.stem: one for path, one in reader.records(Scores, workspace.scores, "*.json", sent=True).items()},
         matrix=reader.record(Matrix, workspace.reports / "matrix.json"),
-        pooled=reader.record(Pooled, workspace.reports / "pooled/pooled.json"),
+        pooled={
+            path.parent.name: one
+            for path, one in reader.records(Pooled, workspace.reports, "pooled*/pooled.json").items()
+        },
         answers=_read_answers(reader, workspace.reports / "answers.md"),
         problems=tuple(reader.problems),
         notes=tuple(reader.notes),
@@ -235,7 +238,7 @@ def _read_waiting(reader: _Reader, archived: set[int]) -> dict[str, Contribution
     adapters = reader.workspace.adapters
     for path in sorted(adapters.glob(f"*{BUNDLE_SUFFIX}")):
         reader.problems.append(f"{reader.workspace.relative(path)}: is a bundle, and is not opened for a report")
-    records = reader.records(Contribution, adapters, f"*/{CONTRIBUTION_NAME}").values()
+    records = reader.records(Contribution, adapters, f"*/{CONTRIBUTION_NAME}", sent=True).values()
     return {record.site: record for record in records if record.round not in archived}
 
 

@@ -52,7 +52,7 @@ class AuditLog:
             return
         key = None
         if signer is not None:
-            from fedmed_cli.adapters.signatures import fingerprint
+            from fedmed_cli.records.signatures import fingerprint
 
             key = fingerprint(signer)
         self.workspace.make_private()

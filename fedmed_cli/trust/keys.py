@@ -12,16 +12,17 @@ from fedmed_cli.adapters.signers import SignaturePolicy, check_signature, name_p
 from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.records.codec import Record, read_file
 from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
-from fedmed_cli.workspace import Workspace
+from fedmed_cli.workspace import PLAN_NAME, Workspace
 from fedmed_cli.workspace.durable import write_file
 
 if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned folder
-    from fedmed_cli.adapters.signatures import Signer
+    from fedmed_cli.records.signatures import Signer
 
-R = TypeVar("R", Comparison, Scores)
+R = TypeVar("R", Comparison, Scores, Contribution)
 
 
 def config_folder() -> Path:
@@ -41,7 +42,7 @@ def sign_record(name: str, files: Mapping[str, bytes], signer: Signer | None) ->
     """The signature file of the record `name` among `files`; empty without a key."""
     if signer is None:
         return {}
-    from fedmed_cli.adapters.signatures import sign
+    from fedmed_cli.records.signatures import sign
 
     return {f"{name}.sig": sign(signer, files[name])}
 
@@ -56,12 +57,25 @@ def write_signed(place: Workspace, path: Path, record: Record, signer: Signer | 
         write_file(path.with_name(name), data)
 
 
+def write_plan(place: Workspace, plan: Plan, signer: Signer | None) -> None:
+    """Write the plan, signed where it pins a key for the coordinator, and take its keys for those pinned here.
+
+    TrustError unless `signer` has the coordinator's key. The caller holds the lock.
+    """
+    files = {PLAN_NAME: plan.to_bytes()}
+    if COORDINATOR in plan.sites.keys:
+        files |= sign_record(PLAN_NAME, files, signer_for(COORDINATOR, plan, signer))
+    for name, data in files.items():
+        write_file(place.root / name, data)
+    place.remember_pins(plan)
+
+
 def read_site_record(kind: type[R], path: Path, plan: Plan, policy: SignaturePolicy) -> tuple[R, bytes]:
-    """What a site sent as one file, with the file's bytes; its signature is in NAME.sig beside it.
+    """A record that a site sent, with the file's bytes; its signature is in NAME.sig beside it.
 
     InputError where either is not what it should be, TrustError unless it is signed as the plan and the policy ask.
     """
-    data = read_file(path)
+    data = read_file(path, links=False)
     record = kind.from_bytes(data, str(path))
     if record.site is None:
         raise InputError(
@@ -70,7 +84,7 @@ def read_site_record(kind: type[R], path: Path, plan: Plan, policy: SignaturePol
         )
     signature, signer = path.with_name(f"{path.name}.sig"), None
     if os.path.lexists(signature):
-        from fedmed_cli.adapters.signatures import MAX_SIGNATURE_BYTES, verify
+        from fedmed_cli.records.signatures import MAX_SIGNATURE_BYTES, verify
 
         signer = verify(data, read_file(signature, MAX_SIGNATURE_BYTES, links=False), str(signature))
     check_signature(path, path.name, record.site, signer, plan, policy)
@@ -82,7 +96,7 @@ def signer_for(name: str, plan: Plan, signer: Signer | None) -> Signer | None:
     pinned = plan.sites.keys.get(name)
     if pinned is None or (signer is not None and signer.public == pinned):
         return signer
-    from fedmed_cli.adapters.signatures import fingerprint
+    from fedmed_cli.records.signatures import fingerprint
 
     present = f"found {signer.fingerprint}" if signer else "there is no key here"
     raise TrustError(
@@ -100,7 +114,7 @@ def pin(plan: Plan, name: str, public: str, replace_other: bool) -> Plan:
         )
     known = plan.sites.keys.get(name)
     if known is not None and known != public and not replace_other:
-        from fedmed_cli.adapters.signatures import fingerprint
+        from fedmed_cli.records.signatures import fingerprint
 
         raise ConflictError(
             f"the plan pins the key {fingerprint(known)} for {name}, found {fingerprint(public)}",

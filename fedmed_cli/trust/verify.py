@@ -16,6 +16,7 @@ from fedmed_cli.adapters.folder import (
     AGGREGATE_NAME,
     CONTRIBUTION_NAME,
     AdapterFolder,
+    AdapterRecord,
     ContributionFolder,
     GlobalFolder,
 )
@@ -31,6 +32,7 @@ from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.metrics import read_metrics
+from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.records.split import DivisionRecord, SplitRecord
@@ -181,11 +183,12 @@ class _Checks:
         if record is None:
             raise InputError(f"{path}: holds no record, so nothing says where it comes from")
         signature = self.vouch(folder, is_covered=False)
-        start = self.start(record.round)
+        number = record.round + 1 if isinstance(record, Personal) else record.round  # the round whose start it is from
+        start = self.start(number)
         if start is None:
-            self.result.notes.append(f"{name}: round {record.round - 1} is not here, so where it started is unproved")
+            self.result.notes.append(f"{name}: round {number - 1} is not here, so where it started is unproved")
         else:
-            _check_parent(path, record, start.digest)
+            _check_parent(path, record, number, start.digest)
         self.add(folder, signature)
         return folder
 
@@ -265,7 +268,7 @@ class _Checks:
         start = self.start(number)
         if start is None:
             return  # the previous round is checked on its own
-        _check_parent(folder.path, record, start.digest)
+        _check_parent(folder.path, record, record.round, start.digest)
         previous = self.read_global(number - 1) if number > 1 else None
         chained = previous.record_digest if previous else None
         if record.parent_record is None and chained is not None:
@@ -329,9 +332,9 @@ class _Checks:
         return difference
 
 
-def _check_parent(path: Path, record: Contribution | Aggregate, expected: str) -> None:
+def _check_parent(path: Path, record: AdapterRecord, number: int, expected: str) -> None:
+    """TrustError unless the adapter was made from the one that round `number` starts from, `expected`."""
     if record.parent != expected:
         raise TrustError(
-            f"{path}: started from adapter {short(record.parent)}…, "
-            f"but round {record.round} starts from {short(expected)}…"
+            f"{path}: started from adapter {short(record.parent)}…, but round {number} starts from {short(expected)}…"
         )

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.events import Say
 from fedmed_cli.records.codec import parse_json, read_file
+from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.metrics import metric_line
-from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.plan import MAX_PLAN_BYTES, PUBLIC_KEY, Plan
 from fedmed_cli.workspace.durable import (
     end_of_last_line,
     make_folders,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from fedmed_cli.records.split import DivisionRecord, SplitRecord
 
 PLAN_NAME = "federation.toml"
+PLAN_SIGNATURE_NAME = f"{PLAN_NAME}.sig"
 DIVISION_NAME = "division.json"
 _ROUND = re.compile(r"[0-9]{3,6}")
 _REPLACEMENT = re.compile(r"\.([^.].*)\.[0-9]+\.new\.tmp")
@@ -113,6 +115,10 @@ class Workspace:
     def contribution(self, site: str) -> Path:
         return self.adapters / site
 
+    def personal(self, site: str) -> Path:
+        """The site's private adapter, which does not leave the hospital."""
+        return self.root / "personal" / site
+
     def round(self, number: int) -> Path:
         return self.rounds / f"{number:03d}"
 
@@ -130,21 +136,65 @@ class Workspace:
         ]
         return max(numbers, default=0)
 
-    def read_plan(self) -> Plan:
+    def read_plan(self, *, remember: bool = True) -> Plan:
+        """The plan; TrustError unless it is signed as it asks itself, with the keys that were pinned here before.
+
+        Keys that are new here are remembered, unless the caller may change nothing.
+        """
+        plan = self.read_sent_plan()
+        self._check_pins(plan)
+        if remember and plan.sites.keys.keys() - self.known_pins().keys():
+            with contextlib.suppress(OSError):  # a workspace on a read-only disk
+                self.remember_pins(plan)
+        return plan
+
+    def read_sent_plan(self) -> Plan:
+        """The plan; TrustError unless it is signed as it asks itself, whatever was pinned here before."""
         if not self.plan_path.exists():
             raise InputError(
                 f"{self.root} is not a fedmed workspace: it has no {PLAN_NAME}",
                 hint="make one with 'fedmed split' or 'fedmed init', copy the coordinator's federation.toml here, "
                 "or name the workspace with --workspace",
             )
-        plan = Plan.read(self.plan_path)
-        self._check_pins(plan)
+        data = read_file(self.plan_path, MAX_PLAN_BYTES)
+        plan = Plan.from_bytes(data, str(self.plan_path))
+        self._check_plan_signature(data, plan.sites.keys.get(COORDINATOR))
         return plan
+
+    def _check_plan_signature(self, data: bytes, key: str | None) -> None:
+        """TrustError unless the plan's bytes are signed with the coordinator's key; without one nothing may be signed.
+
+        No signature is as wrong as another key's, for anyone can take one away.
+        """
+        path = self.root / PLAN_SIGNATURE_NAME
+        signed = os.path.lexists(path)
+        if key is None and not signed:
+            return
+        hint = (
+            f"ask the coordinator for {PLAN_NAME} and {PLAN_SIGNATURE_NAME}, and copy both here; "
+            "the coordinator signs a plan with 'fedmed keys sign'"
+        )
+        if key is None:
+            raise TrustError(f"{path}: is a signature, but the plan pins no key for the coordinator", hint=hint)
+        if not signed:
+            raise TrustError(
+                f"{self.plan_path}: is not signed, but pins the coordinator's key: {PLAN_SIGNATURE_NAME} is missing",
+                hint=hint,
+            )
+        from fedmed_cli.records.signatures import MAX_SIGNATURE_BYTES, fingerprint, verify
+
+        signer = verify(data, read_file(path, MAX_SIGNATURE_BYTES, links=False), str(path), hint)
+        if signer != key:
+            raise TrustError(
+                f"{self.plan_path}: pins the coordinator's key {fingerprint(key)}, "
+                f"found a signature with {fingerprint(signer)}",
+                hint=hint,
+            )
 
     def _check_pins(self, plan: Plan) -> None:
         """TrustError where a key that was pinned here before is another one in this plan, or is not there any more.
 
-        New keys are remembered. The plan alone does not show that somebody took keys out of it.
+        The plan alone does not show that somebody took keys out of it.
         """
         known = self.known_pins()
         lost = sorted(name for name, key in known.items() if plan.sites.keys.get(name) != key)
@@ -153,9 +203,6 @@ class Workspace:
                 f"{self.plan_path}: the keys of {', '.join(lost)} are not those that were pinned here before",
                 hint="ask whoever sent the plan, by telephone; if it is right, 'fedmed keys accept' takes its keys",
             )
-        if plan.sites.keys.keys() - known.keys():
-            with contextlib.suppress(OSError):  # a workspace on a read-only disk
-                self.remember_pins(plan)
 
     def known_pins(self) -> dict[str, str]:
         """The keys that were pinned here, by who they belong to; empty where none were."""
@@ -163,8 +210,11 @@ class Workspace:
         if not path.exists():
             return {}
         value = parse_json(read_file(path), str(path))
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value.values()):
-            raise InputError(f"{path}: is damaged; it remembers the keys that were pinned here")
+        if not isinstance(value, dict) or not all(PUBLIC_KEY.fullmatch(str(key)) for key in value.values()):
+            raise InputError(
+                f"{path}: is damaged; it remembers the keys that were pinned here",
+                hint="move it elsewhere; then 'fedmed keys show' shows the keys of the plan that will be pinned anew",
+            )
         return value
 
     def remember_pins(self, plan: Plan) -> None:
@@ -214,21 +264,27 @@ class Workspace:
         A folder that replaces another is complete before the old one moves (see `replace_folder`): where it
         is still waiting and its place is empty, it moves there now.
         """
-        places = (self.root, self.data, self.adapters, self.rounds, self.reports, self.private)
+        for orphan, target in self.list_left_overs():
+            if target is not None and not target.exists():
+                os.rename(orphan, target)
+                sync_folder(target.parent)
+                self.say(f"{self.relative(target)}: put in place what an interrupted command had finished writing")
+            else:
+                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+                self.say(f"removed {self.relative(orphan)}, left by a command that was interrupted")
+
+    def list_left_overs(self) -> Iterator[tuple[Path, Path | None]]:
+        """What a command that writes now, or was interrupted, has not put in place, and its place if it is complete."""
+        places = (
+            *(self.root, self.data, self.adapters, self.rounds, self.reports, self.private),
+            self.root / "personal",
+        )
         nested = (folder for place in (self.data, self.rounds, self.private) for folder in place.glob("*"))
         for folder in (*places, *(folder for folder in nested if not folder.is_symlink())):
             for orphan in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
-                if orphan.is_symlink() or not _LEFT_OVER.fullmatch(orphan.name):
-                    continue
-                replacement = _REPLACEMENT.fullmatch(orphan.name)
-                target = folder / replacement.group(1) if replacement else None
-                if target is not None and not target.exists():
-                    os.rename(orphan, target)
-                    sync_folder(folder)
-                    self.say(f"{self.relative(target)}: put in place what an interrupted command had finished writing")
-                else:
-                    shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
-                    self.say(f"removed {self.relative(orphan)}, left by a command that was interrupted")
+                if not orphan.is_symlink() and _LEFT_OVER.fullmatch(orphan.name):
+                    replacement = _REPLACEMENT.fullmatch(orphan.name)
+                    yield orphan, folder / replacement.group(1) if replacement else None
 
     def set_aside(self, path: Path) -> Path | None:
         """Move what lies at `path` to `.fedmed/replaced/`; None where nothing lies there."""

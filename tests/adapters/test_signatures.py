@@ -10,9 +10,9 @@ import pytest
 from conftest import snapshot
 from helpers import bad_files, factories
 
-from fedmed_cli.adapters import signatures
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import InputError
+from fedmed_cli.records import signatures
 from fedmed_cli.records.plan import Plan
 
 needs_ssh_keygen = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="there is no ssh-keygen here")
@@ -218,7 +218,7 @@ def test_the_aggregate_is_signed_and_the_hospital_checks_it(place, tmp_path, fai
     assert ssh_verify(sent, "coordinator", "aggregate.json", "coordinator").returncode == 0
     home = tmp_path / "hospital"
     home.mkdir()
-    shutil.copy(place.root / "federation.toml", home)
+    factories.send_plan(place.root, home)
     assert main(["verify", str(sent), "-q", "-C", str(home)]) == 0
     (sent / "aggregate.json.sig").unlink()
     assert "pins a key for the coordinator" in fails(7, "verify", sent, "-C", home)
@@ -248,7 +248,7 @@ def test_train_local_signs_and_refuses_to_sign_with_another_key(split_workspace,
     sent = split_workspace.global_adapter(1)
     home = root.parent / "home"
     (home / "data").mkdir(parents=True)
-    shutil.copy(root / "federation.toml", home)
+    factories.send_plan(root, home)
     shutil.copytree(root / "data/A", home / "data/A")
     argv = ["train-local", "--site", "A", "-C", home, "--base", tiny_base, "--max-steps", "1", "--key", key]
     kept = (sent / "aggregate.json.sig").read_bytes()

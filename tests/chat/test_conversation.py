@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -326,6 +327,19 @@ def test_the_history_is_private_and_refuses_links(tmp_path):
     with pytest.raises(InputError, match="cannot be kept"):
         terminal._private(link)
     assert not os.path.exists(tmp_path / "elsewhere")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_saved_conversation_is_its_users_alone_from_its_first_byte(scripted, tmp_path):
+    file, modes = tmp_path / "chat.json", []
+
+    def note_mode(event, arguments):
+        if event == "os.rename" and Path(arguments[1]) == file:
+            modes.append(stat.S_IMODE(os.stat(arguments[0]).st_mode))
+
+    sys.addaudithook(note_mode)  # it stays, and looks at this file alone
+    scripted(["An answer."], ["What is flu?", f"/save {file}"])
+    assert modes == [0o600]
 
 
 def test_question_lengths():

@@ -320,6 +320,20 @@ def test_a_full_queue_refuses_and_the_others_are_answered(tiny_base):
         assert client.post(CHAT, json=body()).status_code == 200
 
 
+def test_a_full_server_looks_at_no_further_body(tiny_base):
+    """The guardrails read a megabyte in seconds: what is beyond the queue must not have them."""
+    server = make_server(Talker(tiny_base), limits=Limits(1, 1, 60))
+    with TestClient(server.app()) as client:
+        assert client.post(CHAT, json={"not": "a request"}).status_code == 400
+        server.num_read = 2
+        assert client.post(CHAT, json={"not": "a request"}).status_code == 429
+        server.num_read, server.num_waiting = 0, 2
+        assert client.post(CHAT, json={"not": "a request"}).status_code == 429
+        server.num_waiting = 0
+        assert client.post(CHAT, json=body()).status_code == 200
+        assert (server.num_read, server.num_waiting) == (0, 0)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_takes_too_long_is_stopped(tiny_base, stream):
     talker = Talker(tiny_base, 0.05)
@@ -385,7 +399,19 @@ def test_the_guardrails_stand_before_another_server():
     assert (seen[0]["stop"], seen[0]["seed"]) == (["x"], 1)
 
 
-@pytest.mark.parametrize("fault", ["refused", "status", "nonsense", "cut"])
+STOP = '{"choices": [{"delta": {"content": "Hm."}, "finish_reason": "stop"}], "usage": %s}'
+UNREADABLE = {
+    "nonsense": "{oops",
+    "cut": '{"choices": []}',
+    "a list for usage": STOP % "[1]",
+    "texts for numbers": STOP % '{"prompt_tokens": "many"}',
+    "an endless number": STOP % '{"prompt_tokens": 1e999}',
+    "an object for choices": '{"choices": {"0": 1}}',
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("fault", ["refused", "status", *UNREADABLE])
 def test_another_server_that_fails_is_an_error_and_no_answer(fault):
     def handler(request):
         if request.url.path == "/v1/models":
@@ -394,13 +420,26 @@ def test_another_server_that_fails_is_an_error_and_no_answer(fault):
             raise httpx2.ConnectError("no")
         if fault == "status":
             return httpx2.Response(500, text="secret")
-        return httpx2.Response(200, text="data: {oops\n\n" if fault == "nonsense" else 'data: {"choices": []}\n\n')
+        return httpx2.Response(200, text=f"data: {UNREADABLE[fault]}\n\n")
 
     with TestClient(upstream(handler).app()) as client:
         reply = client.post(CHAT, json=body() | {"model": "llama"})
         assert reply.status_code == 502
         assert "upstream" in reply.json()["error"]["message"]
         assert "secret" not in reply.text
+
+
+def test_half_characters_of_another_server_become_question_marks():
+    def handler(request):
+        if request.url.path == "/v1/models":
+            return httpx2.Response(200, text='{"data": [{"id": "x\\ud800"}]}')
+        chunk = '{"choices": [{"delta": {"content": "a\\ud800b"}, "finish_reason": "stop"}]}'
+        return httpx2.Response(200, text=f"data: {chunk}\n\n")
+
+    with TestClient(upstream(handler).app()) as client:
+        assert client.get("/v1/models").json()["data"][0]["id"] == "x?"
+        reply = client.post(CHAT, json=body() | {"model": "x?"})
+        assert reply.json()["choices"][0]["message"]["content"] == "a?b"
 
 
 # --- a process of its own ----------------------------------------------------------------------------

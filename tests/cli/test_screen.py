@@ -1,6 +1,7 @@
 """What a model writes, on a terminal."""
 
 import pytest
+from helpers.counted import count_calls
 
 from fedmed_cli.cli.screen import Screen
 
@@ -43,3 +44,17 @@ def test_a_link_shows_where_it_leads(terminal, capsys):
     terminal.side_by_side([("base", LINKS["link"]), ("adapter", LINKS["link with a title"])], "label")
     out = "".join(capsys.readouterr().out.split())
     assert out.count("evil.example") == 2
+
+
+@pytest.mark.parametrize("text", ["[[[[", "a a "])
+def test_the_work_of_drawing_a_long_paragraph_grows_as_it_does(text, terminal):
+    """Drawn again with every piece, four times the text would be sixteen times the work."""
+
+    def answer(length):
+        with terminal.answer("label") as on_text:
+            for _ in range(length // len(text)):
+                on_text(text)
+
+    answer(10)
+    calls = [count_calls(lambda length=length: answer(length)) for length in (500, 2000)]
+    assert calls[1] < 8 * calls[0]

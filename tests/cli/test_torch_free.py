@@ -43,6 +43,14 @@ def test_report(round_workspace):
     assert value["problems"] == []
 
 
+def test_status(round_workspace):
+    code, out, loaded = run(round_workspace.root, "status", "--site", "B", "--json")
+    assert (code, loaded) == (0, [])
+    value = json.loads(out)
+    assert value["last"]["measured_on"] == "coordinator's other examples"
+    assert [step["command"] for step in value["next"]] == ["fedmed train-local --site B", "fedmed round"]
+
+
 @pytest.mark.real_base
 @pytest.mark.network
 @pytest.mark.parametrize("adapter", ["base", "global"])

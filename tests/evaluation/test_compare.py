@@ -282,7 +282,7 @@ def test_the_screen_names_worst_site_and_counts(compared, tiny_base, capsys):
     assert f"global: site {record.worst_sites['global']}, " in out
     assert "better / same / worse" in out
     assert "Loss by fedmed_site" in out
-    assert "On the other sites' examples" in out
+    assert "Global adapter against one site's" in out
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,34 @@ def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_a
     assert record.adapters["pooled"] == pooled.adapter
     loss = {name: record.scores[name]["overall"].loss for name in ("base", "global", "pooled")}
     share = (loss["base"] - loss["global"]) / (loss["base"] - loss["pooled"])
-    if record.recovered is None:
+    recovered = record.recovered["pooled"].base
+    if recovered is None:
         assert record.scores["pooled"]["overall"].against_base.high >= 0
-        assert "The pooled adapter is not clearly better than the base" in out
+        assert "Not clear: the bound is not better beyond chance" in out
     else:
-        assert record.recovered.mean == pytest.approx(share)
-        assert record.recovered.low < share < record.recovered.high
-        assert f"The global adapter reaches {100 * share:.0f} % [" in out
+        assert recovered.mean == pytest.approx(share)
+        assert recovered.low < share < recovered.high
+        assert f"{100 * share:.0f} % [" in out
+
+
+@pytest.mark.slow
+def test_the_parallel_bound_walks_one_sites_steps_with_all_sites_examples_in_each(round_workspace, argv, capsys):
+    assert main([*argv, "--pooled-parallel", "--pooled-lr", "1e-3"]) == 0
+    pooled, parallel = (
+        Pooled.read(round_workspace.reports / name / "pooled.json") for name in ("pooled", "pooled-parallel")
+    )
+    assert (parallel.max_steps, parallel.per_device_train_batch_size) == (3, 3 * pooled.per_device_train_batch_size)
+    assert parallel.learning_rate == pooled.learning_rate == 1e-3
+    record = Comparison.read(round_workspace.reports / "compare.json")
+    assert record.adapters["pooled-parallel"] == parallel.adapter != pooled.adapter
+    assert set(record.recovered) == {"pooled", "pooled-parallel"}
+
+
+def test_a_rate_without_a_bound_is_refused(round_workspace, fails):
+    message = fails(2, "compare", "--pooled-lr", "1e-3", "-C", round_workspace.root)
+    assert "--pooled-lr goes with --pooled or --pooled-parallel" in message
+    message = fails(2, "compare", "--pooled", "--pooled-lr", "0", "-C", round_workspace.root)
+    assert "--pooled-lr: expected a rate above 0 and at most 1, found 0" in message
 
 
 @pytest.mark.slow

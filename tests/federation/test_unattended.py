@@ -320,7 +320,7 @@ def test_a_hospital_takes_only_the_coordinators_whole_adapter(what, place, box, 
     data = target.read_bytes()
     if what == "stranger":
         files = {path.name: path.read_bytes() for path in place.global_adapter(1).iterdir()}
-        from fedmed_cli.adapters.signatures import sign
+        from fedmed_cli.records.signatures import sign
 
         bad = pack(files | {"aggregate.json.sig": sign(SIGNERS["stranger"], files["aggregate.json"])})
     else:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from helpers.factories import make_signer, write_key
+from helpers.factories import make_signer, write_key, write_plan
 
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.trust.audit_log import AuditLog
@@ -43,7 +43,7 @@ class Federation:
         plan = Plan.read(template / "federation.toml")
         pinned = {name: signer.public for name, signer in signers.items()}
         plan = replace(plan, sites=replace(plan.sites, keys=pinned))
-        (template / "federation.toml").write_bytes(plan.to_bytes())
+        write_plan(Workspace(template), plan, signers)
         self.keys = {name: write_key(root / f"key-{name}", signer) for name, signer in signers.items()}
         self.places = {
             name: Workspace(shutil.copytree(template, root / name)) for name in (*SITES, "coordinator", "by-files")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedmed_cli.adapters import bundle as bundles
-from fedmed_cli.adapters import signatures
+from fedmed_cli.records import signatures
 from fedmed_cli.records.digests import sha256_bytes
 from helpers import factories
 
@@ -922,6 +922,14 @@ quick(
     "adapter_config.json needs 8,589,934,591 bytes",
     lambda p: p.bundle(lambda f: bundles.header(CONFIG, 8**11 - 1) + bytes(2048)),
 )
+
+
+@case("a link to a bundle", 3, "B.fedmed.tar: is a link")
+def _(place):
+    place.bundle()
+    bundle = place.root / "adapters/B.fedmed.tar"
+    bundle.rename(place.root.parent / "elsewhere")
+    bundle.symlink_to(place.root.parent / "elsewhere")
 
 
 @case("a bundle of 1.57 GB", 3, "B.fedmed.tar: expected at most 7,019,200 bytes, found 1,570,000,000")

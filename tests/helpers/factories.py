@@ -1,5 +1,6 @@
 """Federations without a model: plans, signed contributions and workspaces made with numpy alone, in milliseconds."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,14 +9,14 @@ from cryptography.hazmat.primitives import serialization
 from fedmed_cli.adapters import archive, card
 from fedmed_cli.adapters.adapter import adapter_files, plan_adapter
 from fedmed_cli.adapters.folder import CONTRIBUTION_NAME
-from fedmed_cli.adapters.signatures import Ed25519PrivateKey, Signer, sign
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
-from fedmed_cli.workspace import Workspace
+from fedmed_cli.records.signatures import Ed25519PrivateKey, Signer, sign
+from fedmed_cli.workspace import PLAN_NAME, PLAN_SIGNATURE_NAME, Workspace
 from fedmed_cli.workspace.durable import write_folder
 
 SITES = ("A", "B", "C")
@@ -45,6 +46,23 @@ def make_plan(signed=True, hidden=16, layers=2, r=4):
     keys = {name: SIGNERS[name].public for name in (*SITES, "coordinator")} if signed else {}
     base = Base("tiny", "", "ab" * 32, 4_000_000, linear)
     return Plan(base, Lora(r=r, alpha=2.0 * r), Prompt(), Training(seed=7), Sites(SITES, 2, keys=keys))
+
+
+def write_plan(workspace, plan, signers=SIGNERS):
+    """Write a plan as its coordinator does, signed where it pins the coordinator's key."""
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    workspace.plan_path.write_bytes(plan.to_bytes())
+    signature = workspace.root / PLAN_SIGNATURE_NAME
+    signature.unlink(missing_ok=True)
+    if "coordinator" in plan.sites.keys:
+        signer = next(one for one in signers.values() if one.public == plan.sites.keys["coordinator"])
+        signature.write_bytes(sign(signer, plan.to_bytes()))
+
+
+def send_plan(root, home):
+    """Copy the plan, with its signature where there is one, as the coordinator sends it."""
+    for path in root.glob(f"{PLAN_NAME}*"):
+        shutil.copy(path, home)
 
 
 def trained(plan, start, seed):
@@ -95,8 +113,7 @@ def contribution(plan, site, start, number=1, seed=None, signer=None):
 def make_workspace(root, plan, num_rounds=0, mailbox=True, settings=AggregationSettings()):
     """A workspace with `num_rounds` rounds, and contributions to the next one in its mailbox."""
     workspace = Workspace(root)
-    root.mkdir(parents=True)
-    workspace.plan_path.write_bytes(plan.to_bytes())
+    write_plan(workspace, plan)
     signed = bool(plan.sites.keys)
     for number in range(1, num_rounds + 2):
         start = archive.starting_adapter(workspace, plan, number)

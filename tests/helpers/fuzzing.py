@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from fedmed_cli.adapters import archive, gate, signatures
+from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters import bundle as bundles
 from fedmed_cli.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME, initial_factors, plan_adapter
 from fedmed_cli.adapters.folder import AGGREGATE_NAME, CONTRIBUTION_NAME
@@ -27,9 +27,11 @@ from fedmed_cli.data import examples
 from fedmed_cli.data.bad_rows import DEFAULT_MAX_BAD, BadRows
 from fedmed_cli.data.batches import json_lines
 from fedmed_cli.data.sources import Source
-from fedmed_cli.errors import FedmedError
+from fedmed_cli.errors import ConflictError, FedmedError, InputError
 from fedmed_cli.evaluation import mcq_files, site_matrix
+from fedmed_cli.records import signatures
 from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.audit import Audit, CanaryAudit, Membership
 from fedmed_cli.records.codec import MAX_RECORD_BYTES, encode
 from fedmed_cli.records.comparison import (
     ChoiceScore,
@@ -45,12 +47,17 @@ from fedmed_cli.records.comparison import (
     Tally,
 )
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.export import Comparison as ExportComparison
+from fedmed_cli.records.export import Export
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.metrics import metric_line, read_metrics
 from fedmed_cli.records.plan import MAX_PLAN_BYTES, PUBLIC_KEY, Plan
+from fedmed_cli.records.privacy import LedgerEntry, Mechanism
 from fedmed_cli.records.scores import Scores, SiteScore
 from fedmed_cli.records.split import DivisionRecord, SiteCounts, SplitRecord
+from fedmed_cli.trust.ledger import Ledger
+from fedmed_cli.workspace import PLAN_SIGNATURE_NAME
 from helpers import factories
 from helpers.counted import TooMuchWork, count_calls
 
@@ -299,6 +306,19 @@ def make_targets(folder):
     newest = workspace.global_adapter(1)
     signed(newest, lambda: gate.read_global(newest, plan), "signed global")
 
+    for file in (workspace.plan_path, workspace.root / PLAN_SIGNATURE_NAME):
+
+        def check_plan(data, file=file, original=file.read_bytes()):
+            try:
+                file.write_bytes(data)
+                workspace.read_sent_plan()
+                if data != original:
+                    raise Silent(f"{file.name} was accepted changed")
+            finally:
+                file.write_bytes(original)
+
+        targets.append(Target(f"signed {file.name}", file.read_bytes(), check_plan, limit=MAX_PLAN_BYTES))
+
     bundle = folder / "B.fedmed.tar"
     packed = bundles.pack(gate.read_folder(path, plan).files)
 
@@ -371,6 +391,17 @@ def make_targets(folder):
     ).to_bytes()
     gains = {"0" * 64: SiteScore(0.1, 0.01)}
     scores = Scores("A", 1, plan.digest, "ab" * 32, start.digest, "0" * 64, 10, 10, gains, {"seconds": 1.5}).to_bytes()
+    membership = Membership(10, 10, 20, Interval(0.5, 0.4, 0.6), Interval(0.01, 0.0, 0.02))
+    audit = Audit("A", 1, plan.digest, "0" * 64, 8.0, 1e-5, membership, CanaryAudit(8, 4, 4, 2, 0.1, 1, 1.5)).to_bytes()
+    exported = Export(
+        "gguf", "0" * 64, "ab" * 32, plan.digest, "1" * 64, 1, "A", {"adapter.gguf": "2" * 64},
+        ExportComparison(3, 30, "float32", 0.0, 0.01, 0.1, 0.1, 1.0), "it was tried", "nothing",
+    ).to_bytes()  # fmt: skip
+    entry = LedgerEntry(
+        "A", plan.digest, 1, "0" * 64, ("0" * 16,), 10, "group", Mechanism(0.1, 1.0, 3), "1" * 64, "now", "0" * 64
+    )
+    ledger = json.dumps(entry.to_dict()).encode() + b"\n"
+    pins = json.dumps(plan.sites.keys).encode()
     metrics = b"".join(metric_line("round", round=number, loss=2.5) for number in range(5))
     rows = b"".join(json.dumps({"question": f"q {n}", "answer": f"a {n}"}).encode() + b"\n" for n in range(20))
     public = factories.SIGNERS["A"].public + " a comment\n"
@@ -425,6 +456,20 @@ def make_targets(folder):
         assert PUBLIC_KEY.fullmatch(line)
         assert signatures.fingerprint(line).startswith("SHA256:")
 
+    def check_ledger(data):
+        (folder / "privacy.jsonl").write_bytes(data)
+        try:
+            entries = Ledger(folder / "privacy.jsonl", folder / "seal.json").read()
+        except ConflictError as error:  # a line that does not follow the one before
+            raise InputError(error.message) from None
+        in_range([encode(entry) for entry in entries])
+
+    def check_pins(data):
+        workspace.make_private()
+        (workspace.private / "pinned.json").write_bytes(data)
+        for key in workspace.known_pins().values():
+            assert signatures.fingerprint(key).startswith("SHA256:")
+
     def record(kind, holds=lambda value: in_range(encode(value))):
         return lambda data: holds(kind.from_bytes(data, "record"))
 
@@ -454,6 +499,10 @@ def make_targets(folder):
         Target("pooled.json", pooled, record(Pooled), limit=MAX_RECORD_BYTES),
         Target("multiple choice", multiple, check_choices),
         Target("scores.json", scores, record(Scores), limit=MAX_RECORD_BYTES),
+        Target("audit.json", audit, record(Audit), limit=MAX_RECORD_BYTES),
+        Target("export.json", exported, record(Export), limit=MAX_RECORD_BYTES),
+        Target("privacy.jsonl", ledger, check_ledger, limit=MAX_RECORD_BYTES),
+        Target("pinned.json", pins, check_pins, limit=MAX_RECORD_BYTES),
         Target("metrics.jsonl", metrics, check_metrics),
         Target("detached signature", signature, check_signature, limit=signatures.MAX_SIGNATURE_BYTES),
         Target("public key", public.encode(), check_public, limit=signatures.MAX_KEY_BYTES),

@@ -3,6 +3,7 @@
 import itertools
 import threading
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -284,6 +285,16 @@ def test_a_gguf_of_another_model_is_refused(local, tiny_base, tmp_path):
     for name, message in (("broken.gguf", "is not a readable GGUF"), ("none.gguf", "no such file")):
         with pytest.raises(InputError, match=message):
             check_gguf(tmp_path / name, local)
+
+
+@pytest.mark.parametrize("value", [7, True, "text"])
+def test_a_vocabulary_that_is_no_list_is_refused(local, tiny_base, tmp_path, monkeypatch, value):
+    add = {int: "add_uint32", bool: "add_bool", str: "add_string"}[type(value)]
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "add_token_list", lambda writer, tokens: getattr(writer, add)("tokenizer.ggml.tokens", value)
+    )
+    with pytest.raises(CombineError, match="its vocabulary is not"):
+        check_gguf(write_gguf(tmp_path / "x.gguf", tiny_base), local)
 
 
 def test_a_gguf_that_llama_cpp_cannot_load(local, tmp_path):

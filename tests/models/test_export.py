@@ -2,19 +2,22 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from helpers.factories import make_plan, make_workspace
 from helpers.tiny_gguf import write_gguf
+from markdown_it import MarkdownIt
 from test_engines import text_of
 
-from fedmed_cli.adapters.adapter import Adapter, adapter_files
+from fedmed_cli.adapters.adapter import Adapter, adapter_files, initial_factors, plan_adapter
 from fedmed_cli.adapters.gate import read_from_anyone
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.models import bases, bundled_base, language_model
+from fedmed_cli.models.bases import LocalBase
 from fedmed_cli.models.engines.engine import Sampling
 from fedmed_cli.models.engines.llama_cpp import LlamaCpp
 from fedmed_cli.models.export import export as exporting
@@ -23,6 +26,7 @@ from fedmed_cli.models.export.open_source import FORM_NAMES
 from fedmed_cli.records.digests import sha256_file
 from fedmed_cli.records.export import Export
 from fedmed_cli.records.lora import Lora
+from fedmed_cli.records.plan import Prompt
 from fedmed_cli.workspace.durable import write_folder
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -171,6 +175,21 @@ def test_what_cannot_be_exported(argv, code, message, round_workspace, tiny_base
     where = ("-C", round_workspace.root, "--base", tiny_base)
     assert message in fails(code, "export", adapter, tmp_path / "out", *options, *where)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_a_plans_texts_are_no_markup_in_the_readme(form):
+    hostile = "x`y\n\n```\n````\n<script>alert(1)</script>\n# heading\n[a](https://evil.example)"
+    plan = make_plan(signed=False)
+    base = replace(plan.base, name="owner/`<b>`[a](https://evil.example)")
+    plan = replace(plan, base=base, prompt=Prompt(system=hostile, user=f"{hostile} {{question}}"))
+    adapter = plan_adapter(plan, initial_factors(plan))
+    source = forms.Source(adapter, LocalBase(Path(), base), plan.prompt, None, None, False)
+    tokens = list(MarkdownIt().parse(exporting._readme(source, forms.FORMS[form], plan)))
+    tokens += [child for token in tokens for child in token.children or ()]
+    assert not {"html_block", "html_inline", "link_open", "image"} & {token.type for token in tokens}
+    assert [token.type for token in tokens].count("heading_open") == 1
+    assert [token.content for token in tokens if token.type == "fence"][1:] == [plan.prompt.user + "\n", hostile + "\n"]
 
 
 def test_an_existing_folder_is_left_alone(round_workspace, tmp_path, fails):

@@ -317,4 +317,7 @@ def test_the_class_of_a_cpu_goes_by_its_flags_and_onednns_switch(flags, highest,
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", highest)
     assert cpu.cpu_class() == expected
+    monkeypatch.setattr(cpu, "_is_intel", lambda: False)
     assert cpu.has_bfloat16() is (expected in ("AMX", "AVX512-BF16"))
+    monkeypatch.setattr(cpu, "_is_intel", lambda: True)  # whose AVX512-BF16 is slower than its float32
+    assert cpu.has_bfloat16() is (expected == "AMX")

@@ -27,7 +27,8 @@ KINDS = {kind.FORMAT: kind for kind in Record.__subclasses__()}
 
 
 def documented_dataclasses():
-    names = {found.name for found in pkgutil.iter_modules(records.__path__)} - {"combining"}  # which writes no file
+    # Those write no file of ours: a signature's form is OpenSSH's.
+    names = {found.name for found in pkgutil.iter_modules(records.__path__)} - {"combining", "signatures"}
     modules = [importlib.import_module(f"fedmed_cli.records.{name}") for name in sorted(names)]
     found = [value for module in modules for value in vars(module).values() if dataclasses.is_dataclass(value)]
     return sorted({kind for kind in found if isinstance(kind, type)} - {Record, Plan}, key=lambda kind: kind.__name__)

@@ -27,12 +27,13 @@ from fedmed_cli.records.comparison import (
     Pooled,
     Rate,
     Score,
+    Shares,
     Tally,
 )
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.split import SplitRecord
-from fedmed_cli.reporting import page, workspace_records
+from fedmed_cli.reporting import numbers, page, workspace_records
 from fedmed_cli.reporting.sections.training import means_of_bins
 from fedmed_cli.reporting.tables.comparison import loss_cell
 from fedmed_cli.workspace import Workspace
@@ -185,7 +186,8 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
         choices=MultipleChoice("dev.jsonl", "0" * 64, "options", 100, 2, 50, 0.25, choice),
         columns={"focus": kind},
         on_other_sites={"A": Interval(-0.03, -0.05, -0.01)},
-        recovered=Interval(0.83, 0.7, 0.95),
+        adapters=compared.adapters | {"pooled": "5" * 64},
+        recovered={"pooled": Shares(base=Interval(0.83, 0.7, 0.95))},
         worst_sites={"global": "B"},
         num_skipped=3,
     )
@@ -206,7 +208,7 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
         plan=compared.plan,
         base_fingerprint=compared.base_fingerprint,
         parent="0" * 64,
-        adapter=compared.adapters["global"],
+        adapter="5" * 64,
         examples_digest="0" * 64,
         num_examples=4321,
         num_trained_tokens=98765,
@@ -238,11 +240,16 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
     row = table(root, "Loss by focus")[1]
     assert [row[0], row[1], row[-1]] == expected
     minus = "\N{MINUS SIGN}"
-    expected = ["A", "-0.0300 [-0.0500, -0.0100]".replace("-", minus)]
-    assert table(root, "On the other sites' examples")[1] == expected
+    own = compared.scores["A"]["A"].against_global
+    expected = [
+        "A",
+        numbers.interval(Interval(-own.mean, -own.high, -own.low)),
+        "-0.0300 [-0.0500, -0.0100]".replace("-", minus),
+    ]
+    assert table(root, "Global adapter against one site's")[1] == expected
+    assert table(root, "How much of the upper bound's gain") == [["gain over", "pooled"], ["the base", "83 % [70, 95]"]]
     text = section(root, "comparison").text
     for part in (
-        "reaches 83 % [70, 95] of the pooled adapter's gain",
         "global: site B",
         "3 examples were skipped",
         "right in 25.0 %",

@@ -9,8 +9,9 @@ from conftest import snapshot
 from helpers import factories
 from helpers.bad_files import RECORD
 
-from fedmed_cli.adapters import archive, signatures
+from fedmed_cli.adapters import archive
 from fedmed_cli.errors import TrustError
+from fedmed_cli.records import signatures
 from fedmed_cli.workspace import Workspace
 
 
@@ -38,7 +39,7 @@ def pin_only(workspace, *names):
     plan = workspace.read_plan()
     keys = {name: plan.sites.keys[name] for name in names}
     plan = replace(plan, sites=replace(plan.sites, keys=keys))
-    workspace.plan_path.write_bytes(plan.to_bytes())
+    factories.write_plan(workspace, plan)
     workspace.remember_pins(plan)  # as 'fedmed keys accept' does
 
 

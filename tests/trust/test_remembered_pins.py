@@ -8,19 +8,14 @@ from helpers import factories
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.workspace import Workspace
-from fedmed_cli.workspace.durable import write_file
 
 
 @pytest.fixture
 def workspace(tmp_path):
     place = Workspace(tmp_path / "work")
-    write_plan(place, factories.make_plan())
+    factories.write_plan(place, factories.make_plan())
     place.read_plan()
     return place
-
-
-def write_plan(place, plan):
-    write_file(place.plan_path, plan.to_bytes())
 
 
 def with_keys(keys):
@@ -37,16 +32,16 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("command", [["verify"], ["aggregate"], ["report"], ["keys", "show"]])
+@pytest.mark.parametrize("command", [["verify"], ["aggregate"], ["report"], ["status"], ["keys", "show"]])
 def test_every_command_refuses_such_a_plan(change, command, workspace, fails):
     keys, names = CHANGES[change]
-    write_plan(workspace, with_keys(keys))
+    factories.write_plan(workspace, with_keys(keys))
     message = fails(7, *command, "-C", workspace.root)
     assert f"the keys of {names} are not those that were pinned here before" in message
 
 
 def test_accepting_shows_what_changed_and_ends_it(workspace, capsys):
-    write_plan(workspace, with_keys(CHANGES["one changed"][0]))
+    factories.write_plan(workspace, with_keys(CHANGES["one changed"][0]))
     assert main(["keys", "accept", "-C", str(workspace.root)]) == 0
     out = capsys.readouterr().out
     for name in ("coordinator", "stranger"):
@@ -58,24 +53,28 @@ def test_accepting_shows_what_changed_and_ends_it(workspace, capsys):
 
 def test_new_keys_are_remembered_and_replacing_one_by_command_is_saying_so(workspace, tmp_path):
     public = factories.SIGNERS["stranger"].public
-    assert main(["keys", "trust", "B", public, "--replace", "-q", "-C", str(workspace.root)]) == 0
+    key = factories.write_key(tmp_path / "key", factories.SIGNERS["coordinator"])
+    argv = ["keys", "trust", "B", public, "--replace", "-q", "--key", str(key), "-C", str(workspace.root)]
+    assert main(argv) == 0
     assert workspace.read_plan().sites.keys["B"] == public
     assert workspace.known_pins() == KEYS | {"B": public}
 
 
 def test_a_plan_without_keys_leaves_nothing_behind(tmp_path):
     place = Workspace(tmp_path / "work")
-    write_plan(place, factories.make_plan(signed=False))
+    factories.write_plan(place, factories.make_plan(signed=False))
     place.read_plan()
     assert not place.private.exists()
-    write_plan(place, factories.make_plan())
+    factories.write_plan(place, factories.make_plan())
     place.read_plan()
     assert place.known_pins() == KEYS
 
 
 def test_a_contribution_under_another_list_of_sites_is_said(trained_workspace, capsys):
     plan = trained_workspace.read_plan()
-    write_plan(trained_workspace, dataclasses.replace(plan, sites=dataclasses.replace(plan.sites, min_sites=1)))
+    factories.write_plan(
+        trained_workspace, dataclasses.replace(plan, sites=dataclasses.replace(plan.sites, min_sites=1))
+    )
     assert main(["aggregate", "-C", str(trained_workspace.root), "--weights", "tokens"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "site A trained under another list of sites or pinned keys" in said

@@ -3,13 +3,15 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 from helpers import factories
 from helpers.html_tree import parse, section
 
-from fedmed_cli.adapters import archive, signatures
+from fedmed_cli.adapters import archive
 from fedmed_cli.cli.app import main
+from fedmed_cli.records import signatures
 from fedmed_cli.records.comparison import Comparison, Score
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.scores import Scores, SiteScore
@@ -137,7 +139,7 @@ def without_key_of_b(workspace):
     plan = workspace.read_plan()
     keys = {name: key for name, key in plan.sites.keys.items() if name != "B"}
     plan = replace(plan, sites=replace(plan.sites, keys=keys))
-    workspace.plan_path.write_bytes(plan.to_bytes())
+    factories.write_plan(workspace, plan)
     workspace.remember_pins(plan)  # as 'fedmed keys accept' does
     for path in (workspace.reports / "compare-B.json", workspace.scores / "B.json"):
         unsign(path)
@@ -216,3 +218,56 @@ def test_compare_and_score_sign_what_they_write_and_leave_no_older_signature(tra
         assert main(command) == 0
         assert path.exists()
         assert not signature.exists()
+
+
+HUGE = {
+    "compare-{}.json": ("scores.global.overall.loss", "compare merge reports/compare-A.json reports/compare-B.json"),
+    "{}.json": (f"gains.{'cd' * 32}.gain", "aggregate --weights crosseval"),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_numbers_whose_sum_would_overflow_are_refused(workspace, fails, name):
+    field, command = HUGE[name]
+    for site in factories.SITES:
+        path = next(workspace.root.glob(f"*/{name.format(site)}"))
+        value = json.loads(path.read_text())
+        *parents, last = field.split(".")
+        reduce(dict.__getitem__, parents, value)[last] = 1e308
+        path.write_text(json.dumps(value))
+        sign(path, site)
+    message = fails(3, *argv(workspace, command), "-C", workspace.root)
+    assert f"{field} must be at most 1e+100 in size, found 1e+308" in message
+
+
+TABLES = {
+    "columns.c": lambda score: {"columns": {"c": {f"v{n}": {f"a{n}": score} for n in range(1000)}}},
+    "scores": lambda score: {"scores": {f"a{n}": {"overall": score, f"s{n}": score} for n in range(500)}},
+}
+
+
+@pytest.mark.parametrize("what", TABLES)
+@pytest.mark.parametrize("command", ["compare merge reports/compare-A.json reports/compare-B.json", "report"])
+def test_a_table_far_larger_than_what_stands_in_it_is_refused(workspace, fails, command, what, capsys):
+    path = workspace.reports / "compare-B.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | TABLES[what](value["scores"]["base"]["overall"])))
+    sign(path, "B")
+    message = f"{what}: expected a table of at most 20,000 cells"
+    if command == "report":
+        assert main(["report", "-C", str(workspace.root)]) == 0
+        assert message in (workspace.reports / "report.html").read_text()
+    else:
+        assert message in fails(3, *argv(workspace, command), "-C", workspace.root)
+
+
+def test_a_waiting_contribution_is_reported_only_with_its_signature(workspace, fails):
+    record = workspace.contribution("B") / "contribution.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"round": 999_999}))
+    assert "the signature does not hold for contribution.json" in fails(7, "report", "-C", workspace.root)
+    page = (workspace.reports / "report.html").read_text()
+    assert "999999" not in page
+    assert "999,999" not in page
+    unsign(record)
+    fails(7, "report", "-C", workspace.root)
+    assert "999999" not in (workspace.reports / "report.html").read_text()

@@ -9,7 +9,8 @@ import pytest
 from helpers import factories
 
 from fedmed_cli.cli.app import main
-from fedmed_cli.errors import InputError
+from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.federation.received_global import accept_global
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.checks import check_site_name
 from fedmed_cli.records.contribution import Contribution
@@ -107,6 +108,43 @@ def test_rounds_have_as_many_digits_as_their_folders(kind, name):
     value = json.loads(next(GOLDEN.rglob(name)).read_text())
     with pytest.raises(InputError, match="round must be from 1 to"):
         kind.from_dict(value | {"round": 10**6}, "it")
+
+
+def hospital(root, plan):
+    home = Workspace(root)
+    factories.write_plan(home, plan)
+    return home
+
+
+@pytest.mark.parametrize("number", [3, 999_999])
+def test_nobody_files_a_round_far_ahead_where_no_key_is_pinned(number, tmp_path):
+    plan = factories.make_plan(signed=False)
+    coordinator = factories.make_workspace(tmp_path / "work", plan, 3, mailbox=False)
+    home, sent = hospital(tmp_path / "home", plan), coordinator.global_adapter(3)
+    path = sent / "aggregate.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"round": number}))
+    with pytest.raises(ConflictError, match=f"is of round {number}, but the next round here is 1") as refused:
+        accept_global(home, plan, sent)
+    assert f"copy it to rounds/{number:03d}/global" in str(refused.value.hint)
+    assert accept_global(home, plan, coordinator.global_adapter(1))[1]
+
+
+def test_a_signed_global_adapter_may_skip_rounds(tmp_path):
+    plan = factories.make_plan()
+    coordinator = factories.make_workspace(tmp_path / "work", plan, 3, mailbox=False)
+    folder, is_new = accept_global(hospital(tmp_path / "home", plan), plan, coordinator.global_adapter(3))
+    assert is_new
+    assert folder.record.round == 3
+
+
+def test_a_contribution_to_a_round_far_ahead_is_refused(tmp_path, fails):
+    plan = factories.make_plan(signed=False)
+    workspace = factories.make_workspace(tmp_path / "work", plan)
+    path = workspace.contribution("B") / "contribution.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"round": 999_999}))
+    message = fails(7, "aggregate", "--weights", "tokens", "-C", workspace.root)
+    assert "expected a contribution to round 1, found one to round 999999" in message
+    assert workspace.newest_round() == 0
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from conftest import snapshot
 from helpers import factories
 from helpers.bad_files import RECORD, WEIGHTS
 
-from fedmed_cli.adapters import archive, gate, signatures
+from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import relate
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
 from fedmed_cli.federation import coordinator
+from fedmed_cli.records import signatures
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.workspace import Workspace
 
@@ -258,7 +259,7 @@ def test_a_round_from_before_the_keys_were_pinned_is_covered_by_the_coordinators
     bare = factories.make_plan(signed=False)
     workspace = factories.make_workspace(tmp_path / "work", bare, 1)
     plan = factories.make_plan()
-    workspace.plan_path.write_bytes(plan.to_bytes())
+    factories.write_plan(workspace, plan)
     assert "is not signed" in fails(7, "verify", "-C", workspace.root)
     reseal_global(workspace.global_adapter(1))  # as 'ssh-keygen -Y sign' does it
     start = archive.starting_adapter(workspace, plan, 2)

@@ -27,6 +27,7 @@ from fedmed_cli.chat.guardrails.findings import Strictness
 from fedmed_cli.chat.serve.backends import Backend, Last
 from fedmed_cli.chat.serve.replies import (
     DONE,
+    Model,
     Reply,
     error_object,
     event,
@@ -68,7 +69,10 @@ class Limits:
 
 @dataclass
 class Server:
-    """One server. `hosts` are the names it may be called by (empty: any), `origins` the pages that may ask."""
+    """One server. `hosts` are the names it may be called by (empty: any), `origins` the pages that may ask.
+
+    `num_read` requests are being looked at, `num_waiting` are answered or wait for it.
+    """
 
     backend: Backend
     limits: Limits = Limits()
@@ -77,6 +81,7 @@ class Server:
     origins: tuple[str, ...] = ()
     guardrails: Strictness = "standard"
     log: Say = lambda line: None
+    num_read: int = field(default=0, init=False)
     num_waiting: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -125,14 +130,7 @@ class Server:
         self._check_key(request)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise BadRequest("expected content-type: application/json", status=415)
-        data = await _read_body(request)
-        ask = await asyncio.to_thread(parse_ask, data, self.guardrails)
-        models = {model.id: model for model in await self.backend.models()}
-        if ask.model not in models:
-            raise BadRequest("there is no such model; GET /v1/models lists them", "model", "model_not_found", 404)
-        if self.num_waiting >= self.limits.queue + self.limits.parallel:
-            raise BadRequest("too many requests are waiting; try again later", None, "rate_limit_exceeded", 429)
-        model = models[ask.model]
+        ask, model = await self._understand(await _read_body(request))
         reply = Reply(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), model)
         headers = headers_of(model, ask.guarded)
         pieces = self._answer(ask)
@@ -145,6 +143,20 @@ class Server:
             await pieces.aclose()
             raise
         return StreamingResponse(_chain(first, stream), media_type="text/event-stream", headers=headers)
+
+    async def _understand(self, data: bytes) -> tuple[Ask, Model]:
+        """What a body asks for, and of which model. That takes seconds where it is large, so it counts as waiting."""
+        if self.num_read + self.num_waiting >= self.limits.queue + self.limits.parallel:
+            raise BadRequest("too many requests are waiting; try again later", None, "rate_limit_exceeded", 429)
+        self.num_read += 1
+        try:
+            ask = await asyncio.to_thread(parse_ask, data, self.guardrails)
+            models = {model.id: model for model in await self.backend.models()}
+        finally:
+            self.num_read -= 1
+        if ask.model not in models:
+            raise BadRequest("there is no such model; GET /v1/models lists them", "model", "model_not_found", 404)
+        return ask, models[ask.model]
 
     def _check_key(self, request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()

@@ -104,6 +104,15 @@ class EngineBackend:
             await asyncio.shield(task)
 
 
+# What comes of JSON that is not of the form that was expected, or is nested too deep.
+_UNREADABLE = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+
+
+def _whole_characters(text: Any) -> str:
+    """What another server calls a text, without half characters, which no reply of ours can hold."""
+    return str(text).encode("utf-8", "replace").decode("utf-8")
+
+
 class UpstreamBackend:
     """Another OpenAI-compatible server; the plan's prompt and the guardrails stand before it."""
 
@@ -121,8 +130,8 @@ class UpstreamBackend:
         try:
             reply = await self._client.get("v1/models")
             reply.raise_for_status()
-            names = [str(entry["id"])[:200] for entry in reply.json()["data"]]
-        except (self._errors, ValueError, KeyError, TypeError):
+            names = [_whole_characters(entry["id"])[:200] for entry in reply.json()["data"]]
+        except (self._errors, *_UNREADABLE):
             raise MachineError("the upstream server does not list its models") from None
         return [Model(name, f"{name} (upstream)", None) for name in names]
 
@@ -143,8 +152,7 @@ class UpstreamBackend:
             body["seed"] = ask.seed
         if ask.stop:
             body["stop"] = list(ask.stop)
-        finish = ""
-        usage: dict[str, Any] = {}
+        finish, usage = "", (0, 0)
         try:
             async with self._client.stream("POST", "v1/chat/completions", json=body) as reply:
                 if reply.status_code >= 400:
@@ -153,16 +161,17 @@ class UpstreamBackend:
                     if not line.startswith("data:") or line[5:].strip() == "[DONE]":
                         continue
                     chunk = json.loads(line[5:])
-                    usage = chunk.get("usage") or usage
+                    if used := chunk.get("usage"):
+                        usage = int(used.get("prompt_tokens", 0)), int(used.get("completion_tokens", 0))
                     for choice in chunk.get("choices", [])[:1]:
                         if text := choice.get("delta", {}).get("content"):
-                            yield str(text)
-                        finish = choice.get("finish_reason") or finish
-        except (self._errors, ValueError, AttributeError, TypeError) as error:
+                            yield _whole_characters(text)
+                        finish = _whole_characters(choice.get("finish_reason") or finish)
+        except (self._errors, *_UNREADABLE) as error:
             raise MachineError(f"the upstream server gave no answer ({type(error).__name__})") from None
         if not finish:
             raise MachineError("the upstream server broke off its answer")
-        yield Last(int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0)), str(finish))
+        yield Last(*usage, finish)
 
     def _user(self, question: str) -> dict[str, str]:
         return prompt_messages(self._prompt, question)[-1]

@@ -42,7 +42,7 @@ def aggregate(
         typer.Option(
             "--min-sites",
             min=1,
-            help="With --deadline: enough contributions [the plan's].",
+            help=r"With --deadline: enough contributions \[the plan's].",
             rich_help_panel=o.WAIT_PANEL,
         ),
     ] = None,
@@ -50,7 +50,7 @@ def aggregate(
         str | None,
         typer.Option(
             "--deadline",
-            help="With --wait: how long to wait for all, as in 48h [for ever].",
+            help=r"With --wait: how long to wait for all, as in 48h \[for ever].",
             rich_help_panel=o.WAIT_PANEL,
         ),
     ] = None,

@@ -30,6 +30,14 @@ def compare(
             "--pooled", help="Also measure an adapter trained on all sites' examples together (one machine only)."
         ),
     ] = False,
+    pooled_parallel: Annotated[
+        bool,
+        typer.Option("--pooled-parallel", help="The same, with one site's steps and all sites' examples in each."),
+    ] = False,
+    pooled_lr: Annotated[
+        float | None,
+        typer.Option("--pooled-lr", metavar="RATE", help=r"Learning rate of both \[the plan's]."),
+    ] = None,
     by_column: Annotated[
         list[str] | None, typer.Option("--by-column", help="Also report each value of this column (repeatable).")
     ] = None,
@@ -74,12 +82,18 @@ def compare(
     plan = place.read_plan()
     if key is not None and site is None:
         raise UsageError("--key goes with --site: only what leaves a hospital is signed")
+    if pooled_lr is not None and not (pooled or pooled_parallel):
+        raise UsageError("--pooled-lr goes with --pooled or --pooled-parallel")
+    if pooled_lr is not None and not 0 < pooled_lr <= 1:
+        raise UsageError(f"--pooled-lr: expected a rate above 0 and at most 1, found {pooled_lr:g}")
     signer = signer_for(site, plan, load_signer(screen, key, place.root)) if site else None
     options = steps.CompareOptions(
         adapters=adapter or (),
         alone=alone or (),
         all_rounds=all_rounds,
         pooled=pooled,
+        pooled_parallel=pooled_parallel,
+        pooled_lr=pooled_lr,
         by_column=by_column or (),
         max_eval_samples=max_eval_samples,
         choices=choices,

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedmed_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.records.plan import Plan
+    from fedmed_cli.records.signatures import Signer
+    from fedmed_cli.reporting.parts import Table
+    from fedmed_cli.workspace import Workspace
 
 
 def keys() -> None:
@@ -31,8 +38,8 @@ def new(
     """
     import os
 
-    from fedmed_cli.adapters.signatures import create, public_path, refuse_inside
     from fedmed_cli.errors import UsageError
+    from fedmed_cli.records.signatures import create, public_path, refuse_inside
     from fedmed_cli.trust.keys import default_key_path
 
     screen, place = common.open()
@@ -62,15 +69,15 @@ def show(
 
     Example: fedmed keys show
     """
-    from fedmed_cli.adapters.signatures import (
+    from fedmed_cli.errors import InputError
+    from fedmed_cli.records.codec import read_file
+    from fedmed_cli.records.signatures import (
         MAX_KEY_BYTES,
         fingerprint,
         fingerprint_digits,
         parse_public,
         public_path,
     )
-    from fedmed_cli.errors import InputError
-    from fedmed_cli.records.codec import read_file
     from fedmed_cli.reporting.parts import Table
     from fedmed_cli.trust.keys import default_key_path
 
@@ -99,18 +106,19 @@ def trust(
     name: Annotated[str, typer.Argument(help="A site of the plan, or coordinator.")],
     public_key: Annotated[str, typer.Argument(help="Its public key: a file (….pub), or the line itself.")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace a key that is already pinned.")] = False,
+    key: o.KeyOption = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Pin a public key in the plan: from then on nothing from NAME is taken unless that key signed it.
 
-    Compare the fingerprint with its owner by telephone first. Send the changed federation.toml to all sites.
+    Compare the fingerprint with its owner by telephone first. Send the changed federation.toml to all sites. Where
+    it pins the coordinator's key, only the coordinator can change it: it is signed, in federation.toml.sig.
 
     Example: fedmed keys trust B hospital-b.pub
     """
-    from fedmed_cli.adapters.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
     from fedmed_cli.records.codec import read_file
-    from fedmed_cli.trust.keys import pin
-    from fedmed_cli.workspace.durable import write_file
+    from fedmed_cli.records.signatures import ALGORITHM, MAX_KEY_BYTES, parse_public
+    from fedmed_cli.trust.keys import pin, write_plan
 
     screen, place = common.open()
     if public_key.startswith(ALGORITHM + " "):
@@ -121,13 +129,47 @@ def trust(
         )
     place.read_plan()  # a folder without a plan gets no lock file
     with place.lock():
-        plan = pin(place.read_plan(), name, public, replace)
-        write_file(place.plan_path, plan.to_bytes())
-        place.remember_pins(plan)
+        before = place.read_plan()
+        plan = pin(before, name, public, replace)
+        if plan != before:
+            write_plan(place, plan, _plan_signer(screen, plan, key, place))
     screen.result(
         _describe_key(public, place.plan_path) | {"name": name},
         *_key_lines(public),
-        f"pinned for {name} in {place.plan_path}: read the fingerprint to its owner, then send this file to all sites",
+        f"pinned for {name} in {place.plan_path}: read the fingerprint to its owner, {_send(plan)}",
+    )
+
+
+def sign(key: o.KeyOption = None, common: o.CommonOptions = o.CommonOptions()) -> None:
+    """Sign the plan as its coordinator: a hospital that has it takes none that your key did not sign.
+
+    It pins your key for the coordinator where the plan pins none yet. 'fedmed keys trust' signs again by itself; use
+    this after federation.toml was edited by hand.
+
+    Example: fedmed keys sign
+    """
+    from fedmed_cli.cli.signing import load_signer
+    from fedmed_cli.errors import InputError
+    from fedmed_cli.records.digests import short
+    from fedmed_cli.records.measures import COORDINATOR
+    from fedmed_cli.records.plan import Plan
+    from fedmed_cli.trust.keys import pin, write_plan
+
+    screen, place = common.open()
+    Plan.read(place.plan_path)  # a folder without a plan gets no lock file
+    signer = load_signer(screen, key, place.root)
+    if signer is None:
+        raise InputError("there is no key to sign the plan with", hint="make one with 'fedmed keys new'")
+    with place.lock():
+        plan, before = Plan.read(place.plan_path), place.known_pins()
+        if COORDINATOR not in plan.sites.keys:
+            plan = pin(plan, COORDINATOR, signer.public, replace_other=False)
+        write_plan(place, plan, signer)
+    changed, shown = _changes(before, plan)
+    screen.result(
+        {"plan": plan.digest, "fingerprint": signer.fingerprint, "changed": changed},
+        *shown,
+        f"signed {place.plan_path} (plan {short(plan.digest)}): {_send(plan)}",
     )
 
 
@@ -138,25 +180,46 @@ def accept(common: o.CommonOptions = o.CommonOptions()) -> None:
 
     Example: fedmed keys accept
     """
-    from fedmed_cli.adapters.signatures import fingerprint
-    from fedmed_cli.records.plan import Plan
+    screen, place = common.open()
+    place.read_sent_plan()  # a folder without a plan gets no lock file
+    with place.lock():
+        plan, before = place.read_sent_plan(), place.known_pins()
+        place.remember_pins(plan)
+    changed, shown = _changes(before, plan)
+    screen.result({"changed": changed}, *shown, f"{len(changed)} keys changed; the plan's keys are pinned here now")
+
+
+def _changes(before: dict[str, str], plan: Plan) -> tuple[list[str], list[Table]]:
+    """Whose keys in the plan are not those pinned before, and a table of them."""
+    from fedmed_cli.records.signatures import fingerprint
     from fedmed_cli.reporting.parts import Table
 
-    screen, place = common.open()
-    plan = Plan.read(place.plan_path)
-    with place.lock():
-        before, now = place.known_pins(), plan.sites.keys
-        place.remember_pins(plan)
+    now = plan.sites.keys
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     rows = [
         [name, *(fingerprint(keys[name]) if name in keys else "none" for keys in (before, now))] for name in changed
     ]
-    shown = [Table("Keys that changed", ("who", "before", "now"), rows, frozenset({1, 2}))] if rows else []
-    screen.result({"changed": changed}, *shown, f"{len(changed)} keys changed; the plan's keys are pinned here now")
+    return changed, [Table("Keys that changed", ("who", "before", "now"), rows, frozenset({1, 2}))] if rows else []
+
+
+def _plan_signer(screen: Screen, plan: Plan, key: Path | None, place: Workspace) -> Signer | None:
+    """The key to sign the plan with; None where it pins none for the coordinator."""
+    from fedmed_cli.cli.signing import load_signer
+    from fedmed_cli.records.measures import COORDINATOR
+
+    return load_signer(screen, key, place.root) if COORDINATOR in plan.sites.keys else None
+
+
+def _send(plan: Plan) -> str:
+    from fedmed_cli.records.measures import COORDINATOR
+    from fedmed_cli.workspace import PLAN_NAME, PLAN_SIGNATURE_NAME
+
+    files = [PLAN_NAME] + [PLAN_SIGNATURE_NAME] * (COORDINATOR in plan.sites.keys)
+    return f"then send {' and '.join(files)} to all sites"
 
 
 def _describe_key(public: str, path: Path) -> dict[str, str]:
-    from fedmed_cli.adapters.signatures import fingerprint, fingerprint_digits
+    from fedmed_cli.records.signatures import fingerprint, fingerprint_digits
 
     return {
         "public": public,
@@ -167,6 +230,6 @@ def _describe_key(public: str, path: Path) -> dict[str, str]:
 
 
 def _key_lines(public: str) -> list[Any]:
-    from fedmed_cli.adapters.signatures import fingerprint, fingerprint_digits
+    from fedmed_cli.records.signatures import fingerprint, fingerprint_digits
 
     return [public, f"fingerprint    {fingerprint(public)}", f"to read aloud  {fingerprint_digits(public)}"]

@@ -40,6 +40,7 @@ def pack(
         raise ConflictError(f"{target} exists already", hint="name another file with --output")
     plan = place.read_plan() if place.plan_path.exists() else None
     passed = gate.read_from_anyone(folder, plan)
+    gate.check_may_leave(passed)
     if plan is not None:
         check_audit(place, plan, passed)
     data = pack_files(passed.files)

@@ -62,6 +62,7 @@ def train_local(
     from fedmed_cli.data.row_index import IndexOptions
     from fedmed_cli.data.sources import Source
     from fedmed_cli.federation import steps
+    from fedmed_cli.federation.plan import check_site
     from fedmed_cli.trust.keys import signer_for
 
     waiting.refuse_without_wait()
@@ -69,7 +70,7 @@ def train_local(
         raise UsageError("--wait goes with --mailbox, from which it takes the global adapter, and without --global")
     screen, place = common.open()
     plan = place.read_plan()
-    steps.check_site(plan, site)
+    check_site(plan, site)
     if data is None and (columns or group_by):
         raise UsageError("--columns and --group-by go with --data")
     looked_for = IndexOptions(

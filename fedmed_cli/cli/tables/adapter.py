@@ -8,6 +8,7 @@ from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.lora import described
+from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.reporting import numbers
 from fedmed_cli.reporting.parts import Cell, Group, Pairs, Table
@@ -37,6 +38,11 @@ def facts_group(facts: AdapterFacts, plan: Plan | None) -> Group:
             ("global adapter", f"round {record.round}, {record.method}, weights {weights}"),
             ("made of", ", ".join(f"{name} {short(site.adapter)}" for name, site in record.sites.items())),
         ]
+    if isinstance(record, Personal):
+        rows += [
+            ("private adapter", f"of site {record.site}: it does not leave the hospital"),
+            ("mixed in", f"{record.share:g} of {record.num_steps} steps on its own examples"),
+        ]
     if record is None:
         rows.append(("record", "none: no provenance record"))
     else:
@@ -49,7 +55,7 @@ def _signature_text(facts: AdapterFacts, plan: Plan | None) -> str:
     folder = facts.folder
     if folder.signer is None or folder.sender is None:
         return "none"
-    from fedmed_cli.adapters.signatures import fingerprint
+    from fedmed_cli.records.signatures import fingerprint
 
     pinned = plan is not None and plan.sites.keys.get(folder.sender) == folder.signer
     known = f"the plan's key for {folder.sender}" if pinned else "a key that the plan does not pin for it"

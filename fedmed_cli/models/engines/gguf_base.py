@@ -42,7 +42,9 @@ def check_gguf(path: Path, base: LocalBase) -> str:
         if found != shape:
             raise CombineError(f"{path}: {module} of the plan's base is {shape}, found {found}")
     vocabulary = load_tokenizer(base.folder).get_vocab()
-    if any(number >= len(tokens) or tokens[number] != token for token, number in vocabulary.items()):
+    if not isinstance(tokens, list) or any(
+        number >= len(tokens) or tokens[number] != token for token, number in vocabulary.items()
+    ):
         raise CombineError(f"{path}: its vocabulary is not that of the plan's base")
     compared = 0
     for name, values in _norms(base.folder):

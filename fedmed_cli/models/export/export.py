@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedmed_cli.adapters.card import code, code_block
 from fedmed_cli.adapters.folder import AdapterFolder
 from fedmed_cli.data import corpus
 from fedmed_cli.data.examples import Example
@@ -121,7 +122,7 @@ def _readme(source: Source, form: Form, plan: Plan) -> str:
     lines = [
         f"# {form.what[0].upper()}{form.what[1:]}",
         "",
-        f"Exported by fedmed from adapter `{source.adapter.digest}` of base model `{plan.base.name}`.",
+        f"Exported by fedmed from adapter `{source.adapter.digest}` of base model {code(plan.base.name)}.",
         "Research evaluation, not for clinical use: answers can be wrong.",
         "",
         "```sh",
@@ -131,6 +132,9 @@ def _readme(source: Source, form: Form, plan: Plan) -> str:
         f"Checked: {form.checked}. Not checked: {form.not_checked}. `export.json` has the figures.",
         "",
         "Only fedmed's own chat and server put guardrails before the model. A question is asked as",
-        f"`{plan.prompt.user}`" + (f" after the system text `{plan.prompt.system}`." if plan.prompt.system else "."),
+        "",
+        code_block(plan.prompt.user),
     ]
+    if plan.prompt.system:
+        lines += ["", "after the system text", "", code_block(plan.prompt.system)]
     return "\n".join(lines) + "\n"

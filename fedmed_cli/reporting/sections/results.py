@@ -45,15 +45,17 @@ def _one_comparison_parts(records: WorkspaceRecords, comparison: Comparison, nam
     if sentence := verdict(comparison):
         parts.append(Text(sentence, "verdict"))
     parts += comparison_parts(comparison, records.plan, name)
-    pooled = records.pooled
-    if pooled is not None and pooled.adapter in comparison.adapters.values():
-        parts.append(
-            Text(
-                f"Pooled is one adapter trained on all sites' {numbers.count(pooled.num_examples, 'example')} "
-                f"together, {pooled.num_trained_tokens:,} answer tokens in all (the federation: "
-                f"{pooled.num_federated_tokens:,}): an upper bound that no federation of real hospitals has."
+    for bound, pooled in records.pooled.items():
+        if comparison.adapters.get(bound) == pooled.adapter:
+            size = pooled.per_device_train_batch_size * pooled.gradient_accumulation_steps
+            parts.append(
+                Text(
+                    f"{bound} is one adapter trained on all sites' {numbers.count(pooled.num_examples, 'example')} "
+                    f"together: {pooled.max_steps:,} steps of {size}, {pooled.num_trained_tokens:,} answer tokens in "
+                    f"all (the federation: {pooled.num_federated_tokens:,}). It is an upper bound that no federation "
+                    "of real hospitals has."
+                )
             )
-        )
     return parts
 
 

@@ -9,13 +9,14 @@ from fedmed_cli.records.comparison import Comparison, Matrix, Score
 from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.reporting import numbers
-from fedmed_cli.reporting.parts import Cell, Figure, Forest, Group, Part, Table, Text
+from fedmed_cli.reporting.parts import Cell, Curves, Figure, Forest, Group, Part, Table, Text
 from fedmed_cli.reporting.tables.answers import generated_parts, multiple_choice_parts
 
-BASE, GLOBAL = "base", "global"
+BASE, GLOBAL, ALONE, PERSONAL = "base", "global", "alone-", "personal-"
 MAX_FOREST_ROWS = 40
 STARS = Text("Below a loss stands its difference to the base, with * where the 95 % interval of that excludes 0.")
 SHADES = 4
+GAIN_OVER = {"base": "the base", "best_alone": "the best hospital alone", "mean_alone": "hospitals alone, mean"}
 
 
 def in_order(names: Iterable[str], plan: Plan) -> list[str]:
@@ -70,11 +71,9 @@ def comparison_parts(record: Comparison, plan: Plan, name: str = "compare") -> l
         parts += _worst_sites_text(record.worst_sites, shares)
     for column, values in record.columns.items():
         parts.append(losses_table(f"Loss by {column}", column, values, plan, folded=True))
-    if record.on_other_sites:
-        rows = [[name, numbers.interval(one)] for name, one in record.on_other_sites.items()]
-        title = "On the other sites' examples: global adapter against one site's (below 0: federating helped)"
-        parts.append(Table(title, ["adapter of one site", "difference in nats, 95 %"], rows))
-    parts += _recovered_text(record)
+    parts += _joining_parts(record)
+    parts += _rounds_figure({one: score[OVERALL] for one, score in scores.items()}, record.round, name)
+    parts += _recovered_parts(record)
     if record.choices is not None:
         order = in_order(record.choices.adapters, plan)
         parts.append(Group("Multiple choice", multiple_choice_parts(record.choices, order)))
@@ -212,12 +211,70 @@ def _worst_sites_text(worst_sites: Mapping[str, str], by_site: Mapping[str, Mapp
     return [Text(f"Where each adapter gains least on the base: {'; '.join(entries)}.")] if entries else []
 
 
-def _recovered_text(record: Comparison) -> list[Part]:
-    """How much of the pooled adapter's gain the global one has."""
-    if record.recovered is not None:
-        low, high = (f"{100 * edge:.0f}" for edge in (record.recovered.low, record.recovered.high))
-        share = f"{100 * record.recovered.mean:.0f} % [{low}, {high}]"
-        return [Text(f"The global adapter reaches {share} of the pooled adapter's gain on the base.")]
-    if "pooled" in record.scores:
-        return [Text("The pooled adapter is not clearly better than the base: no share of its gain is given.")]
-    return []
+def _joining_parts(record: Comparison) -> list[Part]:
+    """Whether joining paid: the global adapter against each site's, on its own examples and on the others'."""
+    if not record.on_other_sites:
+        return []
+    rows = []
+    for name, others in record.on_other_sites.items():
+        own = record.scores.get(name, {}).get(name.removeprefix(ALONE).removeprefix(PERSONAL))
+        behind = own.against_global if own else None
+        ahead = Interval(-behind.mean, -behind.high, -behind.low) if behind else None
+        rows.append([name, numbers.interval(ahead), numbers.interval(others)])
+    title = "Global adapter against one site's, nats with 95 % intervals (below 0: federating helped)"
+    return [Table(title, ["adapter of one site", "on its own site's examples", "on the other sites'"], rows)]
+
+
+def _rounds_figure(overall: Mapping[str, Score], newest: int | None, name: str) -> list[Part]:
+    """The global adapter's loss round by round, between the base and what else was measured as a bound."""
+    path = [
+        (number, overall[f"{GLOBAL}-{number}"].loss)
+        for number in range(1, newest or 0)
+        if f"{GLOBAL}-{number}" in overall
+    ]
+    if not path or newest is None or not {BASE, GLOBAL} <= set(overall):
+        return []
+    path = [(0, overall[BASE].loss), *path, (newest, overall[GLOBAL].loss)]
+    lone = [one for one in overall if one.startswith(ALONE)]
+    beside = [
+        *sorted(lone, key=lambda one: overall[one].loss)[:1],
+        *(one for one in overall if one.startswith("pooled")),
+    ]
+    lines = {GLOBAL: path} | {one: [(0, overall[one].loss), (newest, overall[one].loss)] for one in beside}
+    table = Table(
+        "Loss after each round",
+        ["adapter", "round", "loss"],
+        [[GLOBAL, str(number), f"{loss:.4f}"] for number, loss in path]
+        + [[one, "", f"{overall[one].loss:.4f}"] for one in beside],
+    )
+    plot = Curves(lines, "round", "nats per answer token")
+    return [
+        Figure(f"rounds-{name}", "From the base to the newest round, between hospitals alone and pooled", plot, table)
+    ]
+
+
+def _recovered_parts(record: Comparison) -> list[Part]:
+    """How much of each upper bound's gain the global adapter reaches, counted from base and from hospitals alone."""
+    bounds = record.recovered
+    if not bounds:
+        return []
+    has_alone = any(name.startswith(ALONE) for name in record.scores)
+    rows = [
+        [text, *(_share(getattr(shares, name)) for shares in bounds.values())]
+        for name, text in GAIN_OVER.items()
+        if name == "base" or has_alone
+    ]
+    parts: list[Part] = [
+        Table("How much of the upper bound's gain the global adapter reaches", ["gain over", *bounds], rows)
+    ]
+    if any("not clear" in row for row in rows):
+        parts.append(
+            Text("Not clear: the bound is not better beyond chance, so no share of its gain is given.", "note")
+        )
+    return parts
+
+
+def _share(share: Interval | None) -> str:
+    if share is None:
+        return "not clear"
+    return f"{100 * share.mean:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]"

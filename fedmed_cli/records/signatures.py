@@ -112,7 +112,12 @@ def sign(signer: Signer, message: bytes) -> bytes:
     return armor(blob)
 
 
-def verify(message: bytes, signature: bytes, name: str) -> str:
+def verify(
+    message: bytes,
+    signature: bytes,
+    name: str,
+    hint: str = "the record or its signature was changed after it was signed; ask for both again",
+) -> str:
     """The public key line of whoever signed `message`; `name` is how errors call the signature.
 
     InputError where it is not a signature in the one form that we and ssh-keygen write, TrustError where it does
@@ -138,7 +143,7 @@ def verify(message: bytes, signature: bytes, name: str) -> str:
     except InvalidSignature:
         raise TrustError(
             f"{name}: the signature does not hold for {name.removesuffix('.sig').rsplit('/', 1)[-1]}",
-            hint="the record or its signature was changed after it was signed; ask for both again",
+            hint=hint,
         ) from None
     return _public_line(public)
 
@@ -257,14 +262,19 @@ def is_encrypted(data: bytes) -> bool:
     return body.startswith(b"openssh-key-v1\0") and cipher != b"none"
 
 
-def load(path: Path, passphrase: str | None) -> Signer:
-    """Read a private key. InputError where it is none, others may read it, or the passphrase is wrong."""
-    data = read_file(path, MAX_KEY_BYTES)
+def check_mode(path: Path) -> None:
+    """InputError where others may read a private key."""
     if os.name != "nt" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         raise InputError(
             f"{path}: others may read this private key (mode {stat.S_IMODE(path.stat().st_mode):04o}, expected 0600)",
             hint=f"chmod 600 {path}; if others could see it, make a new one",
         )
+
+
+def load(path: Path, passphrase: str | None) -> Signer:
+    """Read a private key. InputError where it is none, others may read it, or the passphrase is wrong."""
+    data = read_file(path, MAX_KEY_BYTES)
+    check_mode(path)
     if passphrase is None and is_encrypted(data):
         raise InputError(f"{path}: is protected by a passphrase, and none was given")
     try:

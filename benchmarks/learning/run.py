@@ -1,0 +1,280 @@
+"""What brings three unlike hospitals nearer to training on all records in one place, a row at a time.
+
+    python benchmarks/learning/run.py FOLDER --medquad FILE train rounds:2e-4 rounds:5e-4 pooled:5e-4 relay:5e-4
+    python benchmarks/learning/run.py FOLDER table [--on report]
+
+A row is KIND:RATE[:OPTION...]. Kinds: `rounds` (fedmed's own), `pooled` and `pooled-parallel` (upper bounds, with as
+many steps as rounds have), `alone` (each hospital by itself), `relay` (each hospital starts from the one before, the
+next round in reverse, the last round averaged). Options: `cosine` (one decay over the three rounds), `momentum=0.5` (of
+the server), `steps=50` (local steps, with as many more rounds).
+Every row is measured on the coordinator's reporting examples, to choose by, and on test examples, to report. Rows go
+to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import fedmed_cli as fedmed
+from fedmed_cli import intervals
+from fedmed_cli.adapters import archive
+from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.aggregation.methods import COMBINE
+from fedmed_cli.data import coordinator_examples, examples, site_data
+from fedmed_cli.data.split_options import SplitOptions
+from fedmed_cli.evaluation import measuring
+from fedmed_cli.events import Step
+from fedmed_cli.federation import coordinator, pooled, simulation
+from fedmed_cli.intervals import Losses
+from fedmed_cli.models import prompts
+from fedmed_cli.records.plan import Plan, Sites
+from fedmed_cli.training.loop import order_seed, train
+from fedmed_cli.workspace import Workspace
+
+SITES = {
+    "A": ("GHR", "GARD"),
+    "B": ("NIDDK", "NINDS", "NHLBI"),
+    "C": ("MPlusHealthTopics", "NIHSeniorHealth", "CancerGov", "CDC"),
+}
+ROUNDS, STEPS = 3, 100
+NUM_DECIDING, NUM_REPORTING, NUM_TEST = 50, 160, 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """KIND:RATE[:OPTION...] taken apart."""
+
+    text: str
+
+    @property
+    def kind(self) -> str:
+        return self.text.split(":")[0]
+
+    @property
+    def variant(self) -> str:
+        """What the plan or the server's step has of its own: rows that share it share a workspace."""
+        return self.text.split(":", 1)[1].replace(":", "-").replace("=", "-")
+
+    @property
+    def rate(self) -> float:
+        return float(self.text.split(":")[1])
+
+    def option(self, name: str) -> str | None:
+        """The value of an option ("" without one); None where the row has not got it."""
+        found = dict(part.partition("=")[::2] for part in self.text.split(":")[2:])
+        return found.get(name)
+
+
+class Bench:
+    """The base model, loaded once, and the workspaces of one division of the data."""
+
+    def __init__(self, root: Path, medquad: Path | None, seed: int) -> None:
+        self.root, self.seed = root / f"seed-{seed}", seed
+        self.split = Workspace(self.root / "split")
+        if not self.split.data.exists():
+            assert medquad is not None, "--medquad FILE is needed"
+            self._divide(medquad)
+        self.base = fedmed.BaseModel(say=print)
+        self.lm = self.base.load(self.split.read_plan().base)
+        self.results = root / "rows.jsonl"
+
+    def _divide(self, medquad: Path) -> None:
+        options = SplitOptions(
+            names=tuple(SITES),
+            method="column",
+            column="source",
+            assign=SITES,
+            group_by="focus",
+            near_duplicates=None,
+        )
+        fedmed.split(self.split, fedmed.Source([str(medquad)]), options, fedmed.PlanOptions(seed=self.seed), say=print)
+
+    def workspace(self, row: Row) -> tuple[Workspace, Plan]:
+        """The workspace of a row's plan, which has the same examples as all others."""
+        plan = self.split.read_plan()
+        training = dataclasses.replace(
+            plan.training,
+            learning_rate=row.rate,
+            max_steps=int(row.option("steps") or STEPS),
+        )
+        if row.option("cosine") is not None:
+            training = dataclasses.replace(training, lr_scheduler_type="cosine", lr_scheduler_rounds=ROUNDS)
+        plan = dataclasses.replace(plan, training=training)
+        place = Workspace(self.root / row.variant)
+        if not place.data.exists():
+            place.root.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(self.split.data, place.data)
+            place.plan_path.write_bytes(plan.to_bytes())
+        return place, plan
+
+    def adapters(self, row: Row) -> Iterator[tuple[str, Adapter]]:
+        """Train a row; its adapters by name, one a round for those that have rounds."""
+        place, plan = self.workspace(row)
+        if row.kind == "rounds":
+            for number in self.run_rounds(place, plan, row):
+                yield f"{row.text} round {number}", archive.archived_global(place, plan, number).adapter
+        elif row.kind == "alone":
+            for site in SITES:
+                yield f"{row.text} {site}", self.alone(place, plan, row, site)
+        elif row.kind == "relay":
+            yield from ((f"{row.text} round {number}", one) for number, one in self.relay(place, plan))
+        else:
+            trained = [Workspace(path) for path in sorted(self.root.iterdir())]
+            trained = [one for one in trained if one.newest_round() == ROUNDS]
+            assert trained, "train a row of rounds first: a bound has as many steps as they have"
+            (wanted,) = pooled.gather(trained[0], trained[0].read_plan(), [row.kind], None, print)
+            with place.lock():
+                yield row.text, pooled.pooled_adapter(place, plan, self.lm, wanted, print, _note_step)
+
+    def run_rounds(self, place: Workspace, plan: Plan, row: Row) -> Iterator[int]:
+        settings = coordinator.default_settings(place)
+        if momentum := row.option("momentum"):
+            settings = dataclasses.replace(settings, server_momentum=float(momentum))
+        last = ROUNDS * STEPS // plan.training.max_steps
+        with place.lock():
+            rounds = simulation.run_rounds(
+                place,
+                plan,
+                self.lm,
+                last,
+                settings,
+                training=fedmed.SiteSettings(max_eval_samples=10),
+                max_eval_samples=NUM_DECIDING,
+                events_for=lambda name, number: fedmed.Events(say=print),
+            )
+            for summary in rounds:
+                print(f"{row.text}: round {summary.aggregate.round}, step {summary.aggregate.server_lr}", flush=True)
+        yield from range(1, last + 1)
+
+    def alone(self, place: Workspace, plan: Plan, row: Row, site: str) -> Adapter:
+        own = Workspace(place.root / "alone" / site)
+        own_plan = dataclasses.replace(plan, sites=Sites((site,), 1))
+        if not own.data.exists():
+            own.root.mkdir(parents=True, exist_ok=True)
+            own.plan_path.write_bytes(own_plan.to_bytes())
+            shutil.copytree(place.site_data(site), own.site_data(site))
+            shutil.copy(place.data / "split.json", own.data)
+        list(self.run_rounds(own, own_plan, row))
+        return archive.archived_global(own, own_plan, ROUNDS).adapter
+
+    def relay(self, place: Workspace, plan: Plan) -> Iterator[tuple[int, Adapter]]:
+        """Two rounds from hand to hand, the second in reverse, and one that is averaged."""
+        encoded = {}
+        for site in SITES:
+            rows = site_data.workspace_data(place, site).train
+            each = [prompts.encode(one, plan.prompt, self.lm.tokenizer, plan.training.max_length) for one in rows]
+            encoded[site] = [tokens for tokens in each if tokens is not None]
+
+        def step(site: str, start: Adapter, number: int) -> Adapter:
+            seed = order_seed(plan, site, number)
+            print(f"relay: round {number}, site {site}", flush=True)
+            return train(self.lm, plan, start, encoded[site], STEPS, seed=seed, round_number=number).adapter
+
+        adapter = archive.starting_adapter(place, plan, 1)
+        for number, order in ((1, list(SITES)), (2, list(SITES)[::-1])):
+            for site in order:
+                adapter = step(site, adapter, number)
+            yield number, adapter
+        ends = [step(site, adapter, 3) for site in SITES]
+        yield 3, _mean(plan, adapter, ends)
+
+    def measure(self, use: str, adapter: Adapter | None) -> tuple[Losses, list[str], list[str]]:
+        """Losses on one of the two sets, with each example's group and the site it is of."""
+        if use == "test":
+            rows, most = examples.read_jsonl(self.split.data / "test.jsonl"), NUM_TEST
+        else:
+            rows, most = coordinator_examples.half(self.split, "report"), NUM_REPORTING
+        plan = self.split.read_plan()
+        items = measuring.prepare(self.lm, plan, measuring.sample(rows, most, "focus", examples.home_site), "focus")
+        losses = measuring.measure_cached(self.split, plan, self.lm, adapter, items)
+        return losses, items.groups, [examples.home_site(one) for one in items.examples]
+
+    def add(self, name: str, adapter: Adapter | None) -> None:
+        for use in ("report", "test"):
+            if any(one["name"] == name and one["on"] == use and one["seed"] == self.seed for one in read(self.results)):
+                continue
+            losses, groups, homes = self.measure(use, adapter)
+            row = {
+                "name": name, "seed": self.seed, "on": use, "nll": np.round(losses.nll, 5).tolist(),
+                "num_tokens": losses.num_tokens.tolist(), "groups": groups, "homes": homes,
+            }  # fmt: skip
+            with self.results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{name}: {losses.mean:.4f} on {use}", flush=True)
+
+
+def _note_step(step: Step) -> None:
+    if step.step % 50 == 0:
+        print(f"step {step.step} of {step.max_steps}, {step.loss:.3f}", flush=True)
+
+
+def _mean(plan: Plan, parent: Adapter, ends: Sequence[Adapter]) -> Adapter:
+    """The exact mean of these adapters at the plan's rank."""
+    return COMBINE["svd"](plan, parent, list(ends), [1 / len(ends)] * len(ends), None)[0]
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(path: Path, seed: int, use: str, bound: str | None) -> None:
+    """Each row's loss, its difference to the base, and its share of the bound's gain, overall and by site."""
+    rows = {one["name"]: one for one in read(path) if one["seed"] == seed and one["on"] == use}
+    losses = {name: Losses(np.array(one["nll"]), np.array(one["num_tokens"])) for name, one in rows.items()}
+    groups, homes = rows["base"]["groups"], rows["base"]["homes"]
+    lone = [losses[name] for name in losses if name.startswith("alone:")]
+    bounds = [name for name in losses if name.startswith("pooled:")]
+    if bound is None and bounds:
+        bound = min(bounds, key=lambda name: losses[name].mean)
+    print(f"{len(groups)} examples of the {use} set, {len(set(groups))} groups; the bound is {bound}\n")
+    print(
+        "| row | loss | against the base | of the bound's gain | of its gain over the best alone | on A | on B | on C |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name, one in sorted(losses.items(), key=lambda item: -item[1].mean):
+        change = intervals.paired_interval(one, losses["base"], groups)
+        cells = [name, f"{one.mean:.4f}", f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"]
+        for start in (losses["base"], min(lone, key=lambda losses: losses.mean) if lone else None):
+            cells.append(_share(start, one, losses[bound], groups) if start is not None and bound else "")
+        for site in SITES:
+            share = [i for i, home in enumerate(homes) if home == site]
+            cells.append(f"{one.take(share).mean:.4f}")
+        print(f"| {' | '.join(cells)} |")
+
+
+def _share(start: Losses, one: Losses, bound: Losses, groups: Sequence[str]) -> str:
+    if intervals.paired_interval(bound, start, groups).high >= 0:
+        return "not clear"
+    found = intervals.ratio_interval(start.nll - one.nll, start.nll - bound.nll, start.num_tokens, groups)
+    return f"{100 * found.mean:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("action", choices=["train", "table"])
+    parser.add_argument("rows", nargs="*")
+    parser.add_argument("--medquad", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--on", choices=["report", "test"], default="test")
+    parser.add_argument("--bound", help="the row that shares are of (default: the best pooled one on this set)")
+    arguments = parser.parse_args()
+    if arguments.action == "table":
+        table(arguments.folder / "rows.jsonl", arguments.seed, arguments.on, arguments.bound)
+        return
+    bench = Bench(arguments.folder, arguments.medquad, arguments.seed)
+    bench.add("base", None)
+    for text in arguments.rows:
+        for name, adapter in bench.adapters(Row(text)):
+            bench.add(name, adapter)
+
+
+if __name__ == "__main__":
+    main()

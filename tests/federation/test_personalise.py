@@ -1,0 +1,163 @@
+"""`fedmed personalise`: a hospital's private adapter is adopted where it helps, and does not leave."""
+
+import json
+import os
+import shutil
+import stat
+
+import numpy as np
+import pytest
+
+from fedmed_cli.adapters import archive, gate
+from fedmed_cli.adapters.adapter import plan_adapter
+from fedmed_cli.adapters.folder import PersonalFolder
+from fedmed_cli.chat.choose_adapter import all_adapters, choose_adapter
+from fedmed_cli.cli.app import main
+from fedmed_cli.federation.personalising import SHARES, mix
+from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.personal import Personal
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def personal_once(round_once, tiny_base, tmp_path_factory):
+    """A workspace after one round in which site C, whose tiny model has learnt little so far, has trained on."""
+    root = shutil.copytree(round_once, tmp_path_factory.mktemp("personal") / "work")
+    validation = root / "data/C/validation.jsonl"  # its own few examples, and more of the same kind
+    validation.write_text(validation.read_text() + (root / "data/test.jsonl").read_text())
+    argv = ["personalise", "--site", "C", "--max-steps", "40", "-C", str(root), "--base", str(tiny_base)]
+    assert main(argv) == 0
+    return root
+
+
+@pytest.fixture
+def place(personal_once, tmp_path):
+    from fedmed_cli.workspace import Workspace
+
+    return Workspace(shutil.copytree(personal_once, tmp_path / "work"))
+
+
+def test_it_is_adopted_where_it_is_better_on_examples_that_chose_nothing(place):
+    record = Personal.read(place.personal("C") / "personal.json")
+    assert record.change.high < 0
+    assert {float(share) for share in record.losses} == set(SHARES)
+    assert record.losses[f"{record.share:g}"] == min(record.losses.values())
+    assert record.parent == archive.archived_global(place, place.read_plan(), 1).adapter.digest
+    validation = (place.site_data("C") / "validation.jsonl").read_text().splitlines()
+    assert record.num_choosing + record.num_deciding == len(validation)
+    if os.name != "nt":
+        assert stat.S_IMODE(place.personal("C").stat().st_mode) == 0o700
+        assert {stat.S_IMODE(file.stat().st_mode) for file in place.personal("C").iterdir()} == {0o600}
+
+
+def test_its_losses_are_those_of_plain_peft(place, tiny_base):
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fedmed_cli.data import examples
+    from fedmed_cli.data.site_data import workspace_data
+    from fedmed_cli.federation.site import split_validation
+
+    plan = place.read_plan()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), place.personal("C"))
+    total, num_tokens = 0.0, 0
+    for row in split_validation("C", workspace_data(place, "C"))[0]:
+        assert isinstance(row, examples.Example)
+        messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": row.question}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        answer = [*tokenizer(row.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = torch.tensor([(start + answer)[: plan.training.max_length]])
+        with torch.no_grad():
+            picked = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[len(start) - 1 :]
+        total, num_tokens = total - float(picked.sum()), num_tokens + len(picked)
+    record = Personal.read(place.personal("C") / "personal.json")
+    assert record.losses[f"{record.share:g}"] == pytest.approx(total / num_tokens, abs=2e-2)  # bfloat16 where there is
+
+
+def test_a_mixture_is_the_best_adapter_of_the_plans_rank(round_workspace):
+    plan = round_workspace.read_plan()
+    rng = np.random.default_rng(0)
+
+    def drawn():
+        return plan_adapter(
+            plan,
+            {
+                module: (
+                    rng.normal(size=(plan.rank(module), shape[1])).astype(np.float32),
+                    rng.normal(size=(shape[0], plan.rank(module))).astype(np.float32),
+                )
+                for module, shape in plan.modules.items()
+            },
+        )
+
+    start, trained = drawn(), drawn()
+    mixed = mix(plan, start, trained, 0.25)
+    for module in plan.modules:
+        first, last, found = (
+            b.astype(float) @ a.astype(float) for a, b in (one.factors[module] for one in (start, trained, mixed))
+        )
+        u, s, vt = np.linalg.svd(0.75 * first + 0.25 * last)
+        r = plan.rank(module)
+        best = u[:, :r] * s[:r] @ vt[:r]
+        assert np.abs(found - best).max() < 1e-5 * s[0]
+    assert mix(plan, start, trained, 0.0) is start
+    assert mix(plan, start, trained, 1.0) is trained
+
+
+def test_the_global_adapter_is_kept_where_own_training_harms(place, tiny_base, capsys):
+    path = place.site_data("C") / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "answer": "! " * 40}) + "\n" for row in rows))
+    capsys.readouterr()
+    argv = ["personalise", "--site", "C", "--max-steps", "40", "-C", str(place.root), "--base", str(tiny_base)]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "Keep the global adapter" in out
+    assert not place.personal("C").exists()
+    assert "the private adapter that was here is kept in .fedmed/replaced" in err
+
+
+def test_chat_and_compare_take_it(place, tiny_base, capsys):
+    plan = place.read_plan()
+    digest = Personal.read(place.personal("C") / "personal.json").adapter
+    assert all_adapters(place, plan)["personal-C"].digest == digest
+    assert choose_adapter(place, plan, "personal-C", print).digest == digest
+    assert archive.find_folder(place, plan, "personal-C").adapter.digest == digest
+    argv = ["compare", "-q", "--no-answers", "-C", str(place.root), "--base", str(tiny_base)]
+    assert main(argv) == 0
+    record = Comparison.read(place.reports / "compare.json")
+    assert record.adapters["personal-C"] == digest
+    assert "personal-C" in record.on_other_sites
+
+
+def test_it_is_named_as_old_once_there_is_a_newer_round(place, tiny_base, capsys):
+    assert main(["round", "-q", "-C", str(place.root), "--base", str(tiny_base)]) == 0
+    capsys.readouterr()
+    assert main(["compare", "--no-answers", "-C", str(place.root), "--base", str(tiny_base)]) == 0
+    assert "personal-C was made from round 1: run 'fedmed personalise' for the newest round" in capsys.readouterr().err
+
+
+def test_it_does_not_leave(place, fails, tmp_path):
+    words = "is a private adapter of site C, which does not leave the hospital"
+    assert words in fails(7, "pack", place.personal("C"), "-C", place.root, "-o", tmp_path / "it.fedmed.tar")
+    assert list(tmp_path.glob("*.tar")) == []
+    shutil.rmtree(place.contribution("C"), ignore_errors=True)
+    shutil.copytree(place.personal("C"), place.contribution("C"))
+    assert words in fails(7, "aggregate", place.contribution("C"), "-C", place.root)
+    assert isinstance(gate.read_from_anyone(place.personal("C")), PersonalFolder)
+
+
+def test_it_needs_a_round(split_workspace, fails, tiny_base):
+    message = fails(3, "personalise", "--site", "C", "-C", split_workspace.root, "--base", tiny_base)
+    assert "there is no global adapter yet" in message
+
+
+def test_it_needs_two_groups_of_validation_examples(round_workspace, fails, tiny_base):
+    path = round_workspace.site_data("C") / "validation.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    message = fails(3, "personalise", "--site", "C", "-C", round_workspace.root, "--base", tiny_base)
+    assert "site C: 1 groups of validation examples are too few to choose with one half of them" in message

@@ -1,0 +1,166 @@
+"""A plan that pins the coordinator's key must be signed with it, for every command."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+
+import pytest
+from helpers import factories
+
+from fedmed_cli.cli.app import COMMANDS, main
+from fedmed_cli.records.signatures import sign
+from fedmed_cli.workspace import PLAN_SIGNATURE_NAME, Workspace
+
+HINT = "ask the coordinator for federation.toml and federation.toml.sig"
+# What else a command is asked for before it reads the plan. Those that are left out read none.
+ARGUMENTS = {
+    "personalise": ["--site", "A"],
+    "split": ["--names", "A,B,C"],
+    "train-local": ["--site", "A"],
+    "compare merge": ["a.json", "b.json"],
+    "compare score": ["--site", "A"],
+    "chat": ["a question"],
+    "export": ["global", "elsewhere", "--to", "vllm"],
+    "inspect-adapter": ["adapters/B"],
+    "pack": ["adapters/B"],
+    "audit": ["--site", "A"],
+    "keys trust": ["B", factories.SIGNERS["B"].public],
+}
+WITHOUT_PLAN = {"init", "privacy", "keys", "keys new", "keys sign"}
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    keys = tmp_path / "config"
+    keys.mkdir()
+    factories.write_key(keys / "id_ed25519", factories.SIGNERS["coordinator"])
+    factories.write_key(keys / "stranger", factories.SIGNERS["stranger"])
+    monkeypatch.setenv("FEDMED_CONFIG", str(keys))
+    workspace = factories.make_workspace(tmp_path / "work", factories.make_plan())
+    monkeypatch.chdir(workspace.root)
+    return workspace
+
+
+def signature(workspace):
+    return workspace.root / PLAN_SIGNATURE_NAME
+
+
+def unsign(workspace):
+    signature(workspace).unlink()
+
+
+def sign_as_a_stranger(workspace):
+    signature(workspace).write_bytes(sign(factories.SIGNERS["stranger"], workspace.plan_path.read_bytes()))
+
+
+def change_a_byte(workspace):
+    plan = workspace.plan_path.read_text()
+    assert "min_sites = 2" in plan
+    workspace.plan_path.write_text(plan.replace("min_sites = 2", "min_sites = 1"))
+
+
+def take_another_plans_signature(workspace):
+    other = dataclasses.replace(
+        factories.make_plan(), training=dataclasses.replace(factories.make_plan().training, seed=8)
+    )
+    signature(workspace).write_bytes(sign(factories.SIGNERS["coordinator"], other.to_bytes()))
+
+
+def strip_the_coordinators_key(workspace):
+    plan = factories.make_plan()
+    keys = {name: key for name, key in plan.sites.keys.items() if name != "coordinator"}
+    plan = dataclasses.replace(plan, sites=dataclasses.replace(plan.sites, keys=keys))
+    workspace.plan_path.write_bytes(plan.to_bytes())
+
+
+def sign_in_a_link(workspace):
+    signature(workspace).rename(workspace.root.parent / "sig")
+    signature(workspace).symlink_to(workspace.root.parent / "sig")
+
+
+ATTACKS = {
+    "no signature": (unsign, 7, "is not signed, but pins the coordinator's key: federation.toml.sig is missing"),
+    "a stranger's": (sign_as_a_stranger, 7, "found a signature with " + factories.SIGNERS["stranger"].fingerprint),
+    "a changed plan": (change_a_byte, 7, "the signature does not hold for federation.toml"),
+    "another plan's": (take_another_plans_signature, 7, "the signature does not hold for federation.toml"),
+    "key stripped": (strip_the_coordinators_key, 7, "is a signature, but the plan pins no key for the coordinator"),
+    "a link": (sign_in_a_link, 3, "federation.toml.sig: is a link"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_such_a_plan_is_refused_and_not_remembered(attack, workspace, fails):
+    change, code, message = ATTACKS[attack]
+    change(workspace)
+    assert message in fails(code, "verify", "-C", workspace.root)
+    assert not (workspace.private / "pinned.json").exists()
+    assert message in fails(code, "keys", "accept", "-C", workspace.root)
+    assert not (workspace.private / "pinned.json").exists()
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WITHOUT_PLAN))
+def test_every_command_refuses_it_before_any_work(command, workspace, capsys):
+    unsign(workspace)
+    assert main([*command.split(), *ARGUMENTS.get(command, []), "-C", str(workspace.root)]) == 7
+    shown = " ".join(" ".join(capsys.readouterr()).split())  # doctor's findings are its result
+    assert "federation.toml.sig is missing" in shown
+    assert HINT in shown
+
+
+def test_a_signed_plan_is_taken_and_ssh_keygen_agrees(workspace):
+    assert main(["aggregate", "--weights", "tokens", "-q", "-C", str(workspace.root)]) == 0
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("there is no ssh-keygen here")
+    (workspace.root / "allowed").write_text(f"it {factories.SIGNERS['coordinator'].public}\n")
+    argv = ["ssh-keygen", "-Y", "verify", "-f", "allowed", "-I", "it", "-n", "fedmed", "-s", PLAN_SIGNATURE_NAME]
+    subprocess.run(argv, input=workspace.plan_path.read_bytes(), check=True, capture_output=True)
+
+
+def test_signing_pins_the_key_and_changes_by_command_are_signed_again(tmp_path, workspace, capsys):
+    place = Workspace(tmp_path / "new")
+    factories.write_plan(place, factories.make_plan(signed=False))
+    digest = place.read_plan().digest
+    assert main(["keys", "sign", "--json", "-C", str(place.root)]) == 0
+    coordinator = factories.SIGNERS["coordinator"]
+    assert json.loads(capsys.readouterr().out) == {
+        "plan": digest,
+        "fingerprint": coordinator.fingerprint,
+        "changed": ["coordinator"],
+    }
+    assert place.read_plan().sites.keys == {"coordinator": coordinator.public}
+    assert main(["keys", "trust", "B", factories.SIGNERS["B"].public, "-C", str(place.root)]) == 0
+    assert "send federation.toml and federation.toml.sig to all" in " ".join(capsys.readouterr().out.split())
+    assert place.read_plan().sites.keys["B"] == factories.SIGNERS["B"].public
+    change_a_byte(place)
+    assert main(["keys", "sign", "-q", "-C", str(place.root)]) == 0
+    assert place.read_plan().sites.min_sites == 1
+
+
+def test_only_the_coordinators_key_signs(workspace, tmp_path, fails):
+    before = {path: path.read_bytes() for path in (workspace.plan_path, signature(workspace))}
+    other = ["--key", tmp_path / "config/stranger", "-C", workspace.root]
+    assert "for the coordinator, found" in fails(7, "keys", "sign", *other)
+    stranger = factories.SIGNERS["stranger"].public
+    assert "for the coordinator, found" in fails(7, "keys", "trust", "B", stranger, "--replace", *other)
+    (tmp_path / "config/id_ed25519").unlink()
+    assert "there is no key" in fails(3, "keys", "sign", "-C", workspace.root)
+    assert "there is no key here" in fails(7, "keys", "trust", "B", stranger, "--replace", "-C", workspace.root)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_hospital_pins_the_key_that_the_plan_pins_without_signing(workspace, tmp_path):
+    (tmp_path / "config/id_ed25519").unlink()
+    public = factories.SIGNERS["coordinator"].public
+    assert main(["keys", "trust", "coordinator", public, "-q", "-C", str(workspace.root)]) == 0
+    assert workspace.known_pins()["coordinator"] == public
+
+
+def test_another_coordinators_plan_needs_accepting(workspace, fails):
+    workspace.read_plan()
+    keys = factories.make_plan().sites.keys | {"coordinator": factories.SIGNERS["stranger"].public}
+    plan = factories.make_plan()
+    factories.write_plan(workspace, dataclasses.replace(plan, sites=dataclasses.replace(plan.sites, keys=keys)))
+    assert "the keys of coordinator are not those" in fails(7, "verify", "-C", workspace.root)
+    assert main(["keys", "accept", "-q", "-C", str(workspace.root)]) == 0
+    assert workspace.read_plan().sites.keys == keys
