@@ -117,7 +117,9 @@ def send(mailbox: Path, folder: AdapterFolder, log: AuditLog, say: Say) -> bool:
     target, data = mailbox / bundle_name(record.round, party), pack(folder.files)
     is_sent = log.has("sent", record.round, folder.sender, folder.record_digest)
     try:
-        if (os.path.lexists(target) or not is_sent) and not _holds(target, data):
+        if is_sent and not os.path.lexists(target):
+            say(f"{target}: was sent and is gone: somebody took it, or the share was not mounted then; not sent again")
+        elif not _holds(target, data):
             write_in_place(target, data)
             say(f"wrote {target}")
     except OSError as error:

@@ -343,12 +343,14 @@ def test_a_bundle_that_was_cut_is_sent_again_and_one_that_was_fetched_is_not(pla
     target = box / bundle_name(1, "A")
     whole = target.read_bytes()
     target.write_bytes(whole[:1000])
-    make = partial(Hospital, home, box, "A", 2, lambda: pytest.fail("it was trained already"))
+    said = []
+    make = partial(Hospital, home, box, "A", 2, lambda: pytest.fail("it was trained already"), say=said.append)
     make().look()
     assert target.read_bytes() == whole
     target.unlink()
     make().look()
     assert not target.exists()
+    assert "was sent and is gone" in said[-1]
 
 
 def test_a_link_in_the_shared_folder_is_replaced_and_not_followed(place, box, tmp_path):
