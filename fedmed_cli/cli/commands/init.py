@@ -26,8 +26,8 @@ def init(
     Example: fedmed init --names A,B,C --base smollm2-135m
     """
     from fedmed_cli.errors import ConflictError
+    from fedmed_cli.federation.flower.app_files import write_app
     from fedmed_cli.federation.plan import make_plan
-    from fedmed_cli.flower.app_files import write_app
     from fedmed_cli.records.digests import short
     from fedmed_cli.workspace.durable import write_file
 

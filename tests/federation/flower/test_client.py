@@ -11,8 +11,8 @@ pytest.importorskip("flwr")
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmed_cli.flower.client_app import app
-from fedmed_cli.flower.messages import about, bundle_of, make_content
+from fedmed_cli.federation.flower.client_app import app
+from fedmed_cli.federation.flower.messages import about, bundle_of, make_content
 
 pytestmark = pytest.mark.flower
 

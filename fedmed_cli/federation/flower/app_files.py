@@ -21,8 +21,8 @@ dependencies = ["fedmed[flower]=={version}"]
 publisher = "fedmed"
 
 [tool.flwr.app.components]
-serverapp = "fedmed_cli.flower.server_app:app"
-clientapp = "fedmed_cli.flower.client_app:app"
+serverapp = "fedmed_cli.federation.flower.server_app:app"
+clientapp = "fedmed_cli.federation.flower.client_app:app"
 
 # The coordinator's; 'flwr run . --run-config "rounds=5"' changes one of them. An empty text is fedmed's default.
 [tool.flwr.app.config]

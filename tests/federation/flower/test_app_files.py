@@ -23,7 +23,7 @@ def test_init_writes_an_app_whose_components_and_settings_are_there(tmp_path, ca
         assert attribute in assigned
     assert flower["config"]["workspace"] == str(tmp_path)
     assert flower["config"]["min-sites"] == 2
-    server = ast.parse((Path(fedmed_cli.__file__).parent / "flower/server_app.py").read_text())
+    server = ast.parse((Path(fedmed_cli.__file__).parent / "federation/flower/server_app.py").read_text())
     (known,) = (
         [key.value for key in node.value.keys]
         for node in server.body

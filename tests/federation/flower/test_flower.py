@@ -17,7 +17,7 @@ pytest.importorskip("flwr")
 
 from helpers.flower import OFF, Deployment, make_certificates, make_node_key
 
-from fedmed_cli.flower.app_files import write_app
+from fedmed_cli.federation.flower.app_files import write_app
 from fedmed_cli.models import bases, bundled_base
 
 pytestmark = [pytest.mark.flower, pytest.mark.slow]

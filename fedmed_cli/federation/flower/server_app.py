@@ -22,9 +22,7 @@ from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.errors import UsageError
 from fedmed_cli.events import Events
 from fedmed_cli.federation import coordinator, steps
-from fedmed_cli.federation.mailbox import bundle_name
-from fedmed_cli.federation.unattended import Coordinator
-from fedmed_cli.flower.messages import (
+from fedmed_cli.federation.flower.messages import (
     INBOX_NAME,
     about,
     bundle_of,
@@ -34,6 +32,8 @@ from fedmed_cli.flower.messages import (
     read_settings,
     say,
 )
+from fedmed_cli.federation.mailbox import bundle_name
+from fedmed_cli.federation.unattended import Coordinator
 from fedmed_cli.records.combining import WEIGHTINGS
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.text import number_of_seconds

@@ -14,8 +14,8 @@ from flwr.app import Error, Message
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmed_cli.flower import client_app, server_app
-from fedmed_cli.flower.messages import about, bundle_of, make_content, read_settings
+from fedmed_cli.federation.flower import client_app, server_app
+from fedmed_cli.federation.flower.messages import about, bundle_of, make_content, read_settings
 
 pytestmark = pytest.mark.flower
 

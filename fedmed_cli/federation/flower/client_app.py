@@ -22,10 +22,7 @@ from fedmed_cli.data.sources import Source
 from fedmed_cli.errors import ConflictError, FedmedError, UsageError
 from fedmed_cli.events import Events
 from fedmed_cli.federation import steps
-from fedmed_cli.federation.mailbox import GLOBAL, bundle_name
-from fedmed_cli.federation.plan import check_site
-from fedmed_cli.federation.unattended import Hospital
-from fedmed_cli.flower.messages import (
+from fedmed_cli.federation.flower.messages import (
     INBOX_NAME,
     about,
     bundle_of,
@@ -34,6 +31,9 @@ from fedmed_cli.flower.messages import (
     read_settings,
     say,
 )
+from fedmed_cli.federation.mailbox import GLOBAL, bundle_name
+from fedmed_cli.federation.plan import check_site
+from fedmed_cli.federation.unattended import Hospital
 from fedmed_cli.models.base_model import BaseModel
 from fedmed_cli.training.options import DEFAULT_EVAL_SAMPLES, SiteSettings
 from fedmed_cli.workspace import Workspace
