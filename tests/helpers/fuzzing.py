@@ -44,6 +44,7 @@ from fedmed_cli.records.comparison import (
     Pooled,
     Rate,
     Score,
+    Shares,
     Tally,
 )
 from fedmed_cli.records.contribution import Contribution
@@ -52,6 +53,7 @@ from fedmed_cli.records.export import Export
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.metrics import metric_line, read_metrics
+from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import MAX_PLAN_BYTES, PUBLIC_KEY, Plan
 from fedmed_cli.records.privacy import LedgerEntry, Mechanism
 from fedmed_cli.records.scores import Scores, SiteScore
@@ -375,7 +377,7 @@ def make_targets(folder):
     comparison = Comparison(
         plan.digest, plan.base.fingerprint, "test", "0" * 64, 1000, 0, {"base": None, "A": "ab" * 32},
         {"base": {"overall": score}, "A": {"overall": score}}, choices, {"source": {"other": {"base": score}}}, overlap,
-        1, 2, {"A": interval}, interval, 3, "A", {"global": "A"}, {"seconds": 1.5},
+        1, 2, {"A": interval}, {"A": Shares(interval)}, 3, "A", {"global": "A"}, {"seconds": 1.5},
     ).to_bytes()  # fmt: skip
     other = Comparison(
         plan.digest, plan.base.fingerprint, "test", "1" * 64, 1000, 0, {"base": None}, {"base": {"overall": score}},
@@ -389,6 +391,10 @@ def make_targets(folder):
     pooled = Pooled(
         "0" * 64, plan.digest, "ab" * 32, start.digest, "1" * 64, "2" * 64, 10, 100, 101, 1, 3, 2, 1, (2.0, 1.0)
     ).to_bytes()
+    personal = Personal(
+        "A", 1, plan.digest, "ab" * 32, start.digest, "1" * 64, 0.5, {"0": 2.0, "0.5": 1.9}, interval, 10, 10, 9, 80, 3,
+        {"README.md": "2" * 64},
+    ).to_bytes()  # fmt: skip
     gains = {"0" * 64: SiteScore(0.1, 0.01)}
     scores = Scores("A", 1, plan.digest, "ab" * 32, start.digest, "0" * 64, 10, 10, gains, {"seconds": 1.5}).to_bytes()
     membership = Membership(10, 10, 20, Interval(0.5, 0.4, 0.6), Interval(0.01, 0.0, 0.02))
@@ -496,6 +502,7 @@ def make_targets(folder):
         Target("compare.json", comparison, record(Comparison), limit=MAX_RECORD_BYTES),
         Target("compare-SITE.json to merge", comparison, check_merge, limit=MAX_RECORD_BYTES),
         Target("matrix.json", merged, record(Matrix), limit=MAX_RECORD_BYTES),
+        Target("personal.json", personal, record(Personal), limit=MAX_RECORD_BYTES),
         Target("pooled.json", pooled, record(Pooled), limit=MAX_RECORD_BYTES),
         Target("multiple choice", multiple, check_choices),
         Target("scores.json", scores, record(Scores), limit=MAX_RECORD_BYTES),
