@@ -188,7 +188,7 @@ def a_device_that_is_not_there(site, tmp_path, monkeypatch):
     site.more = ["--device", "mps"]
 
 
-@fault("device", "WARN", "held back by ATEN_CPU_CAPABILITY=default")
+@fault("device", "WARN", "ATEN_CPU_CAPABILITY=default")
 def a_cpu_that_is_held_back(site, tmp_path, monkeypatch):
     site.more = ["--device", "cpu"]
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
