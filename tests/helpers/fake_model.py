@@ -46,6 +46,7 @@ class ScriptedEngine:
                 yield Piece(piece, 1, ended=number == len(pieces))
         except GeneratorExit:
             self.num_stopped += 1
+            self.pieces_left = None  # the answer that should have halted was stopped before it did
             raise
 
     def close(self):
