@@ -169,7 +169,8 @@ def main(root, base, num_kills, seed):
     assert sorted(taken) == [(number, site) for number in range(1, NUM_ROUNDS + 1) for site in AT_WORK], taken
     assert ("late", 1, "D") in log
     refused = {party for event, _, party in log if event == "refused"}
-    assert {"E"} <= refused <= {"E", "B"}, log  # a copy that stops for longer than a look is refused until it goes on
+    # What stops for longer than a look, a copy or a sender that was killed, is refused until it goes on.
+    assert {"E"} <= refused <= {"E", *AT_WORK}, log
     return {"kills": kills, "rounds": home.newest_round(), "events": len(log)}
 
 
