@@ -4,10 +4,10 @@
 
 Each hospital of a tiny model trains on its own examples and signs. In every round one in ten dies, half of these in
 the middle of writing its bundle; one in ten comes late; one in twenty is hostile: a stranger's key, another site's
-adapter, a bundle cut short, a contribution of the round before, or an update a hundred times too long, which passes the
-gate and is shortened. The coordinator is `fedmed aggregate --wait`, a process of its own. It prints what that process
-took, and fails unless each round is made of just those that came whole and in time, with the bytes of an aggregation of
-the same folders by hand.
+adapter, a bundle cut short, a contribution of the previous round, or an update a hundred times too long, which passes
+the gate and is shortened. The coordinator is `fedmed aggregate --wait`, a process of its own. It prints what that
+process took, and fails unless each round is made of just those that came whole and in time, with the bytes of an
+aggregation of the same folders by hand.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from conftest import make_tiny_llama
 from helpers.factories import make_signer, write_key, write_plan
 
 DYING, LATE, HOSTILE = 0.1, 0.1, 0.05
-KINDS = ("a stranger's key", "another site's", "cut short", "of the round before", "too long")
+KINDS = ("a stranger's key", "another site's", "cut short", "of the previous round", "too long")
 MAX_STEPS = 2
 # What a process reports of its own memory; what the system says of a child counts its parent's before the child began.
 COORDINATOR = """
@@ -76,7 +76,7 @@ class Federation:
         write_plan(self.hospitals, self.plan, self.signers)
         self.key = write_key(root / "key", self.signers["coordinator"])
         self.base = fedmed.BaseModel(name=str(base), device="cpu")
-        self.before: dict[str, bytes] = {}  # of the round before, by site
+        self.before: dict[str, bytes] = {}  # of the previous round, by site
 
     def train(self, site: str) -> dict[str, bytes]:
         settings = fedmed.SiteSettings(max_steps=MAX_STEPS, max_eval_samples=1)
@@ -91,7 +91,7 @@ class Federation:
             return pack(other)
         if kind == "cut short":
             return pack(files)[:5000]
-        if kind == "of the round before" and site in self.before:
+        if kind == "of the previous round" and site in self.before:
             return self.before[site]
         return self.lengthen(site)
 
@@ -134,7 +134,7 @@ def play(federation: Federation, number: int, rng: random.Random) -> tuple[set[s
         else:
             data = federation.spoil(fate, site, files, contributions[names[0] if site != names[0] else names[1]])
             target.write_bytes(data)
-            if fate == "too long" or (fate == "of the round before" and site not in federation.before):
+            if fate == "too long" or (fate == "of the previous round" and site not in federation.before):
                 counted.add(site)
     federation.before = {site: pack(files) for site, files in contributions.items()}
     return counted, afterwards, fates

@@ -12,7 +12,14 @@ from fedmed_cli.adapters.folder import PERSONAL_NAME, GlobalFolder
 from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.data.site_data import SiteData
 from fedmed_cli.evaluation import measuring
-from fedmed_cli.federation.site import Task, make_checkpoints, prepare, split_validation, train_prepared
+from fedmed_cli.federation.site import (
+    Task,
+    make_checkpoints,
+    make_evaluation_set,
+    prepare,
+    split_validation,
+    train_prepared,
+)
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.personal import Personal
@@ -48,16 +55,14 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
     """
     began = time.perf_counter()
     workspace, plan, lm, site = task.workspace, task.plan, task.lm, task.site
-    halves = split_validation(site, data)
     choosing, deciding = (
-        measuring.prepare(
-            lm, plan, measuring.sample(half, task.settings.max_eval_samples, data.group_by), data.group_by
-        )
-        for half in halves
+        make_evaluation_set(task, half, data.group_by, use)
+        for half, use in zip(split_validation(site, data), ("choosing the share", "deciding"), strict=True)
     )
+    assert choosing is not None and deciding is not None  # noqa: PT018  # each half has a group
     one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1))  # the rounds' own may be over
     training = replace(task, plan=one_schedule)
-    prepared = prepare(training, data)
+    prepared = prepare(training, replace(data, validation=[]))  # which this divides by itself
     checkpoints = make_checkpoints(training, prepared, f"{archive.PERSONAL}{site}")
     trained = train_prepared(training, prepared, None, checkpoints)
     mixtures = {share: mix(plan, task.parent, trained.adapter, share) for share in SHARES}

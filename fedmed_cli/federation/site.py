@@ -117,6 +117,8 @@ def train_local(
     began = time.perf_counter()
     task = Task(workspace, plan, lm, site, parent, round_number, settings, events)
     prepared = prepare(task, data)
+    if prepared.reporting is None:
+        task.say("no validation examples, so no loss is measured")
     run = _plan_private_run(task, data, prepared)
     account = None
     if ledger is not None:
@@ -144,7 +146,7 @@ def train_local(
 
 
 def prepare(task: Task, data: SiteData) -> Prepared:
-    """Encode all examples, and say what is skipped, cut, or left unmeasured."""
+    """Encode all examples, and say what is skipped, cut, or measured in part."""
     plan, settings = task.plan, task.settings
     start = cut_to_rank(task.parent, plan.rank_of(task.site))
     if start.max_rank < task.parent.max_rank:
@@ -160,18 +162,15 @@ def prepare(task: Task, data: SiteData) -> Prepared:
         if tokens is not None:
             units.setdefault(row.group(data.group_by), []).append(tokens)
     choosing, reporting = split_validation(task.site, data) if settings.options.eval_steps else ([], data.validation)
-    prepared = Prepared(
+    return Prepared(
         start,
         encoded,
         tuple(map(tuple, units.values())),
         len(rows) - len(encoded),
         settings.steps(plan, len(units) if settings.privacy else len(encoded)),
-        _make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
-        _make_evaluation_set(task, reporting, data.group_by, "measuring"),
+        make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
+        make_evaluation_set(task, reporting, data.group_by, "measuring"),
     )
-    if prepared.reporting is None:
-        task.say("no validation examples, so no loss is measured")
-    return prepared
 
 
 def _encode(task: Task, rows: Sequence[Example]) -> list[Encoded | None]:
@@ -230,7 +229,7 @@ def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Exa
     return halves
 
 
-def _make_evaluation_set(task: Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
+def make_evaluation_set(task: Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
     if not rows:
         return None
     chosen = measuring.sample(rows, task.settings.max_eval_samples, group_by)
