@@ -126,6 +126,20 @@ def test_packages_import_each_other_without_a_circle(arrows):
     assert levels <= 12
 
 
+def test_architecture_md_says_what_each_package_imports(arrows):
+    """Its table is in the order in which packages build on each other, and names all that each of them imports."""
+    text = (HOUSE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    table = text[text.index("| package or file") : text.index("`tests/test_house.py` holds")]
+    above = {"errors", "events", "text"}
+    for row in table.strip().splitlines()[3:]:
+        _, first, _, imported, _ = row.split("|")
+        name, named = first.strip(" `/"), set(re.findall("`([a-z]+)`", imported))
+        assert named <= above, name
+        assert arrows[name].keys() & (ROOMS - {"errors", "events", "text"}) == named, name
+        above.add(name)
+    assert above == ROOMS - {"__init__", "__main__"}
+
+
 def test_the_house_is_seen_at_one_glance():
     assert len([entry for entry in HOUSE.iterdir() if not entry.name.startswith("__pycache__")]) <= 20
 

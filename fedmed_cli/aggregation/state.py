@@ -13,7 +13,7 @@ from fedmed_cli.aggregation import shares
 from fedmed_cli.aggregation.methods import Combine, Momentum
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.records.aggregate import Truncation, Verdict
-from fedmed_cli.records.combining import WEIGHTINGS
+from fedmed_cli.records.combining import METHODS, WEIGHTINGS
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan
@@ -65,6 +65,14 @@ class AggregationSettings:
     def measures(self) -> bool:
         """Whether the coordinator's examples are used where there are some."""
         return WEIGHTINGS[self.weights].measures or self.server_lr is None
+
+
+def default_server_lr(method: str, weights: str) -> float | None:
+    """A search (None) where the coordinator measures anyway and the method takes another step, else 1.
+
+    On MedQuAD the search won, and cost no site anything (docs/benchmarks.md).
+    """
+    return None if METHODS[method].takes_step and WEIGHTINGS[weights].measures else 1.0
 
 
 @dataclass

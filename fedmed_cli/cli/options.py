@@ -549,26 +549,24 @@ class AggregationOptions:
     def settings(self, default_weights: str, start_rounds: bool = False) -> AggregationSettings:
         """As the core takes them; UsageError names the one that does not fit.
 
-        With `start_rounds` only methods are allowed from whose result a round can start. The server's step is
-        searched for where the coordinator measures anyway: on MedQuAD that won, and cost no site anything
-        (docs/benchmarks.md).
+        With `start_rounds` only methods are allowed from whose result a round can start.
         """
-        from fedmed_cli.aggregation.state import AggregationSettings
+        from fedmed_cli.aggregation.state import AggregationSettings, default_server_lr
 
         methods = [name for name, row in METHODS.items() if row.starts_round or not start_rounds]
         method = METHODS[parse.choice("--method", self.method, methods)]
         weights = parse.choice("--weights", self.weights or default_weights, WEIGHTINGS)
         parse.choice("--robust", self.robust, ROBUST_MEANS)
-        step, server_lr = None, self.server_lr
-        if server_lr is None:
-            server_lr = "auto" if method.takes_step and WEIGHTINGS[weights].measures else "1"
-        if server_lr != "auto":
+        step = default_server_lr(self.method, weights) if self.server_lr is None else None
+        if self.server_lr not in (None, "auto"):
             try:
-                step = float(server_lr)
+                step = float(self.server_lr)
             except ValueError:
                 step = math.nan
             if not 0 < step <= 10:
-                raise UsageError(f"--server-lr: expected auto or a number above 0 and at most 10, found {server_lr!r}")
+                raise UsageError(
+                    f"--server-lr: expected auto or a number above 0 and at most 10, found {self.server_lr!r}"
+                )
         if self.num_malicious is not None and self.robust == "none":
             raise UsageError("--num-malicious goes with --robust", hint="choose geometric-median, for example")
         if not method.takes_step and (step != 1 or self.server_momentum):

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, is_bundle
 from fedmed_cli.adapters.folder import AGGREGATE_NAME
 from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.aggregation.combine import Combination, combine
-from fedmed_cli.aggregation.state import AcceptedContribution, AggregationSettings, Evaluator
+from fedmed_cli.aggregation.state import AcceptedContribution, AggregationSettings, Evaluator, default_server_lr
 from fedmed_cli.data import coordinator_examples
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.events import Say
@@ -66,10 +66,10 @@ def default_weights(workspace: Workspace) -> str:
     return "agentic" if coordinator_examples.half(workspace, "decide") else "tokens"
 
 
-def default_settings(workspace: Workspace) -> AggregationSettings:
-    """Measured weights and a measured step where the coordinator has examples, else tokens and a step of 1."""
-    weights = default_weights(workspace)
-    return AggregationSettings(weights=weights, server_lr=None if WEIGHTINGS[weights].measures else 1.0)
+def default_settings(workspace: Workspace, weights: str | None = None) -> AggregationSettings:
+    """Those of `weights`, by default measured ones where the coordinator has examples, else by tokens."""
+    settings = AggregationSettings(weights=weights or default_weights(workspace))
+    return replace(settings, server_lr=default_server_lr(settings.method, settings.weights))
 
 
 def aggregate(

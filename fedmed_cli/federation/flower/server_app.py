@@ -18,7 +18,6 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.adapters.bundle import pack
-from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.errors import UsageError
 from fedmed_cli.events import Events
 from fedmed_cli.federation import coordinator, steps
@@ -79,16 +78,15 @@ def make_party(settings: Mapping[str, Any]) -> tuple[Coordinator, Path]:
     """The coordinator that the run's settings describe, and the folder that it takes contributions from."""
     place = Workspace(Path(settings["workspace"] or "."), say)
     plan = place.read_plan()
-    weights = settings["weights"] or coordinator.default_weights(place)
-    if weights not in WEIGHTINGS:
-        raise UsageError(f"weights: expected one of {', '.join(WEIGHTINGS)}, found {weights!r}")
+    if settings["weights"] not in (None, *WEIGHTINGS):
+        raise UsageError(f"weights: expected one of {', '.join(WEIGHTINGS)}, found {settings['weights']!r}")
     inbox = place.private / INBOX_NAME
     place.make_private()
     make_folders(inbox)
     combine = partial(
         steps.aggregate,
         place,
-        settings=AggregationSettings(weights=weights, server_lr=None if WEIGHTINGS[weights].measures else 1.0),
+        settings=coordinator.default_settings(place, settings["weights"]),
         signer=load_signer(settings["key"], COORDINATOR, plan),
         require_signatures=bool(settings["require-signatures"]),
         events=Events(say),
