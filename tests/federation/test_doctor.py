@@ -368,6 +368,17 @@ def identifiers(site, tmp_path, monkeypatch):
     write_rows(site.data, rows)
 
 
+@fault("identifiers", "WARN", "not scanned for, with --phi off")
+def no_scan_for_identifiers(site, tmp_path, monkeypatch):
+    site.more += ["--phi", "off", "--near-duplicates", "off"]
+
+
+@fault("data", "FAIL", "1 of 160 examples hold what may identify a patient", 3)
+def identifiers_that_training_would_refuse(site, tmp_path, monkeypatch):
+    identifiers(site, tmp_path, monkeypatch)
+    site.more += ["--phi", "block"]
+
+
 @fault("repeats", "WARN", "40 examples repeat another's text")
 def repeats(site, tmp_path, monkeypatch):
     write_rows(site.data, [*make_rows(160), *make_rows(40)])

@@ -39,20 +39,11 @@ def aggregate(
     waiting: o.WaitOptions = o.WaitOptions(),
     min_sites: Annotated[
         int | None,
-        typer.Option(
-            "--min-sites",
-            min=1,
-            help=r"With --deadline: enough contributions \[the plan's].",
-            rich_help_panel=o.WAIT_PANEL,
-        ),
+        o.waiting_option("--min-sites", "With --deadline: enough contributions [the plan's].", min=1, env=False),
     ] = None,
     deadline: Annotated[
         str | None,
-        typer.Option(
-            "--deadline",
-            help=r"With --wait: how long to wait for all, as in 48h \[for ever].",
-            rich_help_panel=o.WAIT_PANEL,
-        ),
+        o.waiting_option("--deadline", "With --wait: how long to wait for all, as in 48h [for ever].", env=False),
     ] = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:

@@ -31,12 +31,10 @@ def compare(
         ),
     ] = False,
     pooled_parallel: Annotated[
-        bool,
-        typer.Option("--pooled-parallel", help="The same, with one site's steps and all sites' examples in each."),
+        bool, typer.Option("--pooled-parallel", help="The same, with one site's steps and all sites' examples in each.")
     ] = False,
     pooled_lr: Annotated[
-        float | None,
-        typer.Option("--pooled-lr", metavar="RATE", help=r"Learning rate of both \[the plan's]."),
+        float | None, typer.Option("--pooled-lr", metavar="RATE", help=r"Learning rate of both \[the plan's].")
     ] = None,
     by_column: Annotated[
         list[str] | None, typer.Option("--by-column", help="Also report each value of this column (repeatable).")

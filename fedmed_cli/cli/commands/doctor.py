@@ -7,22 +7,13 @@ from typing import Annotated
 import typer
 
 from fedmed_cli.cli import options as o
-from fedmed_cli.cli import parse
 
 
 def doctor(
     site: Annotated[
         str | None, typer.Option("--site", help=r"This hospital's name in the plan \[the coordinator's machine].")
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", help="The hospital's own file, as for train-local; without it, data/SITE/."),
-    ] = None,
-    columns: o.ColumnsOption = None,
-    max_bad: o.MaxBadOption = 0.001,
-    group_by: Annotated[
-        str | None, typer.Option("--group-by", help="With --data, keep rows with the same value together.")
-    ] = None,
+    examples: o.DataOptions = o.DataOptions(),
     training: o.TrainingOptions = o.TrainingOptions(),
     max_eval_samples: Annotated[
         int, typer.Option("--max-eval-samples", min=1, help="Validation examples to measure on.")
@@ -40,21 +31,19 @@ def doctor(
     Example: fedmed doctor --site B --data records.jsonl
     """
     from fedmed_cli.cli.tables.doctor import diagnosis_parts
-    from fedmed_cli.data.row_index import IndexOptions
     from fedmed_cli.errors import UsageError
     from fedmed_cli.federation.doctor import examine
     from fedmed_cli.federation.doctor.findings import Request
 
-    if data and site is None:
+    if examples.data and site is None:
         raise UsageError("--data goes with --site")
-    if data is None and (columns or group_by):
-        raise UsageError("--columns and --group-by go with --data")
+    columns, looked_for = examples.parsed()
     screen, place = common.open()
     request = Request(
         site,
-        tuple(data or ()),
-        parse.mapping("--columns", columns) if columns else None,
-        IndexOptions(group_by=group_by, max_bad=max_bad),
+        tuple(examples.data or ()),
+        columns,
+        looked_for,
         training.site_settings(max_eval_samples),
         device,
         training.load_in_4bit,

@@ -20,8 +20,7 @@ def run_round(
     ] = None,
     training: o.TrainingOptions = o.TrainingOptions(),
     max_eval_samples: Annotated[
-        int | None,
-        typer.Option("--max-eval-samples", min=2, help="Examples to measure on [100]."),
+        int | None, typer.Option("--max-eval-samples", min=2, help="Examples to measure on [100].")
     ] = None,
     aggregation: o.AggregationOptions = o.AggregationOptions(),
     model: o.ModelOptions = o.ModelOptions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 import typer
@@ -9,110 +10,62 @@ import typer
 from fedmed_cli.cli import options as o
 from fedmed_cli.cli import parse
 
-DIVISION_PANEL = "How to divide"
+_division = functools.partial(o.option, panel="How to divide", env=False)
 
 
 def split(
     dataset: Annotated[
         list[str] | None,
-        typer.Option(
+        o.data_option(
             "--dataset",
-            help="corpus (bundled), a JSON, JSONL, CSV, TSV, Parquet or Arrow file (.gz and .zst too), a glob, a "
-            r"folder, or a hub id; more than once for several files \[corpus].",
-            rich_help_panel=o.DATA_PANEL,
+            "corpus (bundled), a JSON, JSONL, CSV, TSV, Parquet or Arrow file (.gz and .zst too), a glob, a "
+            "folder, or a hub id; more than once for several files [corpus].",
         ),
     ] = None,
     columns: o.ColumnsOption = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Use only the first N rows.", rich_help_panel=o.DATA_PANEL)
-    ] = None,
+    limit: Annotated[int | None, o.data_option("--limit", "Use only the first N rows.", min=1)] = None,
     max_bad: o.MaxBadOption = 0.001,
     hospitals: Annotated[int, typer.Option("--hospitals", min=1, max=1000, help="Number of hospitals: A, B, C …")] = 3,
     site_names: Annotated[str | None, typer.Option("--names", help="Comma-separated names of the hospitals.")] = None,
     by: Annotated[
         str | None,
-        typer.Option(
+        _division(
             "--by",
-            help="iid, quantity, dirichlet, pathological or column:NAME "
-            r"\[dirichlet where there is a label, else iid].",
-            rich_help_panel=DIVISION_PANEL,
+            "iid, quantity, dirichlet, pathological or column:NAME [dirichlet where there is a label, else iid].",
         ),
     ] = None,
     alpha: Annotated[
         float,
-        typer.Option(
+        _division(
             "--alpha",
+            "Concentration for dirichlet and quantity; the smaller, the more the hospitals differ.",
             min=0.001,
-            help="Concentration for dirichlet and quantity; the smaller, the more the hospitals differ.",
-            rich_help_panel=DIVISION_PANEL,
         ),
     ] = 0.5,
-    assign: Annotated[
-        str | None,
-        typer.Option(
-            "--assign", help="With column:NAME, values to hospitals: 'A=x,y;B=z'.", rich_help_panel=DIVISION_PANEL
-        ),
-    ] = None,
-    sizes: Annotated[
-        str | None,
-        typer.Option(
-            "--sizes", help="Comma-separated numbers of examples, one per hospital.", rich_help_panel=DIVISION_PANEL
-        ),
-    ] = None,
-    min_size: Annotated[
-        int | None,
-        typer.Option("--min-size", min=1, help="Minimum examples per hospital.", rich_help_panel=DIVISION_PANEL),
-    ] = None,
+    assign: Annotated[str | None, _division("--assign", "With column:NAME, values to hospitals: 'A=x,y;B=z'.")] = None,
+    sizes: Annotated[str | None, _division("--sizes", "Comma-separated numbers of examples, one per hospital.")] = None,
+    min_size: Annotated[int | None, _division("--min-size", "Minimum examples per hospital.", min=1)] = None,
     label: Annotated[
         str | None,
-        typer.Option(
-            "--label",
-            help="Label column for dirichlet and pathological; without one, topics of the texts are used.",
-            rich_help_panel=DIVISION_PANEL,
-        ),
+        _division("--label", "Label column for dirichlet and pathological; without one, topics of the texts are used."),
     ] = None,
     labels_per_site: Annotated[
-        int,
-        typer.Option(
-            "--labels-per-site", min=1, help="Labels per hospital, with pathological.", rich_help_panel=DIVISION_PANEL
-        ),
+        int, _division("--labels-per-site", "Labels per hospital, with pathological.", min=1)
     ] = 2,
     num_topics: Annotated[
-        int,
-        typer.Option(
-            "--topics",
-            min=2,
-            max=200,
-            help="Number of topics, where there is no label column.",
-            rich_help_panel=DIVISION_PANEL,
-        ),
+        int, _division("--topics", "Number of topics, where there is no label column.", min=2, max=200)
     ] = 10,
     group_by: Annotated[
         str | None,
-        typer.Option(
-            "--group-by",
-            help=r"Keep rows with the same value together, such as patient_id \[corpus: focus].",
-            rich_help_panel=o.LEAK_PANEL,
-        ),
+        o.leak_option("--group-by", "Keep rows with the same value together, such as patient_id [corpus: focus]."),
     ] = None,
     near_duplicates: o.NearDuplicatesOption = "0.6",
     phi: o.PhiOption = "warn",
-    validation_share: Annotated[
-        float,
-        typer.Option("--validation-share", help="Share of each hospital's examples.", rich_help_panel=DIVISION_PANEL),
-    ] = 0.1,
-    coordinator_share: Annotated[
-        float,
-        typer.Option("--coordinator-share", help="Share of each hospital's examples.", rich_help_panel=DIVISION_PANEL),
-    ] = 0.1,
-    test_share: Annotated[
-        float, typer.Option("--test-share", help="Share of each hospital's examples.", rich_help_panel=DIVISION_PANEL)
-    ] = 0.2,
+    validation_share: Annotated[float, _division("--validation-share", "Share of each hospital's examples.")] = 0.1,
+    coordinator_share: Annotated[float, _division("--coordinator-share", "Share of each hospital's examples.")] = 0.1,
+    test_share: Annotated[float, _division("--test-share", "Share of each hospital's examples.")] = 0.2,
     file_format: Annotated[
-        str,
-        typer.Option(
-            "--format", help="Format of the hospitals' files: jsonl or parquet.", rich_help_panel=o.DATA_PANEL
-        ),
+        str, o.data_option("--format", "Format of the hospitals' files: jsonl or parquet.")
     ] = "jsonl",
     plan: o.PlanOptions = o.PlanOptions(),
     common: o.CommonOptions = o.CommonOptions(),

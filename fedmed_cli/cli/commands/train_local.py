@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmed_cli.cli import options as o
-from fedmed_cli.cli import parse
 from fedmed_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,19 +20,7 @@ if TYPE_CHECKING:
 
 def train_local(
     site: Annotated[str, typer.Option("--site", help="This hospital's name in the plan.")],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", help="The hospital's own file (or several, or a glob); without it, data/SITE/ of the workspace."
-        ),
-    ] = None,
-    columns: o.ColumnsOption = None,
-    max_bad: o.MaxBadOption = 0.001,
-    group_by: Annotated[
-        str | None, typer.Option("--group-by", help="With --data, keep rows with the same value together.")
-    ] = None,
-    near_duplicates: o.NearDuplicatesOption = "0.6",
-    phi: o.PhiOption = "warn",
+    examples: o.DataOptions = o.DataOptions(),
     global_adapter: Annotated[
         Path | None, typer.Option("--global", help="The coordinator's global adapter of the previous round.")
     ] = None,
@@ -58,8 +45,6 @@ def train_local(
     from fedmed_cli.cli.progress import step_events
     from fedmed_cli.cli.signing import load_signer
     from fedmed_cli.cli.tables.round import contribution_parts
-    from fedmed_cli.data.identifiers import MODES
-    from fedmed_cli.data.row_index import IndexOptions
     from fedmed_cli.data.sources import Source
     from fedmed_cli.federation import steps
     from fedmed_cli.federation.plan import check_site
@@ -71,15 +56,8 @@ def train_local(
     screen, place = common.open()
     plan = place.read_plan()
     check_site(plan, site)
-    if data is None and (columns or group_by):
-        raise UsageError("--columns and --group-by go with --data")
-    looked_for = IndexOptions(
-        group_by=group_by,
-        near_duplicates=parse.similarity("--near-duplicates", near_duplicates),
-        phi=parse.choice("--phi", phi, MODES),
-        max_bad=max_bad,
-    )
-    source = Source(data, parse.mapping("--columns", columns) if columns else None) if data else None
+    columns, looked_for = examples.parsed()
+    source = Source(examples.data, columns) if examples.data else None
     signer = signer_for(site, plan, load_signer(screen, key, place.root))
     settings = training.site_settings(max_eval_samples)
     base = model.base_model(screen, training.load_in_4bit)

@@ -82,6 +82,8 @@ def check_identifiers(examined: Examined) -> Seen:
     assert index is not None
     if not is_own_file and not examined.workspace.has_patients(examined.site):
         return "PASS", "the bundled corpus is of nobody", None
+    if is_own_file and examined.request.options.phi == "off":
+        return "WARN", "not scanned for, with --phi off", "omit --phi off, unless another program has looked for them"
     found, num_rows = index.identifiers.by_kind(), index.identifiers.num_rows
     if not found:
         return "PASS", "none that patterns can find; names and addresses are not reliably found", None
@@ -95,6 +97,8 @@ def check_repeats(examined: Examined) -> Seen:
     assert index is not None
     same = len(rows) - len({row.text_digest for row in rows})
     seen = f"{same} examples repeat another's text, {index.num_near_duplicates} are nearly another's"
+    if examined.request.options.near_duplicates is None:
+        seen = f"{same} examples repeat another's text; near-duplicates were not searched for"
     if same + index.num_near_duplicates > MANY_REPEATS * len(rows):
         return "WARN", seen, "remove repeats: a text that is there often counts often, and is learnt by heart"
     return "PASS", seen, None
