@@ -192,6 +192,3 @@ class _Tables:
         for writer in self.writers.values():
             writer.close()
         self.thread.shutdown()
-
-
-# --- the check ----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from fedmed_cli.records.checks import (
     MAX_ROUND,
@@ -16,7 +16,7 @@ from fedmed_cli.records.checks import (
     check_range,
     check_site_name,
 )
-from fedmed_cli.records.codec import Record
+from fedmed_cli.records.codec import OMIT_IF_EMPTY, Record
 from fedmed_cli.records.combining import METHODS, ROBUST_MEANS, WEIGHTINGS
 from fedmed_cli.records.measures import OVERALL, Interval, Loss, Run
 
@@ -125,17 +125,9 @@ class Aggregate(Record):
     examination: CoordinatorEvaluation | None
     truncation: Truncation
     files: dict[str, str]
-    parent_record: str | None = None
-    signers: dict[str, str] = field(default_factory=dict)
+    parent_record: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    signers: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     run: Run = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As in `Record`, without the two fields above where they say nothing."""
-        value = super().to_dict()
-        for name in ("parent_record", "signers"):
-            if not value[name]:
-                del value[name]
-        return value
 
     def __post_init__(self) -> None:
         check_range(1, MAX_ROUND, round=self.round)

@@ -16,7 +16,7 @@ from fedmed_cli.records.checks import (
     check_range,
     check_site_name,
 )
-from fedmed_cli.records.codec import Record, encode
+from fedmed_cli.records.codec import OMIT_IF_EMPTY, Record, encode
 from fedmed_cli.records.measures import Loss, Run
 from fedmed_cli.records.privacy import Privacy
 
@@ -50,9 +50,9 @@ class Contribution(Record):
     update_norm: float
     files: dict[str, str]
     gradient_accumulation_steps: int = 1
-    kept_step: int | None = None
-    privacy: Privacy | None = None
-    num_canaries: int = 0
+    kept_step: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    privacy: Privacy | None = field(default=None, metadata=OMIT_IF_EMPTY)
+    num_canaries: int = field(default=0, metadata=OMIT_IF_EMPTY)
     run: Run = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,9 +113,6 @@ class Contribution(Record):
         body = encode(self) | {"reduction": round(self.reduction, 6)}
         if self.gradient_accumulation_steps == 1:
             del body["gradient_accumulation_steps"]
-        for name in ("kept_step", "privacy", "num_canaries"):
-            if not body[name]:
-                del body[name]
         return self.header() | dict(sorted(body.items()))
 
     @classmethod

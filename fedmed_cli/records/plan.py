@@ -14,7 +14,15 @@ from typing import Any, ClassVar, Literal
 from fedmed_cli import __version__
 from fedmed_cli.errors import InputError
 from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_names
-from fedmed_cli.records.codec import check_header, control_character, decode_fields, encode, read_file, reason_of
+from fedmed_cli.records.codec import (
+    OMIT_IF_EMPTY,
+    check_header,
+    control_character,
+    decode_fields,
+    encode,
+    read_file,
+    reason_of,
+)
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.lora import Lora, Names, rescaled, resolve, scaling
 from fedmed_cli.records.measures import COORDINATOR
@@ -163,7 +171,7 @@ class Sites:
     names: tuple[str, ...]
     min_sites: int
     ranks: dict[str, int] = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
 
     def __post_init__(self) -> None:
         check_site_names(self.names)
@@ -194,10 +202,7 @@ class Sites:
 
     @property
     def digest(self) -> str:
-        value = encode(self)
-        if not self.keys:
-            del value["keys"]
-        return sha256_json(value)
+        return sha256_json(encode(self))
 
 
 _PLAN_COMMENTS = {
