@@ -199,6 +199,7 @@ def test_likeness_marks_what_stands_behind_a_denial():
     assert letter_features("to go") == [" to", "to ", " to ", " go", "go ", " go "]
 
 
+@pytest.mark.slow
 def test_likeness_is_the_sum_that_the_library_computes():
     """The shipped numbers applied by hand are scikit-learn's tf-idf and softmax."""
     import numpy as np

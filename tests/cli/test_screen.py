@@ -46,7 +46,8 @@ def test_a_link_shows_where_it_leads(terminal, capsys):
     assert out.count("evil.example") == 2
 
 
-@pytest.mark.parametrize("text", ["[[[[", "a a "])
+@pytest.mark.parametrize("terminal", [80], indirect=True)
+@pytest.mark.parametrize("text", [pytest.param("[[[[", marks=pytest.mark.slow), "a a "])
 def test_the_work_of_drawing_a_long_paragraph_grows_as_it_does(text, terminal):
     """Drawn again with every piece, four times the text would be sixteen times the work."""
 

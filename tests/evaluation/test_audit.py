@@ -58,6 +58,7 @@ def test_blind_guesses_bound_nothing_and_delta_takes_from_the_bound():
     assert epsilon_low(1000, 100, 90, 1e-2, 0.95) < with_delta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.5, 2.0])
 def test_a_mechanism_of_known_epsilon_is_rarely_bounded_above_it(epsilon):
     """Randomised response is exactly epsilon-private, so 95 of 100 bounds must lie below; here of 200 runs."""

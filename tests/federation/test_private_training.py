@@ -100,6 +100,7 @@ def test_training_again_spends_again_and_the_budget_ends_it(train, book, fails, 
     assert len(entries(book)) == 2
 
 
+@pytest.mark.slow
 def test_a_plan_that_asks_for_privacy_refuses_what_has_none(tiny_base, tmp_path, book, fails):
     root = tmp_path / "strict"
     argv = [
@@ -217,6 +218,7 @@ def test_a_run_that_goes_on_after_a_kill_draws_other_noise_and_is_entered_once(
     assert entry["mechanism"]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_round_with_privacy_shows_what_each_site_promises(split_workspace, tiny_base, book, capsys):
     argv = ["round", "-C", str(split_workspace.root), "--base", str(tiny_base), "--rounds", "2", *PRIVATE]
     assert main(argv) == 0

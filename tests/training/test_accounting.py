@@ -46,6 +46,7 @@ def test_the_noise_for_an_epsilon_keeps_to_it_and_wastes_little(target, rate, st
     assert 0.98 * target <= found <= target
 
 
+@pytest.mark.slow
 def test_an_epsilon_that_promises_nothing_is_refused():
     with pytest.raises(InputError, match="--dp-epsilon 1e\\+06"):
         accounting.noise_for(1e6, 1e-5, 0.05, 3)

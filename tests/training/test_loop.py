@@ -331,6 +331,7 @@ def test_a_damaged_checkpoint_is_kept_aside_and_said(ready):
     assert [message for message in said if "cannot be read" in message]
 
 
+@pytest.mark.slow
 def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(ready, split_once, tiny_base, tmp_path):
     alone = run_site(ready, "B")
     run_site(ready, "A", gradient_checkpointing=True)
@@ -344,6 +345,7 @@ def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(re
 # --- choosing the step ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monkeypatch):
     workspace, plan, lm, _ = ready
     data = site_data.workspace_data(workspace, "A")
