@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedmed_cli.adapters import gate
@@ -25,21 +24,13 @@ from fedmed_cli.workspace import Workspace
 PERSONAL = "personal-"  # with a site's name, what its private adapter is called
 
 
-@dataclass(frozen=True)
-class SiteAdapter:
-    """A site's last adapter, and the round that it was made in; None where it is still in the mailbox."""
-
-    adapter: Adapter
-    round_number: int | None
-
-
-def site_adapter(workspace: Workspace, plan: Plan, site: str) -> SiteAdapter | None:
-    """The adapter of the newest round that a site took part in, else the one in the mailbox, if any."""
+def site_contribution(workspace: Workspace, plan: Plan, site: str) -> ContributionFolder | None:
+    """A site's contribution to the newest round that it took part in, else the one in the mailbox, if any."""
     for number in range(workspace.newest_round(), 0, -1):
         if (workspace.round(number) / site).is_dir():
-            return SiteAdapter(archived_contribution(workspace, plan, number, site).adapter, number)
+            return archived_contribution(workspace, plan, number, site)
     path = workspace.contribution(site)
-    return SiteAdapter(gate.read_contribution(path, plan, site=site).adapter, None) if path.is_dir() else None
+    return gate.read_contribution(path, plan, site=site) if path.is_dir() else None
 
 
 def personal_adapter(workspace: Workspace, plan: Plan, site: str) -> PersonalFolder | None:
@@ -63,16 +54,14 @@ def find_folder(workspace: Workspace, plan: Plan, name: str) -> AdapterFolder:
         if not newest:
             raise InputError("there is no global adapter yet", hint="run 'fedmed round' or 'fedmed aggregate' first")
         return archived_global(workspace, plan, newest)
-    if name not in plan.sites.names:
-        site = name.removeprefix(PERSONAL)
-        personal = personal_adapter(workspace, plan, site) if site != name else None
-        return personal or gate.read_folder(Path(name), plan)
-    last = site_adapter(workspace, plan, name)
-    if last is None:
-        raise InputError(f"site {name} has no adapter yet", hint=f"run 'fedmed train-local --site {name}'")
-    if last.round_number is None:
-        return gate.read_contribution(workspace.contribution(name), plan, site=name)
-    return archived_contribution(workspace, plan, last.round_number, name)
+    if name in plan.sites.names:
+        contribution = site_contribution(workspace, plan, name)
+        if contribution is None:
+            raise InputError(f"site {name} has no adapter yet", hint=f"run 'fedmed train-local --site {name}'")
+        return contribution
+    site = name.removeprefix(PERSONAL)
+    personal = personal_adapter(workspace, plan, site) if site != name else None
+    return personal or gate.read_folder(Path(name), plan)
 
 
 def starting_adapter(workspace: Workspace, plan: Plan, round_number: int) -> Adapter:

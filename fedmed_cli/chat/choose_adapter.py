@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli.adapters import archive, gate
+from fedmed_cli.adapters import archive
 from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.adapters.folder import AdapterFolder, ContributionFolder, GlobalFolder, PersonalFolder
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Progress, Say
 from fedmed_cli.records.digests import short
@@ -47,47 +47,28 @@ def choose_adapter(
     "best" is what has the least loss on the coordinator's deciding examples, for which `load` gives the model.
     InputError where there is none.
     """
-    newest = workspace.newest_round()
     if name == "base":
         return BASE
-    if name in (None, "global"):
-        if newest:
-            adapter = archive.archived_global(workspace, plan, newest).adapter
-            return NamedAdapter(f"global adapter of round {newest} ({short(adapter.digest)})", adapter)
-        if name == "global":
-            raise InputError(
-                "there is no global adapter yet",
-                hint="run 'fedmed round' or 'fedmed aggregate', or use --adapter base",
-            )
+    if name is None and not workspace.newest_round():
         say("there is no global adapter yet: the base model answers")
         return BASE
-    assert name is not None
     if name == "best":
         assert load is not None
         return _best(workspace, plan, load(), say, progress)
-    if name in plan.sites.names:
-        return site_adapter(workspace, plan, name)
-    if name.startswith(archive.PERSONAL) and (own := personal_adapter(workspace, plan, name)):
-        return own
-    adapter = gate.read_folder(Path(name), plan).adapter
-    return NamedAdapter(f"adapter {name} ({short(adapter.digest)})", adapter)
+    name = name or "global"
+    return _describe(workspace, plan, name, archive.find_folder(workspace, plan, name))
 
 
-def site_adapter(workspace: Workspace, plan: Plan, site: str) -> NamedAdapter:
-    """A site's last adapter, as `archive.site_adapter` finds it."""
-    last = archive.site_adapter(workspace, plan, site)
-    if last is None:
-        raise InputError(f"site {site} has no adapter yet", hint=f"run 'fedmed train-local --site {site}'")
-    where = f"of round {last.round_number}" if last.round_number else "in the mailbox"
-    return NamedAdapter(f"adapter of site {site} {where} ({short(last.adapter.digest)})", last.adapter)
-
-
-def personal_adapter(workspace: Workspace, plan: Plan, name: str) -> NamedAdapter | None:
-    """The private adapter called "personal-SITE", if there is one."""
-    folder = archive.personal_adapter(workspace, plan, name.removeprefix(archive.PERSONAL))
-    if folder is None:
-        return None
-    about = f"private adapter of site {folder.record.site}, from round {folder.record.round}"
+def _describe(workspace: Workspace, plan: Plan, name: str, folder: AdapterFolder) -> NamedAdapter:
+    """What was found under a name, as people read it."""
+    about = f"adapter {name}"
+    if isinstance(folder, GlobalFolder) and name == "global":
+        about = f"global adapter of round {folder.record.round}"
+    elif isinstance(folder, ContributionFolder) and name in plan.sites.names:
+        is_sent = folder.path == workspace.contribution(name)
+        about = f"adapter of site {name} {'in the mailbox' if is_sent else f'of round {folder.record.round}'}"
+    elif isinstance(folder, PersonalFolder):
+        about = f"private adapter of site {folder.record.site}, from round {folder.record.round}"
     return NamedAdapter(f"{about} ({short(folder.adapter.digest)})", folder.adapter)
 
 
@@ -101,10 +82,8 @@ def _best(workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progres
     items = coordinator_set.coordinator_set(workspace, plan, lm, "decide", None, say)
     if items is None:
         raise InputError("data/coordinator.jsonl: there are no coordinator's examples to find the best with")
-    candidates = {"global": choose_adapter(workspace, plan, "global", say)}
-    for site in plan.sites.names:
-        if (workspace.round(newest) / site).is_dir():
-            candidates[site] = site_adapter(workspace, plan, site)
+    sites = [site for site in plan.sites.names if (workspace.round(newest) / site).is_dir()]
+    candidates = {name: choose_adapter(workspace, plan, name, say) for name in ("global", *sites)}
     losses = {}
     for name, named in candidates.items():
         assert named.adapter is not None
@@ -118,12 +97,11 @@ def _best(workspace: Workspace, plan: Plan, lm: LanguageModel, say: Say, progres
 
 def all_adapters(workspace: Workspace, plan: Plan) -> dict[str, NamedAdapter]:
     """Everything that can answer, by the name it is asked for: base, global, each site's and private ones."""
-    found = {"base": BASE}
-    if workspace.newest_round():
-        found["global"] = choose_adapter(workspace, plan, "global", lambda message: None)
+    folders: dict[str, AdapterFolder | None] = {}
+    if newest := workspace.newest_round():
+        folders["global"] = archive.archived_global(workspace, plan, newest)
     for site in plan.sites.names:
-        if archive.site_adapter(workspace, plan, site) is not None:
-            found[site] = site_adapter(workspace, plan, site)
-        if own := personal_adapter(workspace, plan, f"{archive.PERSONAL}{site}"):
-            found[f"{archive.PERSONAL}{site}"] = own
-    return found
+        folders[site] = archive.site_contribution(workspace, plan, site)
+        folders[f"{archive.PERSONAL}{site}"] = archive.personal_adapter(workspace, plan, site)
+    found = {name: _describe(workspace, plan, name, folder) for name, folder in folders.items() if folder}
+    return {"base": BASE, **found}

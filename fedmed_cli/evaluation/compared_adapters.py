@@ -28,17 +28,17 @@ def workspace_adapters(
 ) -> dict[str, Adapter]:
     """The adapters of a workspace by name: each site's last, the newest global one (or all), the mean of factors.
 
-    `archive.site_adapter` says which adapter of a site is meant. TrustError where an archived adapter is not the one
-    that the round's record names.
+    `archive.site_contribution` says which adapter of a site is meant. TrustError where an archived adapter is not
+    the one that the round's record names.
     """
     newest = workspace.newest_round()
     adapters = {}
     for site in plan.sites.names:
-        last = archive.site_adapter(workspace, plan, site)
+        last = archive.site_contribution(workspace, plan, site)
         if last is not None:
             adapters[site] = last.adapter
-            if last.round_number not in (None, newest):
-                say(f"site {site}: its last adapter is of round {last.round_number}, the newest round is {newest}")
+            if last.path != workspace.contribution(site) and last.record.round != newest:
+                say(f"site {site}: its last adapter is of round {last.record.round}, the newest round is {newest}")
     for number in range(1 if all_rounds else max(newest, 1), newest + 1):
         name = GLOBAL if number == newest else f"{GLOBAL}-{number}"
         _add_named(adapters, name, archive.archived_global(workspace, plan, number).adapter)

@@ -314,7 +314,7 @@ def test_an_archived_adapter_that_the_record_does_not_name_is_not_averaged(round
 
 
 def test_a_site_that_missed_the_newest_round_is_compared_with_its_last_adapter(round_workspace, tiny_base, capsys):
-    from fedmed_cli.chat.choose_adapter import site_adapter
+    from fedmed_cli.chat.choose_adapter import choose_adapter
 
     root = str(round_workspace.root)
     for site in "AB":
@@ -329,7 +329,7 @@ def test_a_site_that_missed_the_newest_round_is_compared_with_its_last_adapter(r
     assert record.round == 2
     # another contribution of C waits in the mailbox: a chat takes the archived one too
     assert main(["train-local", "-q", "--site", "C", "-C", root, "--base", str(tiny_base)]) == 0
-    assert site_adapter(round_workspace, round_workspace.read_plan(), "C").name.startswith(
+    assert choose_adapter(round_workspace, round_workspace.read_plan(), "C", print).name.startswith(
         "adapter of site C of round 1 "
     )
 
