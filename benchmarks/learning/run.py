@@ -225,7 +225,7 @@ def read(path: Path) -> list[dict]:
 
 
 def table(path: Path, seed: int, use: str, bound: str | None) -> None:
-    """Each row's loss, its difference to the base, and its share of the bound's gain, overall and by site."""
+    """Each row's loss, its difference from the base, and its share of the bound's gain, overall and by site."""
     rows = {one["name"]: one for one in read(path) if one["seed"] == seed and one["on"] == use}
     losses = {name: Losses(np.array(one["nll"]), np.array(one["num_tokens"])) for name, one in rows.items()}
     groups, homes = rows["base"]["groups"], rows["base"]["homes"]

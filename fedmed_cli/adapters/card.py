@@ -150,7 +150,7 @@ def global_card(
             for site, one in sorted(decisions.items())
         ),
         "",
-        f"Difference to the exact weighted mean of the updates: {100 * truncation.overall:.2f} %.",
+        f"Difference from the exact weighted mean of the updates: {100 * truncation.overall:.2f} %.",
         "",
         "## Evaluation",
         "",

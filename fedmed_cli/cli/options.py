@@ -70,18 +70,16 @@ EngineOption = Annotated[
 GgufOption = Annotated[
     Path | None, option("--gguf", "A GGUF file of the plan's base model for llama.cpp.", dir_okay=False)
 ]
-KeyOption = Annotated[
-    Path | None, option("--key", "The private key to sign with [the one of 'fedmed keys new', if there is one].")
-]
+KeyOption = Annotated[Path | None, option("--key", "The private key file [where 'fedmed keys new' puts one].")]
 RequireSignaturesOption = Annotated[
     bool, option("--require-signatures", "Refuse anything not signed with a key that the plan pins.")
 ]
 GuardrailsOption = Annotated[
     str,
-    option("--guardrails", "standard, or strict: more is taken for an emergency, harm or a matter for a clinician."),
+    option("--guardrails", "standard, or strict, which treats more questions as urgent, harmful or for a clinician."),
 ]
 ColumnsOption = Annotated[
-    str | None, data_option("--columns", "question=Q,answer=A for other names (or messages=M, text=T).")
+    str | None, data_option("--columns", "Names of the columns: question=Q,answer=A (or messages=M, text=T).")
 ]
 MaxBadOption = Annotated[
     float,
@@ -97,7 +95,7 @@ NearDuplicatesOption = Annotated[
 ]
 PhiOption = Annotated[
     str,
-    leak_option("--phi", "Scan for dates, numbers and other identifiers of patients: off, warn, block or redact."),
+    leak_option("--phi", "Scan for patient identifiers such as dates and numbers: off, warn, block or redact."),
 ]
 
 
@@ -134,16 +132,18 @@ class CommonOptions:
 class WaitOptions:
     """How a command waits for its input."""
 
-    wait: Annotated[bool, waiting_option("--wait", "Wait for the input, act when it is whole.", env=False)] = False
-    mailbox: Annotated[
-        Path | None, waiting_option("--mailbox", "With --wait: the folder that all share.", file_okay=False)
-    ] = None
+    wait: Annotated[bool, waiting_option("--wait", "Wait for the input, and act once it is complete.", env=False)] = (
+        False
+    )
+    mailbox: Annotated[Path | None, waiting_option("--mailbox", "With --wait: the shared folder.", file_okay=False)] = (
+        None
+    )
     rounds: Annotated[
-        int | None, waiting_option("--rounds", "With --wait: until this round is there [one more].", min=1, env=False)
+        int | None, waiting_option("--rounds", "With --wait: stop once this round exists [one more].", min=1, env=False)
     ] = None
-    poll: Annotated[
-        float | None, waiting_option("--poll", "With --wait: seconds between two looks [30].", min=0.01)
-    ] = None
+    poll: Annotated[float | None, waiting_option("--poll", "With --wait: seconds between checks [30].", min=0.01)] = (
+        None
+    )
 
     @property
     def seconds(self) -> float:
@@ -196,16 +196,14 @@ class PlanOptions:
         float | None,
         _plan(
             "--max-epsilon",
-            "Require differential privacy of every contribution, with at most this epsilon in all.",
+            "Require differential privacy of every contribution, with a total epsilon of at most this.",
             min=1e-3,
             max=1000,
         ),
     ] = None
     max_audit_auc: Annotated[
         float | None,
-        _plan(
-            "--max-audit-auc", "Have 'pack' refuse a contribution whose audit found more than this AUC.", min=0.5, max=1
-        ),
+        _plan("--max-audit-auc", "Have 'pack' refuse a contribution whose audit exceeds this AUC.", min=0.5, max=1),
     ] = None
     fedprox_mu: Annotated[
         float | None, _plan("--fedprox-mu", "FedProx's mu: pull towards the adapter that the round starts from [0].")
@@ -219,10 +217,10 @@ class PlanOptions:
     use_rslora: Annotated[bool | None, _plan("--use-rslora", "Scale by alpha / sqrt(r) (rsLoRA), not alpha / r.")] = (
         None
     )
-    rank_pattern: Annotated[str | None, _plan("--rank-pattern", "Ranks of single modules: down_proj=16,v_proj=4.")] = (
-        None
-    )
-    alpha_pattern: Annotated[str | None, _plan("--alpha-pattern", "Alphas of single modules: down_proj=32.")] = None
+    rank_pattern: Annotated[
+        str | None, _plan("--rank-pattern", "Ranks of individual modules: down_proj=16,v_proj=4.")
+    ] = None
+    alpha_pattern: Annotated[str | None, _plan("--alpha-pattern", "Alphas of individual modules: down_proj=32.")] = None
     system_prompt: Annotated[str | None, _plan("--system-prompt", "System prompt.")] = None
     seed: Annotated[int | None, option("--seed", "Seed of the split and of all training [0].")] = None
 
@@ -341,15 +339,16 @@ class TrainingOptions:
     logging_steps: Annotated[
         int, _training("--logging-steps", "Steps between lines of the log in .fedmed/training/.", min=1, metavar="N")
     ] = 10
-    report_to: Annotated[str | None, _training("--report-to", "tensorboard: event files in .fedmed/tensorboard/.")] = (
-        None
-    )
+    report_to: Annotated[
+        str | None, _training("--report-to", "tensorboard: write event files to .fedmed/tensorboard/.")
+    ] = None
 
     dp_epsilon: Annotated[
-        float | None, _privacy("--dp-epsilon", "Train with differential privacy of this epsilon (DP-SGD).", min=1e-3)
+        float | None, _privacy("--dp-epsilon", "Train with differential privacy (DP-SGD) at this epsilon.", min=1e-3)
     ] = None
     dp_noise_multiplier: Annotated[
-        float | None, _privacy("--dp-noise-multiplier", "Noise over clip norm, instead of --dp-epsilon.", min=1e-3)
+        float | None,
+        _privacy("--dp-noise-multiplier", "Ratio of noise to clipping norm, instead of --dp-epsilon.", min=1e-3),
     ] = None
     dp_delta: Annotated[
         float | None,
@@ -358,12 +357,14 @@ class TrainingOptions:
         ),
     ] = None
     dp_max_grad_norm: Annotated[
-        float, _privacy("--dp-max-grad-norm", "Norm that a unit's gradient is cut to.", min=1e-9)
+        float, _privacy("--dp-max-grad-norm", "Norm to which each unit's gradient is clipped.", min=1e-9)
     ] = 1.0
     dp_budget: Annotated[
         float | None,
         _privacy(
-            "--dp-budget", "Refuse to train above this epsilon of all trainings on the same records together.", min=1e-3
+            "--dp-budget",
+            "Refuse to train if all trainings on the same records would together exceed this epsilon.",
+            min=1e-3,
         ),
     ] = None
 
@@ -371,14 +372,14 @@ class TrainingOptions:
         int,
         _privacy(
             "--canaries",
-            "Train on about half of N synthetic examples too, for 'fedmed audit' to look for.",
+            "Also train on about half of N synthetic examples, which 'fedmed audit' looks for.",
             min=0,
             max=100_000,
             metavar="N",
         ),
     ] = 0
     canary_repeats: Annotated[
-        int, _privacy("--canary-repeats", "How often each of them is trained on.", min=1, max=10_000)
+        int, _privacy("--canary-repeats", "How many times to train on each canary.", min=1, max=10_000)
     ] = 1
 
     def site_settings(self, max_eval_samples: int | None) -> SiteSettings:
@@ -424,14 +425,16 @@ class AggregationOptions:
         str | None,
         _combining(
             "--weights",
-            f"What a site counts by: {list_choices(WEIGHTINGS)} "
+            f"How sites are weighted: {list_choices(WEIGHTINGS)} "
             "[agentic where the coordinator has examples, else tokens].",
         ),
     ] = None
-    method: Annotated[str, _combining("--method", f"How updates become one adapter: {list_choices(METHODS)}.")] = "svd"
-    robust: Annotated[str, _combining("--robust", f"Mean of the updates: {list_choices(ROBUST_MEANS)}.")] = "none"
+    method: Annotated[str, _combining("--method", f"How to combine the updates: {list_choices(METHODS)}.")] = "svd"
+    robust: Annotated[str, _combining("--robust", f"How to average the updates: {list_choices(ROBUST_MEANS)}.")] = (
+        "none"
+    )
     num_malicious: Annotated[
-        int | None, _combining("--num-malicious", "Bad sites that a robust mean must withstand [1].", min=0)
+        int | None, _combining("--num-malicious", "Malicious sites that a robust mean must withstand [1].", min=0)
     ] = None
     clip: Annotated[
         float,
@@ -443,7 +446,7 @@ class AggregationOptions:
     ] = 1.5
     server_lr: Annotated[
         str | None,
-        _combining("--server-lr", "Length of the server's step, or auto [auto with agentic weights and svd, else 1]."),
+        _combining("--server-lr", "Size of the server's step, or auto [auto with agentic weights and svd, else 1]."),
     ] = None
     server_momentum: Annotated[
         float,

@@ -124,7 +124,7 @@ def local_only(plan: Plan, arguments: Sequence[str], others: Mapping[str, Adapte
 
 
 def worst_sites(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, str]:
-    """For each adapter the site where it gains least on the base (or loses most), from `scores[adapter][site]`."""
+    """For each adapter the site where it gains least over the base (or loses most), from `scores[adapter][site]`."""
     worst = {}
     for name, by_site in scores.items():
         differences = {site: score.against_base.mean for site, score in by_site.items() if score.against_base}

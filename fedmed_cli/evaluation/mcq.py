@@ -86,7 +86,7 @@ def measure(
     say: Say = lambda message: None,
     progress: StageProgress | None = None,
 ) -> MultipleChoice:
-    """Score the base and every adapter on the questions; each difference to the base is paired by question.
+    """Score the base and every adapter on the questions; each difference from the base is paired by question.
 
     An option's log-probability is that of its tokens after the prompt, as lm-evaluation-harness defines `acc`
     (summed) and `acc_norm` (divided by the option's characters). With letters the options stand in the prompt.

@@ -287,7 +287,7 @@ def _next_for_site(reader: _Reader, name: str, site: SiteStatus, newest: int) ->
     command = reader.command(train + ("" if site.has_data else " --data FILE"))
     why = f"its contribution to round {round_number} is {'refused: train again' if site.state == 'refused' else 'due'}"
     if site.has_checkpoint:
-        why += "; goes on from the checkpoint of a training that was interrupted"
+        why += "; resumes from the checkpoint of a training that was interrupted"
     return NextStep(who, command, why)
 
 

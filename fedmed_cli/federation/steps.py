@@ -245,7 +245,7 @@ def aggregate(
 ) -> RoundResult:
     """Combine contributions (all of `adapters/` by default) into the next global adapter and file the round.
 
-    Every folder passes the gate first; one that does not aborts, and nothing is written. With `output` the result goes
+    Every folder must pass the gate first; if one does not, nothing is written. With `output` the result goes
     only there; with `dry_run` nowhere. The base model is loaded only where `settings` measure and the coordinator has
     examples. `settings` None: measured weights and step where it has, else by tokens.
     """

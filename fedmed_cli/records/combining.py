@@ -56,18 +56,18 @@ METHODS = {
 
 ROBUST_MEANS = {
     "none": RobustMean("the weighted mean", ""),
-    "geometric-median": RobustMean("least sum of distances to the updates", "RFA, arXiv 1912.13445"),
+    "geometric-median": RobustMean("point with the least sum of distances", "RFA, arXiv 1912.13445"),
     "multi-krum": RobustMean("mean of the updates nearest to each other", "Krum, arXiv 1703.02757"),
-    "centred-clipping": RobustMean("mean with each difference from it cut", "arXiv 2012.10333"),
+    "centred-clipping": RobustMean("mean with each deviation clipped", "arXiv 2012.10333"),
 }
 
 WEIGHTINGS = {
     "agentic": Weighting("the coordinator's measurement", measures=True),
-    "tokens": Weighting("answer tokens it claims, capped"),
-    "examples": Weighting("examples it claims, capped", claim="examples"),
-    "uniform": Weighting("nothing: all count alike", claim=None),
+    "tokens": Weighting("claimed answer tokens, capped"),
+    "examples": Weighting("claimed examples, capped", claim="examples"),
+    "uniform": Weighting("all sites equal", claim=None),
     "crosseval": Weighting("the other sites' scores", reads_scores=True, fewest_sites=4),
-    "self-reported": Weighting("losses it reports: for comparison"),
+    "self-reported": Weighting("its own reported losses, for comparison"),
 }
 
 

@@ -57,7 +57,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Rate:
-    """A score from 0 to 1 (above is better) with its 95 % interval, and its paired difference to the base's."""
+    """A score from 0 to 1 (above is better) with its 95 % interval, and its paired difference from the base's."""
 
     score: Interval
     against_base: Interval | None
@@ -135,7 +135,7 @@ class Comparison(Record):
     """`reports/compare.json`: adapters measured on examples that nobody trained on or chose weights with.
 
     `scores` is by adapter and site (and "overall"); `columns` by column, value and adapter. `worst_sites` names
-    for each adapter the site where it gains least on the base. `on_other_sites` is, by adapter of one site,
+    for each adapter the site where it gains least over the base. `on_other_sites` is, by adapter of one site,
     the global adapter's loss minus that adapter's on all other sites' examples. `recovered` is what
     the global adapter reaches of each upper bound's gain. `site` is the hospital that measured, if it was one.
     """
@@ -193,7 +193,7 @@ class Matrix(Record):
     """`reports/matrix.json`: every hospital's comparison in one table, site by adapter.
 
     `means` is each adapter's loss as a plain mean over sites, whatever their sizes; `worst_sites` names for each
-    adapter the site where it gains least on the base; `files` gives the digest of each comparison by its site.
+    adapter the site where it gains least over the base; `files` gives the digest of each comparison by its site.
     """
 
     FORMAT: ClassVar[str] = "matrix"

@@ -12,7 +12,7 @@ from fedmed_cli.records.codec import Record
 UnitOfPrivacy = Literal["example", "group"]
 
 _ACCOUNTANT = re.compile(r"[A-Za-z0-9 .,-]{1,100}")
-NO_GUARANTEE = "No formal guarantee of privacy holds: the adapter may reveal what is in single records."
+NO_GUARANTEE = "No formal privacy guarantee holds: the adapter may reveal the contents of individual records."
 # Fields of a contribution that are computed from records and not noised.
 OUTSIDE = (
     "num_examples",

@@ -43,7 +43,7 @@ def rate(value: Rate | None) -> str:
 
 
 def rate_change(value: Rate) -> str:
-    """A share's difference to the base's in percentage points, with its interval."""
+    """A share's difference from the base's in percentage points, with its interval."""
     return interval(value.against_base, 1, 100)
 
 
@@ -64,7 +64,7 @@ def saved_bytes(adapter_bytes: int, base_bytes: int) -> str:
     if not base_bytes:
         return number_of_bytes(adapter_bytes)
     saved = percent(1 - adapter_bytes / base_bytes)
-    return f"{number_of_bytes(adapter_bytes)} instead of {number_of_bytes(base_bytes)} of model ({saved} less)"
+    return f"{number_of_bytes(adapter_bytes)} instead of the model's {number_of_bytes(base_bytes)} ({saved} less)"
 
 
 def joined(names: Sequence[str]) -> str:
@@ -76,5 +76,5 @@ def few_groups(number: int) -> list[Text]:
     """A note where too few groups were resampled."""
     if number >= FEW_GROUPS:
         return []
-    why = f"the intervals are rough ({FEW_GROUPS} or more are wanted)" if number > 1 else "there is no interval"
+    why = f"the intervals are rough (at least {FEW_GROUPS} are recommended)" if number > 1 else "there is no interval"
     return [Text(f"Only {count(number, 'group')} of examples: {why}.", "note")]

@@ -322,7 +322,7 @@ class _Checks:
         difference = 0.0 if is_same else relate(folder.adapter, result).relative_difference
         if not difference <= RECOMPUTED_WITHIN:
             fault = TrustError(
-                f"{folder.path}: computed again from the recorded weights it differs by {difference:.1e}, "
+                f"{folder.path}: recomputed from the recorded weights, it differs by {difference:.1e}, "
                 f"expected at most {RECOMPUTED_WITHIN:g}",
                 hint="its record or its weights were changed, and the digests made to fit",
             )

@@ -297,7 +297,7 @@ def test_the_table_shows_sizes_labels_and_what_was_not_searched(tmp_path, capsys
     argv = ["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--by", "pathological", "--label", "label"]
     assert main([*argv, "--near-duplicates", "off"]) == 0
     out = capsys.readouterr().out
-    assert "600 examples of one file were divided for a trial on one machine: pathological" in out
+    assert "600 examples (file) were divided for a trial on one machine: pathological" in out
     assert "█ label 0" in out
     assert "Near-duplicates were not searched for" in out
     record = SplitRecord.read(tmp_path / "w/data/split.json")

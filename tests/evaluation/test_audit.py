@@ -146,7 +146,7 @@ def test_numbers_only_and_the_sentence_says_what_they_mean(train, split_workspac
     assert main(["audit", "--site", "A", "-C", str(split_workspace.root), "--base", str(tiny_base)]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "whether a given record was among the training examples" in out
-    assert "No formal guarantee" in out
+    assert "No formal privacy guarantee" in out
     texts = (split_workspace.data / "canaries-A.jsonl").read_text().splitlines()
     report = (split_workspace.reports / "audit-A.json").read_text()
     assert not any(json.loads(line)["question"] in report for line in texts)

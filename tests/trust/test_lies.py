@@ -111,6 +111,6 @@ def test_what_nobody_else_can_compute_is_listed_as_claims(workspace, capsys):
     assert {"prior", "score", "gain", "left_out_gain", "examination", "reasons", "missing", "excluded"} <= set(claims)
     assert not {"weight", "update_norm", "cosines", "copies", "clip_factor", "num_tokens", "truncation"} & set(claims)
     assert main(["verify", "--recompute", "-C", str(workspace.root)]) == 0
-    assert "not recomputable, so only the coordinator's word: prior, " in capsys.readouterr().out
+    assert "cannot be recomputed and rests on the coordinator's word: prior, " in capsys.readouterr().out
     assert main(["verify", "--json", "-C", str(workspace.root)]) == 0
     assert json.loads(capsys.readouterr().out)["claims"] == []

@@ -39,19 +39,21 @@ def aggregate(
     waiting: o.WaitOptions = o.WaitOptions(),
     min_sites: Annotated[
         int | None,
-        o.waiting_option("--min-sites", "With --deadline: enough contributions [the plan's].", min=1, env=False),
+        o.waiting_option("--min-sites", "With --deadline: minimum contributions [the plan's].", min=1, env=False),
     ] = None,
     deadline: Annotated[
         str | None,
-        o.waiting_option("--deadline", "With --wait: how long to wait for all, as in 48h [for ever].", env=False),
+        o.waiting_option(
+            "--deadline", "With --wait: how long to wait for all sites, such as 48h [forever].", env=False
+        ),
     ] = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
     """Combine the contributions to a round into its global adapter and file the round under rounds/.
 
-    Every folder passes the gate first; one that does not aborts, and nothing is written. Only agentic weights
+    Every folder must pass the gate first; if one does not, nothing is written. Only agentic weights
     and --server-lr auto load the base model, to measure on the coordinator's examples.
-    With --wait one bad folder ends nothing: it is refused, and the round waits for the others.
+    With --wait a bad folder does not stop the round: it is refused, and the others are awaited.
 
     Example: fedmed aggregate adapters/*
     """

@@ -12,7 +12,7 @@ from fedmed_cli.cli import options as o
 def audit(
     site: Annotated[str, typer.Option("--site", help="This hospital's name in the plan.")],
     max_eval_samples: Annotated[
-        int, typer.Option("--max-eval-samples", min=2, help="Examples to measure, of each kind.")
+        int, typer.Option("--max-eval-samples", min=2, help="Examples of each kind to measure.")
     ] = 600,
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),

@@ -19,10 +19,12 @@ def chat(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, max=4096, help="Maximum tokens of an answer.")
     ] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=2.0, help="0 is greedy.")] = 0.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, max=2.0, help="Sampling temperature; 0 is greedy.")
+    ] = 0.0,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", min=0, max=2**32 - 2, help=r"With a temperature: the same answers again \[random]."),
+        typer.Option("--seed", min=0, max=2**32 - 2, help=r"Seed for sampling, to repeat answers \[random]."),
     ] = None,
     engine: o.EngineOption = "auto",
     gguf: o.GgufOption = None,

@@ -17,13 +17,15 @@ def compare(
         typer.Option("--site", help="Inside a hospital: measure on its own test examples (data/SITE/test.jsonl)."),
     ] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option("--adapter", help="One more adapter: PATH or NAME=PATH (repeatable).")
+        list[str] | None, typer.Option("--adapter", help="An additional adapter: PATH or NAME=PATH (repeatable).")
     ] = None,
     alone: Annotated[
         list[str] | None,
         typer.Option("--alone", help="A site's adapter trained without the federation: SITE=PATH (repeatable)."),
     ] = None,
-    all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Every round's global adapter.")] = False,
+    all_rounds: Annotated[
+        bool, typer.Option("--all-rounds", help="Also measure the global adapters of earlier rounds.")
+    ] = False,
     pooled: Annotated[
         bool,
         typer.Option(
@@ -31,10 +33,14 @@ def compare(
         ),
     ] = False,
     pooled_parallel: Annotated[
-        bool, typer.Option("--pooled-parallel", help="The same, with one site's steps and all sites' examples in each.")
+        bool,
+        typer.Option(
+            "--pooled-parallel", help="The same, with as many steps as one site takes, each on examples of all sites."
+        ),
     ] = False,
     pooled_lr: Annotated[
-        float | None, typer.Option("--pooled-lr", metavar="RATE", help=r"Learning rate of both \[the plan's].")
+        float | None,
+        typer.Option("--pooled-lr", metavar="RATE", help=r"Learning rate of the pooled trainings \[the plan's]."),
     ] = None,
     by_column: Annotated[
         list[str] | None, typer.Option("--by-column", help="Also report each value of this column (repeatable).")
@@ -47,7 +53,8 @@ def compare(
         int, typer.Option("--generate", min=0, help="Number of test questions to answer, for ROUGE-L and token F1.")
     ] = 0,
     questions: Annotated[
-        Path | None, typer.Option("--questions", help=r"Questions, one a line, to answer side by side \[bundled].")
+        Path | None,
+        typer.Option("--questions", help=r"A file of questions, one per line, to answer side by side \[bundled]."),
     ] = None,
     answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Write answers side by side.")] = True,
     max_new_tokens: Annotated[
@@ -60,8 +67,8 @@ def compare(
 ) -> None:
     """Measure base, sites' and global adapters on examples that nobody trained on or chose weights with.
 
-    Numbers go to reports/compare.json (with --site to compare-SITE.json, signed, which a hospital may send), answers
-    to bundled or given questions to reports/answers.md.
+    Numbers go to reports/compare.json, or with --site to compare-SITE.json, which is signed and may leave the
+    hospital. Answers to bundled or given questions go to reports/answers.md.
 
     Example: fedmed compare --all-rounds --generate 20
     """
@@ -117,7 +124,7 @@ def compare(
     if (place.reports / REPORT_NAME).exists():
         with place.lock():
             if page := renew_report(place, screen):
-                lines.append(f"wrote {page}: with this comparison")
+                lines.append(f"updated {page} with this comparison")
     from fedmed_cli.reporting.parts import Text
     from fedmed_cli.reporting.tables.comparison import comparison_parts, verdict
 

@@ -20,7 +20,7 @@ def score(
 ) -> None:
     """Inside a hospital: score all of adapters/ on its validation examples and write scores/SITE.json, signed.
 
-    The coordinator may weigh by the hospitals' scores: fedmed aggregate --weights crosseval.
+    The coordinator can weight sites by these scores: fedmed aggregate --weights crosseval.
 
     Example: fedmed compare score --site B
     """

@@ -23,10 +23,10 @@ def doctor(
     base: o.BaseOption = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Check machine, workspace, keys and data before a round, and tell by three real steps how long it will take.
+    """Check machine, workspace, keys and data before a round, and estimate its duration from three real steps.
 
-    Each line is PASS, WARN or FAIL, with its remedy; the exit code is 0 where none is FAIL, else that of the first. It
-    takes the options of train-local, and changes nothing.
+    Each line is PASS, WARN or FAIL, with its remedy; the exit code is 0 if none is FAIL, else that of the first
+    failure. It takes the options of train-local, and changes nothing.
 
     Example: fedmed doctor --site B --data records.jsonl
     """

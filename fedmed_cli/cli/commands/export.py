@@ -18,9 +18,9 @@ def export(
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Write an adapter for llama.cpp, Ollama, vLLM, SGLang, MLX or transformers, and try it before it is called done.
+    """Convert an adapter for llama.cpp, Ollama, vLLM, SGLang, MLX or transformers, and check that it works.
 
-    Who will use it gives the log-probabilities of 20 bundled answers: they must be those of PEFT, not of the base.
+    The target program computes the log-probabilities of 20 bundled answers, which must match PEFT's, not the base's.
 
     Example: fedmed export global --to ollama exported
     """

@@ -16,7 +16,7 @@ def init(
         int | None, typer.Option("--min-sites", min=1, help=r"Minimum contributions per round \[more than half].")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option("--engine", help="flower: write the app as well that runs rounds over Flower.")
+        str | None, typer.Option("--engine", help="flower: also write the app that runs rounds over Flower.")
     ] = None,
     plan: o.PlanOptions = o.PlanOptions(),
     common: o.CommonOptions = o.CommonOptions(),

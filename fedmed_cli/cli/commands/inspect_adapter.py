@@ -24,7 +24,7 @@ def inspect_adapter(
 ) -> None:
     """Show an adapter's rank, size, norms, spectrum, digest, record, signature and lineage. Never loads torch.
 
-    Of an adapter that does not pass the gate, all that is wrong with it is shown, and nothing else.
+    For an adapter that does not pass the gate it shows every fault, and nothing else.
 
     Example: fedmed inspect-adapter adapters/B
     """

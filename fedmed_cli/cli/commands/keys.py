@@ -32,7 +32,7 @@ def new(
     key: o.KeyOption = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Make a private key for this hospital or coordinator, readable only by its owner.
+    """Create a private key for this hospital or coordinator, readable only by its owner.
 
     Example: fedmed keys new --name B --passphrase
     """
@@ -65,7 +65,7 @@ def show(
     key: o.KeyOption = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Show a public key, your own or a FILE, with its fingerprint, and the keys that the plan here pins.
+    """Show a public key, your own or that in FILE, with its fingerprint, and the keys that the plan pins.
 
     Example: fedmed keys show
     """
@@ -109,10 +109,10 @@ def trust(
     key: o.KeyOption = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Pin a public key in the plan: from then on nothing from NAME is taken unless that key signed it.
+    """Pin a public key in the plan: from then on files from NAME are accepted only if that key signed them.
 
-    Compare the fingerprint with its owner by telephone first. Send the changed federation.toml to all sites. Where
-    it pins the coordinator's key, only the coordinator can change it: it is signed, in federation.toml.sig.
+    First compare the fingerprint with its owner by telephone; afterwards send the changed federation.toml to all
+    sites. Once the coordinator's key is pinned, only the coordinator can change the plan (federation.toml.sig).
 
     Example: fedmed keys trust B hospital-b.pub
     """
@@ -136,15 +136,15 @@ def trust(
     screen.result(
         _describe_key(public, place.plan_path) | {"name": name},
         *_key_lines(public),
-        f"pinned for {name} in {place.plan_path}: read the fingerprint to its owner, {_send(plan)}",
+        f"pinned for {name} in {place.plan_path}: compare the fingerprint with its owner, {_send(plan)}",
     )
 
 
 def sign(key: o.KeyOption = None, common: o.CommonOptions = o.CommonOptions()) -> None:
-    """Sign the plan as its coordinator: a hospital that has it takes none that your key did not sign.
+    """Sign the plan as its coordinator: from then on hospitals accept only plans that your key signed.
 
-    It pins your key for the coordinator where the plan pins none yet. 'fedmed keys trust' signs again by itself; use
-    this after federation.toml was edited by hand.
+    It pins your key as the coordinator's if the plan pins none yet. 'fedmed keys trust' signs again by itself; use
+    this command after editing federation.toml by hand.
 
     Example: fedmed keys sign
     """
@@ -174,7 +174,7 @@ def sign(key: o.KeyOption = None, common: o.CommonOptions = o.CommonOptions()) -
 
 
 def accept(common: o.CommonOptions = o.CommonOptions()) -> None:
-    """Take the keys of a plan that changed or dropped some which were pinned here before.
+    """Accept a plan that changes or drops keys which were pinned here before.
 
     Every command refuses such a plan until then. Compare the fingerprints with their owners by telephone first.
 

@@ -17,7 +17,7 @@ def pack(
     ] = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Make one file of an adapter folder that passed the gate: the same bytes whenever it is made.
+    """Pack an adapter folder that passes the gate into one file, always with the same bytes.
 
     Every command that takes an adapter folder takes this file as well; 'tar xf' unpacks it without fedmed.
 

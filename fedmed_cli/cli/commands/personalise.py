@@ -13,16 +13,16 @@ def personalise(
     site: Annotated[str, typer.Option("--site", help="This hospital's name in the plan.")],
     max_steps: o.MaxStepsOption = None,
     max_eval_samples: Annotated[
-        int, typer.Option("--max-eval-samples", min=2, help="Validation examples to measure on, of each half.")
+        int, typer.Option("--max-eval-samples", min=2, help="Validation examples to measure on, in each half.")
     ] = 300,
     load_in_4bit: o.FourBitOption = False,
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Mix as much of a hospital's own training into the global adapter as helps there, and keep that in personal/SITE/.
+    """Mix a hospital's own training into the global adapter, as far as it helps there, and write personal/SITE/.
 
-    One half of its validation examples chooses how much, the other half says whether it helps; if not, nothing is
-    written. The private adapter does not leave the hospital: pack and aggregate refuse it.
+    One half of its validation examples chooses how much, the other half decides whether it helps; if not, nothing
+    is written. The private adapter does not leave the hospital: pack and aggregate refuse it.
 
     Example: fedmed personalise --site C && fedmed chat --adapter personal-C
     """

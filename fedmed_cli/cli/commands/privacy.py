@@ -17,11 +17,16 @@ def privacy(
     ] = None,
     delta: Annotated[
         float | None,
-        typer.Option("--dp-delta", min=1e-100, max=0.1, help=r"Delta to count at \[a tenth of one unit's share]."),
+        typer.Option(
+            "--dp-delta",
+            min=1e-100,
+            max=0.1,
+            help=r"Delta at which epsilon is computed \[a tenth of one unit's share].",
+        ),
     ] = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Show what was spent on a hospital's records over all rounds and federations, and how much is left.
+    """Show the privacy budget that was spent on a hospital's records, over all rounds and federations, and the rest.
 
     It reads the ledger, which never leaves the hospital, and changes nothing.
 

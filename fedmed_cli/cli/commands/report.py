@@ -30,8 +30,8 @@ def report(
 ) -> None:
     """Write one HTML file about the federation: plan, data, losses, weights, comparison, bytes, lineage, limits.
 
-    It needs no network and holds no script, reads only records and never loads torch. What is missing is named, and
-    so is what hospitals should have signed, which is left out.
+    The file needs no network and contains no script; it is made only from records. Missing records are named, and so
+    are those that hospitals should have signed, which are left out.
 
     Example: fedmed report
     """

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 
 def serve(
-    host: Annotated[str, typer.Option("--host", help="The address to listen on; another one needs a key.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; any but this machine's own needs a key.")
+    ] = ("127.0.0.1"),
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = 8000,
     api_key: Annotated[
         Path | None,
         typer.Option(
@@ -26,21 +28,22 @@ def serve(
         ),
     ] = None,
     allow_origin: Annotated[
-        str | None, typer.Option("--allow-origin", help="Comma-separated web origins that may ask from a browser.")
+        str | None,
+        typer.Option("--allow-origin", help="Comma-separated web origins that may call the server from a browser."),
     ] = None,
     upstream: Annotated[
-        str | None, typer.Option("--upstream", help="Put the guardrails before this OpenAI-compatible server.")
+        str | None, typer.Option("--upstream", help="Put the guardrails in front of this OpenAI-compatible server.")
     ] = None,
-    parallel: Annotated[int, typer.Option("--parallel", min=1, max=64, help="Answers made at once.")] = 4,
-    queue: Annotated[int, typer.Option("--queue", min=0, max=10_000, help="Requests that may wait.")] = 32,
-    timeout: Annotated[int, typer.Option("--timeout", min=1, max=86_400, help="Seconds for one request.")] = 300,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, max=64, help="Answers generated at the same time.")] = 4,
+    queue: Annotated[int, typer.Option("--queue", min=0, max=10_000, help="Maximum number of waiting requests.")] = 32,
+    timeout: Annotated[int, typer.Option("--timeout", min=1, max=86_400, help="Seconds allowed per request.")] = 300,
     engine: o.EngineOption = "auto",
     gguf: o.GgufOption = None,
     guardrails: o.GuardrailsOption = "standard",
     model: o.ModelOptions = o.ModelOptions(),
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Answer over HTTP as OpenAI's chat interface does, with the guardrails in front and a page at /.
+    """Serve the model over HTTP: an OpenAI-compatible API and a page at /, both behind the guardrails.
 
     For research evaluation, not for clinical use: answers can be wrong. Needs fedmed[serve].
 

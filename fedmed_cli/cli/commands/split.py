@@ -38,7 +38,7 @@ def split(
         float,
         _division(
             "--alpha",
-            "Concentration for dirichlet and quantity; the smaller, the more the hospitals differ.",
+            "Concentration for dirichlet and quantity; smaller values make hospitals differ more.",
             min=0.001,
         ),
     ] = 0.5,
@@ -61,9 +61,11 @@ def split(
     ] = None,
     near_duplicates: o.NearDuplicatesOption = "0.6",
     phi: o.PhiOption = "warn",
-    validation_share: Annotated[float, _division("--validation-share", "Share of each hospital's examples.")] = 0.1,
-    coordinator_share: Annotated[float, _division("--coordinator-share", "Share of each hospital's examples.")] = 0.1,
-    test_share: Annotated[float, _division("--test-share", "Share of each hospital's examples.")] = 0.2,
+    validation_share: Annotated[
+        float, _division("--validation-share", "Share of a hospital's examples for validation.")
+    ] = 0.1,
+    coordinator_share: Annotated[float, _division("--coordinator-share", "Share for the coordinator.")] = 0.1,
+    test_share: Annotated[float, _division("--test-share", "Share for testing.")] = 0.2,
     file_format: Annotated[
         str, o.data_option("--format", "Format of the hospitals' files: jsonl or parquet.")
     ] = "jsonl",
@@ -72,8 +74,8 @@ def split(
 ) -> None:
     """Make hospitals out of one data set, and write the plan if there is none.
 
-    No example, text or group is in two sets, and near-duplicates stay together as far as they are found; what the
-    check of the written files found is shown and in data/split.json.
+    No example, text or group is in two sets, and near-duplicates that are found stay together. The written files are
+    checked again; the result is shown, and kept in data/split.json.
 
     Example: fedmed split --hospitals 3
     """

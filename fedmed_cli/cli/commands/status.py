@@ -13,7 +13,7 @@ def status(
     site: Annotated[str | None, typer.Option("--site", help="Also say what this hospital does next.")] = None,
     common: o.CommonOptions = o.CommonOptions(),
 ) -> None:
-    """Show which round it is, whose contribution is here, awaited or refused, what the last round gained, what is next.
+    """Show the current round, whose contributions are here, awaited or refused, the last gain, and what to do next.
 
     Each contribution passes the gate as for 'fedmed aggregate', so what is refused here is refused there. It loads no
     model and writes nothing.

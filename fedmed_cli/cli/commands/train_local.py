@@ -37,8 +37,8 @@ def train_local(
 ) -> None:
     """Train one hospital's adapter on its own examples and write adapters/SITE/, which may leave the hospital.
 
-    It starts from the newest global adapter, or the plan's initial one. What all sites must do alike is in the plan.
-    With --wait it takes each round's global adapter from --mailbox and puts its contribution there.
+    It starts from the newest global adapter, or the plan's initial one. What must be the same at all sites is in
+    the plan. With --wait it takes each round's global adapter from --mailbox and puts its contribution there.
 
     Example: fedmed train-local --site B --data records.jsonl
     """
@@ -78,7 +78,7 @@ def train_local(
                 events=events,
             )
         if result.replaced:
-            screen.say(f"the older contribution is kept in {place.relative(result.replaced)}")
+            screen.say(f"the previous contribution is kept in {place.relative(result.replaced)}")
         return result
 
     if waiting.wait:

@@ -41,9 +41,11 @@ def verify(
     for fault in result.faults if len(result.faults) > 1 else ():
         screen.say(f"fault: {fault.message}")
     result.raise_faults()
+    claims = ", ".join(result.claims)
+    proved = "digests, signatures and lineage" if require_signatures else "digests and lineage"
     screen.result(
         result.to_dict(),
         *([checked_table(result.checked)] if result.checked else []),
-        *([f"not recomputable, so only the coordinator's word: {', '.join(result.claims)}"] if result.claims else []),
-        f"{len(result.checked)} adapters: digests{', signatures' if require_signatures else ''} and lineage hold",
+        *([f"cannot be recomputed and rests on the coordinator's word: {claims}"] if claims else []),
+        f"{len(result.checked)} adapters checked: {proved} hold",
     )

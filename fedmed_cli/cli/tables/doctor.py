@@ -21,6 +21,6 @@ def diagnosis_parts(diagnosis: Diagnosis) -> list[Part]:
     levels = [one.level for one in diagnosis.findings]
     found = f"{count(levels.count('FAIL'), 'failure')}, {count(levels.count('WARN'), 'warning')}"
     return [
-        Table("What was checked", ("check", "", "what was seen"), rows, frozenset({1, 2})),
+        Table("Checks", ("check", "", "finding"), rows, frozenset({1, 2})),
         Text(f"{found}, in {count(len(levels), 'check')}."),
     ]

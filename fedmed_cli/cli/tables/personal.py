@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 def personal_parts(result: PersonalResult) -> list[Part]:
     """The loss at each share, and what the other examples say of the best one."""
     rows = [[f"{share:g}", f"{loss:.4f}"] for share, loss in result.losses.items()]
-    title = f"Loss on the {numbers.count(result.num_choosing, 'validation example')} that choose"
+    title = f"Loss on the {numbers.count(result.num_choosing, 'validation example')} used to choose"
     parts: list[Part] = [Table(title, ["share of its own training", "loss"], rows)]
     others = f"On the other {numbers.count(result.num_deciding, 'validation example')}"
     if result.change is None:
         sentence = (
-            "Keep the global adapter: no share of this site's own training is better on the examples that choose."
+            "Keep the global adapter: no share of this site's own training is better on the examples used to choose."
         )
     elif result.record is None:
         sentence = (

@@ -30,10 +30,10 @@ def bytes_text(record: Contribution) -> Text:
 
 def summary_parts(summary: RoundSummary) -> list[Part]:
     """A round on one machine: each site's training, the global adapter before and after, and the decisions."""
-    measured = "There are no coordinator examples: the global adapter was not measured."
+    measured = "The coordinator has no examples, so the global adapter was not measured."
     if summary.before and summary.after and summary.change:
         measured = (
-            f"Global adapter on {numbers.count(summary.after.num_examples, 'other coordinator example')}: "
+            f"Global adapter on {numbers.count(summary.after.num_examples, 'other coordinator example')}: loss "
             f"{summary.before.mean:.4f} before, {summary.after.mean:.4f} after, change "
             f"{numbers.interval(summary.change)} (95 %)."
         )

@@ -16,8 +16,8 @@ def status_parts(status: Status) -> list[Part]:
     """Names with their values, the next steps last."""
     sites = status.sites
     rows = [
-        ("round", f"{status.round}, of {status.base}, plan {short(status.plan)}"),
-        ("sites", f"{len(sites)}, at least {status.min_sites} a round"),
+        ("round", f"{status.round}, base model {status.base}, plan {short(status.plan)}"),
+        ("sites", f"{len(sites)}, at least {status.min_sites} per round"),
     ]
     for state in ("here", "awaited", "late", "refused"):
         names = [_named(name, site) for name, site in sites.items() if site.state == state]
@@ -35,7 +35,7 @@ def _named(name: str, site: SiteStatus) -> str:
     """A site with what is odd about its contribution."""
     odd = []
     if site.state in ("awaited", "late") and site.path:
-        odd.append(f"{site.path} is to round {site.round}")
+        odd.append(f"{site.path} is for round {site.round}")
     if site.state == "here" and site.signature != "pinned key":
         odd.append("not signed" if site.signature == "none" else "signed with an unknown key")
     if site.has_checkpoint:

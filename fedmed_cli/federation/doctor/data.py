@@ -81,7 +81,7 @@ def check_identifiers(examined: Examined) -> Seen:
     index, is_own_file = examined.index, bool(examined.request.data)
     assert index is not None
     if not is_own_file and not examined.workspace.has_patients(examined.site):
-        return "PASS", "the bundled corpus is of nobody", None
+        return "PASS", "the bundled corpus holds no patients", None
     if is_own_file and examined.request.options.phi == "off":
         return "WARN", "not scanned for, with --phi off", "omit --phi off, unless another program has looked for them"
     found, num_rows = index.identifiers.by_kind(), index.identifiers.num_rows
@@ -96,7 +96,7 @@ def check_repeats(examined: Examined) -> Seen:
     index, rows = examined.index, examined.examples
     assert index is not None
     same = len(rows) - len({row.text_digest for row in rows})
-    seen = f"{same} examples repeat another's text, {index.num_near_duplicates} are nearly another's"
+    seen = f"{same} examples repeat another's text, {index.num_near_duplicates} nearly do"
     if examined.request.options.near_duplicates is None:
         seen = f"{same} examples repeat another's text; near-duplicates were not searched for"
     if same + index.num_near_duplicates > MANY_REPEATS * len(rows):

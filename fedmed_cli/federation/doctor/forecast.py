@@ -39,12 +39,12 @@ def check_round(examined: Examined) -> Seen:
     examined.forecast = found
     seen = (
         f"about {_duration(found.seconds)}: {found.steps} steps of {found.seconds_per_step:.3g} s, "
-        f"{_duration(found.seconds_of_measuring)} of measuring, {_duration(found.seconds_to_start)} to start; by "
-        f"{TIMED_STEPS} steps on {found.examples}, with fedmed's operations: {lm.fast_path}"
+        f"{_duration(found.seconds_of_measuring)} of measuring, {_duration(found.seconds_to_start)} to start; "
+        f"estimated from {TIMED_STEPS} steps on {found.examples}, with fedmed's operations: {lm.fast_path}"
     )
     if found.peak_memory_bytes is None:
         return "PASS", seen, None
-    seen += f"; {number_of_bytes(found.peak_memory_bytes)} of memory at most"
+    seen += f"; at most {number_of_bytes(found.peak_memory_bytes)} of memory"
     if found.peak_memory_bytes > MUCH_MEMORY * _total_memory(lm):
         return "WARN", seen, "take --max-batch-tokens or --gradient-checkpointing: other steps may not fit"
     return "PASS", seen, None

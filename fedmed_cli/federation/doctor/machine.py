@@ -56,7 +56,7 @@ def check_packages(examined: Examined) -> Seen:
             wrong.append(f"{one.name} is {found}, not {one.specifier}")
     if wrong:
         return "FAIL", "; ".join(wrong), "install fedmed again, with -c constraints.txt, in an environment of its own"
-    return "PASS", f"fedmed {__version__} with all that it needs", None
+    return "PASS", f"fedmed {__version__} with all its dependencies", None
 
 
 def check_torch(examined: Examined) -> Seen:
@@ -91,7 +91,7 @@ def check_device(examined: Examined) -> Seen:
     if device.type != "cpu":
         return "PASS", f"{device.type}, products in {form}", None
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
-    seen = f"the CPU, of class {cpu.cpu_class()}, {threads}, products in {form}"
+    seen = f"CPU of class {cpu.cpu_class()}, {threads}, products in {form}"
     limits = [f"{name}={os.environ[name]}" for name in CPU_LIMITS if os.environ.get(name)]
     if limits:
         return "WARN", f"{seen}; held back by {', '.join(limits)}", f"unset {' '.join(CPU_LIMITS)}"
@@ -210,7 +210,7 @@ def check_modes(examined: Examined) -> Seen:
         seen = ", ".join(f"{workspace.relative(path)} ({modes[path]:04o})" for path in open_ones)
         remedy = f"chmod -R go-rwx {' '.join(shlex.quote(str(path)) for path in open_ones)}"
         return "WARN", f"others on this machine may read {seen}", remedy
-    return "PASS", "what is made from records is for this user alone", None
+    return "PASS", "files made from records are readable only by this user", None
 
 
 def check_memory(examined: Examined) -> Seen:

@@ -32,10 +32,10 @@ def check_plan(examined: Examined) -> Seen:
         return "WARN", f"there is no {PLAN_NAME} here: only the machine was examined", remedy
     plan = workspace.read_plan(remember=False)
     examined.plan = plan
-    sites = f"{len(plan.sites.names)} sites, at least {plan.sites.min_sites} a round"
+    sites = f"{len(plan.sites.names)} sites, at least {plan.sites.min_sites} per round"
     return (
         "PASS",
-        f"{plan.base.name}, {plan.training.max_steps} steps a round, {sites}, plan {short(plan.digest)}",
+        f"{plan.base.name}, {plan.training.max_steps} steps per round, {sites}, plan {short(plan.digest)}",
         None,
     )
 
@@ -55,7 +55,7 @@ def check_pinned_keys(examined: Examined) -> Seen:
     if not without:
         return "PASS", f"the plan pins the keys of all {len(sites.names)} sites and of the coordinator", None
     remedy = f"ask them for their public keys, and pin each: fedmed keys trust {without[0]} KEY.pub"
-    return "WARN", f"the plan pins no key for {', '.join(without)}: nothing proves what comes from them", remedy
+    return "WARN", f"the plan pins no key for {', '.join(without)}: nothing proves that files come from them", remedy
 
 
 def check_own_key(examined: Examined) -> Seen:

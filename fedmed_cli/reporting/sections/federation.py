@@ -88,7 +88,7 @@ def plan_section(records: WorkspaceRecords) -> Section:
         ("Base fingerprint", plan.base.fingerprint),
         ("Adapter", f"LoRA, {described(lora)}; on {', '.join(lora.targets)}"),
         ("Trained parameters", f"{plan.num_parameters:,} in {len(plan.modules):,} modules"),
-        ("Training", f"{training.max_steps:,} steps a round, learning rate {training.learning_rate:g}"),
+        ("Training", f"{training.max_steps:,} steps per round, learning rate {training.learning_rate:g}"),
         (
             "Schedule",
             f"{training.lr_scheduler_type} over {numbers.count(training.lr_scheduler_rounds, 'round')}, "

@@ -11,8 +11,8 @@ from fedmed_cli.reporting.tables.comparison import comparison_parts, matrix_part
 from fedmed_cli.reporting.workspace_records import WorkspaceRecords
 
 SHADES = Text(
-    "Tables of losses: where the interval of the difference to the base excludes 0 the cell is shaded, blue for better "
-    "than the base, orange for worse. The lowest loss of a row is bold."
+    "Tables of losses: where the interval of the difference from the base excludes 0 the cell is shaded, blue for "
+    "better than the base, orange for worse. The lowest loss of a row is bold."
 )
 
 

@@ -14,7 +14,7 @@ from fedmed_cli.reporting.tables.answers import generated_parts, multiple_choice
 
 BASE, GLOBAL, ALONE, PERSONAL = "base", "global", "alone-", "personal-"
 MAX_FOREST_ROWS = 40
-STARS = Text("Below a loss stands its difference to the base, with * where the 95 % interval of that excludes 0.")
+STARS = Text("Below each loss is its difference from the base, marked * where its 95 % interval excludes 0.")
 SHADES = 4
 GAIN_OVER = {"base": "the base", "best_alone": "the best hospital alone", "mean_alone": "hospitals alone, mean"}
 
@@ -115,7 +115,7 @@ def _overall_tables(scores: Mapping[str, Score]) -> list[Part]:
 
 
 def _forest_figure(overall: Mapping[str, Score], shares: Mapping[str, Mapping[str, Score]], name: str) -> Part:
-    """Every adapter's difference to the base, overall and on each site's share."""
+    """Every adapter's difference from the base, overall and on each site's share."""
     intervals: dict[str, Interval] = {}
     for adapter, score in overall.items():
         labels = {adapter: score} | {f"{adapter} on {site}": scores.get(adapter) for site, scores in shares.items()}
@@ -123,7 +123,7 @@ def _forest_figure(overall: Mapping[str, Score], shares: Mapping[str, Mapping[st
     if not intervals:
         return Text("Only the base model was measured.", "missing")
     table = Table(
-        "Difference to the base model (nats per answer token)",
+        "Difference from the base model (nats per answer token)",
         ["adapter and share", "mean", "95 % from", "to"],
         [[label, *map(numbers.signed, (one.mean, one.low, one.high))] for label, one in intervals.items()],
     )
@@ -141,7 +141,7 @@ def losses_table(
     means: Mapping[str, float] | None = None,
     folded: bool = False,
 ) -> Table:
-    """Each adapter's loss by value (of a column, or site), and below it the difference to the base."""
+    """Each adapter's loss by value (of a column, or site), and below it the difference from the base."""
     adapters = in_order({name: None for scores in by_value.values() for name in scores}, plan)
     changes = [score.against_base for scores in by_value.values() for score in scores.values()]
     largest = max((abs(change.mean) for change in changes if change), default=0.0)
@@ -157,7 +157,7 @@ def losses_table(
 
 
 def loss_cell(score: Score | None, largest: float, lowest: float) -> Cell:
-    """A loss over its difference to the base; the shade grows with that up to `largest` where it is not by chance."""
+    """A loss over its difference from the base; the shade grows with that up to `largest` where it is not by chance."""
     if score is None:
         return Cell()
     kinds = ["lowest"] if score.loss == lowest else []
@@ -198,7 +198,7 @@ def site_matrix_parts(
     few = [f"{site} ({number})" for site, number in groups.items() if number < FEW_GROUPS]
     if few:
         parts.append(
-            Text(f"Few groups, so rough intervals: {', '.join(few)} ({FEW_GROUPS} or more are wanted).", "note")
+            Text(f"Few groups, so rough intervals: {', '.join(few)} (at least {FEW_GROUPS} are recommended).", "note")
         )
     return parts
 
@@ -208,7 +208,7 @@ def _worst_sites_text(worst_sites: Mapping[str, str], by_site: Mapping[str, Mapp
     for adapter, site in worst_sites.items():
         score = by_site.get(site, {}).get(adapter) if adapter == GLOBAL else None
         entries.append(f"{adapter}: site {site}" + (f", {numbers.interval(score.against_base)}" if score else ""))
-    return [Text(f"Where each adapter gains least on the base: {'; '.join(entries)}.")] if entries else []
+    return [Text(f"Site where each adapter gains least over the base: {'; '.join(entries)}.")] if entries else []
 
 
 def _joining_parts(record: Comparison) -> list[Part]:

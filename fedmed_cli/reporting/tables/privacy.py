@@ -37,7 +37,7 @@ def spent_parts(spent: Sequence[Spent], ledger: Path) -> list[Part]:
         ]
         for one in spent
     ]
-    parts: list[Part] = [Table(f"Spent, by {ledger}", columns, rows, frozenset({1, 2}))]
+    parts: list[Part] = [Table(f"Spent according to {ledger}", columns, rows, frozenset({1, 2}))]
     if without := sum(one.without_guarantee for one in spent):
         parts.append(Text(f"{without:,} trainings were without differential privacy. {NO_GUARANTEE}", "note"))
     return parts
@@ -76,14 +76,14 @@ def audit_parts(record: Audit) -> list[Part]:
     """What an audit found, beside what was promised, in a sentence that needs no statistics."""
     one = record.membership
     rows = [
-        ["AUC of membership", _share(one.auc), "0.5: a guess, 1: always right"],
-        [f"found at {one.fpr:.0%} false alarms", _share(one.tpr), f"{one.fpr:g}: a guess"],
+        ["AUC of membership", _share(one.auc), "0.5: guessing, 1: always right"],
+        [f"found at a {one.fpr:.0%} false-alarm rate", _share(one.tpr), f"{one.fpr:g}: guessing"],
     ]
     if (found := record.canaries) is not None:
         rows += [
             ["epsilon, at least (95 % sure)", f"{found.epsilon_low:.2f}", f"promised: {_promised(record)}"],
             ["canaries found", f"{found.found} of {found.num_included}", f"{found.num_canaries} made"],
-            ["exposure of canaries, bits", f"{found.exposure:.2f}", "about 1.4: a guess"],
+            ["exposure of canaries, bits", f"{found.exposure:.2f}", "about 1.4: guessing"],
         ]
     columns = ["what an attacker would find", "value", "to compare with"]
     title = f"Audit of site {record.site}, round {record.round}"
@@ -98,9 +98,9 @@ def audit_parts(record: Audit) -> list[Part]:
 def _verdict(record: Audit) -> str:
     auc, text = record.membership.auc, "whether a given record was among the training examples"
     if auc.low <= 0.5:
-        return f"By the change of its loss this adapter does not let one tell {text}; another attack may."
-    right = f"right in {auc.mean:.0%} of pairs of a training example and another one"
-    return f"Whoever has this adapter and a record can tell better than by a guess {text}: {right}."
+        return f"Changes in loss under this adapter do not tell {text}; another attack might."
+    right = f"they pick the right one in {auc.mean:.0%} of pairs of a training example and another one"
+    return f"Anyone with this adapter and a record can tell better than by guessing {text}: {right}."
 
 
 def _share(value: Interval) -> str:

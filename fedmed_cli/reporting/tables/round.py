@@ -14,7 +14,7 @@ from fedmed_cli.reporting.parts import Cell, Pairs, Part, Table, Text
 
 def round_parts(record: Aggregate) -> list[Part]:
     """What was decided about each site and why, what to do about it, and how exact the result is."""
-    how = f"Combined by {record.method} with weights {record.weights}"
+    how = f"Combined with method {record.method} and weights {record.weights}"
     how += f", robust mean {record.robust} against {record.num_malicious}" if record.robust != "none" else ""
     how += f", norm clip {record.clip:g}" if record.clip is not None else ""
     how += f", server step {record.server_lr:g}" if record.server_lr != 1 else ""
@@ -27,11 +27,11 @@ def round_parts(record: Aggregate) -> list[Part]:
     ):
         rows += [[name, Cell(verdict, "gone"), "", "", "", ""] for name in names]
         reasons += [(name, why) for name in names]
-    columns = ["site", "verdict", "weight", "by claims", "update norm", "measured gain"]
+    columns = ["site", "verdict", "weight", "claimed weight", "update norm", "measured gain"]
     parts: list[Part] = [
-        Text(f"{how}. Difference to the exact weighted mean: {_truncation_text(record)}."),
+        Text(f"{how}. Difference from the exact weighted mean: {_truncation_text(record)}."),
         Table(f"Decisions of round {record.round}", columns, rows, frozenset({1})),
-        Text("Why, as the record says:"),
+        Text("Reasons given in the record:"),
         Pairs(reasons),
     ]
     if rejected := [name for name, one in record.sites.items() if one.verdict == "rejected"]:
@@ -63,7 +63,7 @@ def _truncation_text(record: Aggregate) -> str:
 def _examination_parts(seen: CoordinatorEvaluation, server_lr: float) -> list[Part]:
     parts: list[Part] = [
         Text(
-            f"Decided on {numbers.count(seen.num_examples, 'example')} of the coordinator's "
+            f"Decided on {numbers.count(seen.num_examples, 'coordinator example')} "
             f"({numbers.count(seen.num_groups, 'group')}): loss {seen.parent.mean:.4f} before, {seen.result.mean:.4f} "
             "after. These numbers were used to choose the weights; do not report them as results. They reveal harmful "
             "updates; they do not rule out a backdoor.",
@@ -73,8 +73,8 @@ def _examination_parts(seen: CoordinatorEvaluation, server_lr: float) -> list[Pa
     ]
     if seen.server_lr_losses:
         tried = ", ".join(f"{step}: {loss:.4f}" for step, loss in seen.server_lr_losses.items())
-        why = "a longer step is taken where it helps beyond chance and hurts no site"
-        parts.append(Text(f"Server's step: {server_lr:g} times the mean of the updates (loss at {tried}); {why}."))
+        why = "A larger step is taken only where it helps beyond chance and hurts no site."
+        parts.append(Text(f"Server step: {server_lr:g} times the mean update (loss at {tried}). {why}"))
     return parts
 
 

@@ -21,7 +21,7 @@ def split_parts(record: SplitRecord) -> list[Part]:
     moved = f" {record.num_moved:,} examples moved with their group." if record.num_moved else ""
     parts: list[Part] = [
         Text(
-            f"{numbers.count(record.num_examples, 'example')} of one {record.source} were divided for a trial on one "
+            f"{numbers.count(record.num_examples, 'example')} ({record.source}) were divided for a trial on one "
             f"machine: {how}, seed {record.seed}. {groups}, each in one set only; the check of the written files found "
             f"{checks.get('texts_in_two_sets', 'no count of')} texts and "
             f"{checks.get('groups_in_two_sets', 'no count of')} groups in two sets.{moved} "
@@ -39,13 +39,15 @@ def split_parts(record: SplitRecord) -> list[Part]:
     columns = ["site", "examples", "train", "validation", "coordinator", "test", "JS distance"]
     parts.append(Table("Examples of each site by set", columns, rows))
     parts.append(
-        Text("JS is the Jensen-Shannon distance of a site's labels to the pool: 0 is the same, 1 is disjoint.")
+        Text("JS is the Jensen-Shannon distance between a site's labels and all sites': 0 means equal, 1 disjoint.")
     )
     parts += _labels_figure(record)
     sizes = tuple(counts.total for counts in record.sites.values())
     if record.requested_sizes and tuple(record.requested_sizes) != sizes:
         asked = ", ".join(map(str, record.requested_sizes))
-        parts.append(Text(f"Asked for sites of {asked} examples: groups stay in one piece.", "note"))
+        parts.append(
+            Text(f"Sites of {asked} examples were requested; groups are never divided, so the sizes differ.", "note")
+        )
     if record.num_left_out or record.num_turns_left_out:
         parts.append(Text(f"Left out: {record.num_left_out:,} rows and {record.num_turns_left_out:,} turns.", "note"))
     return parts

@@ -17,5 +17,5 @@ def checked_table(checked: Sequence[Checked]) -> Table:
         again = "" if one.difference is None else "same bytes" if one.difference == 0 else f"{one.difference:.1e}"
         row = [one.path, str(one.round or ""), short(one.adapter), one.signature]
         rows.append([*row, again] if recomputed else row)
-    columns = ["adapter", "round", "digest", "signed by", *(["computed again"] if recomputed else [])]
+    columns = ["adapter", "round", "digest", "signed by", *(["recomputed"] if recomputed else [])]
     return Table("What was checked", columns, rows, frozenset({2, 3, 4}))
