@@ -65,11 +65,13 @@ class Screen:
         if self.as_json:
             text = json.dumps(value, indent=2, ensure_ascii=not _is_utf8(self.out), allow_nan=False)
             sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8") + "\n")
-            return
-        if self.quiet:
-            return
-        for part in shown:
-            self._print(part)
+        self.show(*shown)
+
+    def show(self, *shown: Part | str) -> None:
+        """Parts and lines for people, before there is a result or beside it."""
+        if not (self.as_json or self.quiet):
+            for part in shown:
+                self._print(part)
 
     def _print(self, part: Part | str) -> None:
         match part:

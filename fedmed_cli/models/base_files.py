@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fedmed_cli.adapters.safetensors import TensorInfo, parse_header
 from fedmed_cli.errors import ConflictError, InputError
@@ -128,18 +130,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _hash_tensors(path: Path) -> dict[str, tuple[TensorInfo, str]]:
-    """Header entry and SHA-256 of each tensor of one weights file, read in pieces."""
+@contextlib.contextmanager
+def open_weights(path: Path) -> Iterator[tuple[BinaryIO, Mapping[str, TensorInfo], int]]:
+    """A weights file, its tensors by name, and where their bytes begin. InputError where it cannot be read."""
     try:
         size = path.stat().st_size
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    result = {}
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        file.seek(0)
-        head = file.read(8 + min(length, MAX_HEADER_BYTES))
-        tensors, start = parse_header(head, size, str(path), MAX_HEADER_BYTES)
+        head = file.read(8)
+        head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
+        yield file, *parse_header(head, size, str(path), MAX_HEADER_BYTES)
+
+
+def _hash_tensors(path: Path) -> dict[str, tuple[TensorInfo, str]]:
+    """Header entry and SHA-256 of each tensor of one weights file, read in pieces."""
+    result = {}
+    with open_weights(path) as (file, tensors, start):
         for name, info in tensors.items():
             file.seek(start + info.start)
             digest, left = hashlib.sha256(), info.end - info.start

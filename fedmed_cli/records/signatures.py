@@ -207,6 +207,11 @@ def parse_public(text: str, name: str) -> str:
     return line
 
 
+def read_public(path: Path) -> str:
+    """The public key line in a file; InputError as `parse_public` raises it."""
+    return parse_public(read_file(path, MAX_KEY_BYTES).decode("utf-8", "replace"), str(path))
+
+
 def _key_digest(public: str) -> bytes:
     return hashlib.sha256(_key_blob(public)).digest()
 

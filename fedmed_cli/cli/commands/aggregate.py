@@ -118,8 +118,7 @@ def _wait(
 
     def make(paths: Sequence[Path]) -> None:
         results.append(combine(paths))
-        if not screen.as_json:
-            screen.result(None, *_parts(results[-1]))
+        screen.show(*_parts(results[-1]))
 
     mailbox = waiting.check(place)
     until = waiting.until(place)

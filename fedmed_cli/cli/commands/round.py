@@ -82,19 +82,11 @@ def run_round(
         ):
             stack.close()
             summaries.append(summary)
-            if not screen.as_json:
-                screen.result(None, *summary_parts(summary), "")
+            screen.show(*summary_parts(summary), "")
         page = renew_report(place, screen)
-    if screen.as_json:
-        screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page})
-    else:
-        there = (
-            f"wrote {place.global_adapter(until)}"
-            if summaries
-            else f"round {until} existed already and is measured now"
-        )
-        lines = [f"{there}; next: fedmed compare, fedmed chat"]
-        screen.result(None, *lines, *([f"wrote {page}: open it in a browser"] if page else []))
+    end = f"wrote {place.global_adapter(until)}" if summaries else f"round {until} existed already and is measured now"
+    lines = [f"{end}; next: fedmed compare, fedmed chat", *([f"wrote {page}: open it in a browser"] if page else [])]
+    screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page}, *lines)
 
 
 def _is_report_older(place: Workspace) -> bool:

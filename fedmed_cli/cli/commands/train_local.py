@@ -104,8 +104,7 @@ def _wait(
 
     def train_and_show() -> None:
         records.append(train().record)
-        if not screen.as_json:
-            screen.result(None, *contribution_parts(records[-1]))
+        screen.show(*contribution_parts(records[-1]))
 
     mailbox, until = waiting.check(place), waiting.until(place)
     assert mailbox is not None  # the command asks for it

@@ -76,8 +76,7 @@ def check_own_key(examined: Examined) -> Seen:
     data = read_file(path, signatures.MAX_KEY_BYTES)
     if signatures.is_encrypted(data):
         path = signatures.public_path(path)
-        text = read_file(path, signatures.MAX_KEY_BYTES).decode("utf-8", "replace")
-        public = signatures.parse_public(text, str(path))
+        public = signatures.read_public(path)
     else:
         public = signatures.load(path, None).public
     whose = [name for name, key in keys.items() if key == public]

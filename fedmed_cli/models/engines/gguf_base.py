@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fedmed_cli.adapters.gguf_lora import ARCHITECTURE
-from fedmed_cli.adapters.safetensors import parse_header, to_float32
+from fedmed_cli.adapters.safetensors import to_float32
 from fedmed_cli.errors import CombineError, InputError
-from fedmed_cli.models.base_files import MAX_HEADER_BYTES
+from fedmed_cli.models.base_files import open_weights
 from fedmed_cli.models.bases import LocalBase
 from fedmed_cli.models.tokenizer import load_tokenizer
 
@@ -66,10 +66,7 @@ def _norms(folder: Path) -> list[tuple[str, np.ndarray[Any, Any]]]:
     """Every tensor of one dimension in a model folder, as float32."""
     result = []
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            head = file.read(8)
-            head += file.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
-            tensors, start = parse_header(head, path.stat().st_size, str(path), MAX_HEADER_BYTES)
+        with open_weights(path) as (file, tensors, start):
             for name, info in tensors.items():
                 if len(info.shape) == 1 and info.dtype in ("F32", "F16", "BF16"):
                     file.seek(start + info.start)

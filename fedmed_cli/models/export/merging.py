@@ -9,9 +9,9 @@ import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.gguf_lora import permute
-from fedmed_cli.adapters.safetensors import header_bytes, parse_header, to_bfloat16, to_float32
+from fedmed_cli.adapters.safetensors import header_bytes, to_bfloat16, to_float32
 from fedmed_cli.errors import CombineError
-from fedmed_cli.models.base_files import MAX_HEADER_BYTES
+from fedmed_cli.models.base_files import open_weights
 from fedmed_cli.models.bases import LocalBase
 
 _COPIED = (".json", ".jinja", ".model", ".txt")
@@ -24,10 +24,7 @@ def write_merged(folder: Path, adapter: Adapter, base: LocalBase) -> None:
             shutil.copyfile(path, folder / path.name)
     left = set(adapter.factors)
     for path in sorted(base.folder.glob("*.safetensors")):
-        with path.open("rb") as source, (folder / path.name).open("wb") as target:
-            head = source.read(8)
-            head += source.read(min(int.from_bytes(head, "little"), MAX_HEADER_BYTES))
-            tensors, start = parse_header(head, path.stat().st_size, str(path), MAX_HEADER_BYTES)
+        with open_weights(path) as (source, tensors, start), (folder / path.name).open("wb") as target:
             target.write(header_bytes(tensors))
             for name in sorted(tensors):
                 info = tensors[name]
