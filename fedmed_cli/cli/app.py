@@ -43,9 +43,9 @@ COMMANDS = {
     "keys": ("keys", "keys"),
     "keys new": ("keys", "new"),
     "keys show": ("keys", "show"),
-    "keys trust": ("keys", "trust"),
-    "keys sign": ("keys", "sign"),
-    "keys accept": ("keys", "accept"),
+    "keys trust": ("plan_keys", "trust"),
+    "keys sign": ("plan_keys", "sign"),
+    "keys accept": ("plan_keys", "accept"),
 }
 # Options of 0.1 that are commands now. They go with the next release.
 RENAMED = {("compare", "--merge"): "merge", ("compare", "--scores"): "score"}
