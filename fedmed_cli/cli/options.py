@@ -389,7 +389,7 @@ class TrainingOptions:
 
         epochs = self.num_train_epochs
         if self.max_steps is not None and epochs is not None:
-            raise UsageError("--max-steps and --num-train-epochs say the same thing twice", hint="omit one of them")
+            raise UsageError("--max-steps and --num-train-epochs are alternatives", hint="omit one of them")
         if epochs is not None and not 0 < epochs <= 10_000:
             raise UsageError(f"--num-train-epochs: expected a number above 0 and at most 10000, found {epochs}")
         if self.early_stopping_patience is not None and self.eval_steps is None:
@@ -397,7 +397,7 @@ class TrainingOptions:
         if self.report_to is not None:
             parse.choice("--report-to", self.report_to, ("tensorboard",))
         if self.dp_epsilon is not None and self.dp_noise_multiplier is not None:
-            raise UsageError("--dp-epsilon and --dp-noise-multiplier say the same thing twice", hint="omit one of them")
+            raise UsageError("--dp-epsilon and --dp-noise-multiplier are alternatives", hint="omit one of them")
         privacy = None
         if self.dp_epsilon is not None or self.dp_noise_multiplier is not None:
             privacy = PrivacyOptions(self.dp_epsilon, self.dp_noise_multiplier, self.dp_delta, self.dp_max_grad_norm)

@@ -25,7 +25,7 @@ def canaries_to_train_on(workspace: Workspace, lm: LanguageModel, site: str, num
         canaries = read_canaries(workspace, site)
         assert canaries is not None
     if len(canaries.examples) != number:
-        say(f"keeps its {len(canaries.examples)} canaries of before: they stay the same over rounds")
+        say(f"keeps its {len(canaries.examples)} existing canaries: they stay the same in all rounds")
     say(f"trains on {len(canaries.trained_on)} canaries as well, for 'fedmed audit'")
     return canaries.trained_on
 

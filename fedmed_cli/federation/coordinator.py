@@ -250,7 +250,7 @@ def _make_inputs(
     contributions = {one.record.site: one for one in passed.values()}
     if len(contributions) < plan.sites.min_sites:
         raise CombineError(
-            f"the plan wants contributions from at least {plan.sites.min_sites} sites, found "
+            f"the plan requires contributions from at least {plan.sites.min_sites} sites, found "
             f"{len(contributions)}{' (' + ', '.join(sorted(contributions)) + ')' if contributions else ''}",
             hint="wait for more sites, or lower min_sites in federation.toml",
         )

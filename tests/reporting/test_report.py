@@ -126,7 +126,7 @@ def test_the_golden_workspace_gives_a_report_with_the_numbers_of_its_records(gol
     size = sum(path.stat().st_size for path in golden.contribution("A").parents[1].glob("rounds/001/A/*"))
     sent = next(row for row in table(root, "Folders with their records") if row[1] == "A to the coordinator")
     assert sent[2] == f"{size:,}"
-    digests = dict(table(root, "Whole digests")[1:])
+    digests = dict(table(root, "Full digests")[1:])
     assert digests["round 1, global"] == record.adapter
     contribution = Contribution.read(golden.round(1) / "A/contribution.json")
     losses = [row[1] for row in table(root, "Training loss by step") if row[0].startswith("round 1,")]

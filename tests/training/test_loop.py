@@ -453,7 +453,7 @@ def test_epochs_and_live_metrics(split_workspace, tiny_base):
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        (["--max-steps", "3", "--num-train-epochs", "1"], "the same thing twice"),
+        (["--max-steps", "3", "--num-train-epochs", "1"], "are alternatives"),
         (["--num-train-epochs", "0"], "expected a number above 0"),
         (["--early-stopping-patience", "2"], "goes with --eval-steps"),
         (["--report-to", "wandb"], "expected one of tensorboard"),

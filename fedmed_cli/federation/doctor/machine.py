@@ -69,7 +69,7 @@ def check_torch(examined: Examined) -> Seen:
     seen = f"torch {torch.__version__}, built for {build}"
     is_asked = examined.request.device in ("auto", "cuda")
     if is_asked and shutil.which("nvidia-smi") and not torch.cuda.is_available():
-        remedy = "install torch for this machine's CUDA and driver, or say --device cpu"
+        remedy = "install torch for this machine's CUDA and driver, or use --device cpu"
         return "WARN", f"{seen}: it finds no CUDA device, but nvidia-smi is here", remedy
     return "PASS", seen, None
 

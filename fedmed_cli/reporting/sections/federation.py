@@ -19,9 +19,9 @@ LIMITS = (
     "or of use to a patient.",
     "Intervals are 95 % bootstrap intervals over groups of examples. They cover chance in which examples were measured "
     "on, not a different choice of seed, data or hospital; several side by side are not corrected for their number.",
-    "Numbers that chose the weights (the coordinator's examination, hospitals' scores) are shown as reasons and are no "
-    "result. Results are the comparison on held-out examples, which nobody trained on or chose weights with.",
-    "What sites say of themselves (examples, tokens, training and validation losses) is their own claim.",
+    "Numbers used to choose the weights (the coordinator's examination, hospitals' scores) are shown as reasons, not as "
+    "results. Results are the comparison on held-out examples, which nobody trained on or chose weights with.",
+    "What sites say of themselves (examples, tokens, training and validation losses) are their own claims.",
     "An adapter can hold traces of what it was trained on. A backdoor that keeps within honest norms, sites that "
     "collude, and what a curious reader infers from an adapter are not defended against.",
 )
@@ -106,7 +106,7 @@ def plan_section(records: WorkspaceRecords) -> Section:
         ("Pinned keys", ", ".join(plan.sites.keys) or "none: nothing has to be signed"),
         ("Plan digest", plan.digest),
     ]
-    note = Text("Device and batch size are free at each site and stand in its record.")
+    note = Text("Device and batch size are up to each site, and are in its record.")
     return Section("plan", "The federation", [Pairs(rows, frozenset({"Base fingerprint", "Plan digest"})), note])
 
 

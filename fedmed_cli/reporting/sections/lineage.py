@@ -78,7 +78,7 @@ def lineage_section(records: WorkspaceRecords, verification: Verification | None
     else:
         parts.append(Text("There is no round here yet.", "missing"))
     if digests:
-        title = "Whole digests of the adapters"
+        title = "Full digests of the adapters"
         parts.append(Table(title, ["adapter", "SHA-256"], digests, frozenset({1}), folded=True))
     return Section("lineage", "Lineage", parts)
 
@@ -88,18 +88,18 @@ def _verified_parts(records: WorkspaceRecords, verification: Verification | None
     if verification is None:
         about = (
             "Not verified: what follows is what the records say, compared with each other. Whether the weights have "
-            "these digests, whether signatures hold and whether a round computed again gives the same adapter is what "
+            "these digests, whether signatures hold and whether a recomputed round gives the same adapter is what "
             "'fedmed verify --recompute' checks; 'fedmed report --verify' puts its result here."
         )
         return [Text(about, "note")]
     if verification.faults:
-        parts: list[Part] = [Text("Verified when this report was made, and it does not hold:", "fault")]
+        parts: list[Part] = [Text("Verified when this report was made, and it failed:", "fault")]
         faults = [without_root(fault.message, records.workspace) for fault in verification.faults]
         parts += [Text(f"Fault: {fault}.", "fault") for fault in faults]
     else:
         about = (
             "Verified when this report was made: the gate, digests, pinned signatures and lineage hold for all that is "
-            "listed as checked. Rounds were not computed again."
+            "listed as checked. Rounds were not recomputed."
         )
         parts = [Text(about)]
     if verification.notes:

@@ -20,7 +20,7 @@ def comparison_section(records: WorkspaceRecords) -> Section:
     """Adapters on examples that nobody trained on or chose weights with."""
     parts: list[Part] = []
     if records.comparison is None:
-        why = "There is no reports/compare.json: 'fedmed compare' measures adapters on held-out examples."
+        why = "There is no reports/compare.json yet: 'fedmed compare' measures adapters on held-out examples."
         parts.append(Text(why, "missing"))
     else:
         parts += _one_comparison_parts(records, records.comparison, "compare")
@@ -53,7 +53,7 @@ def _one_comparison_parts(records: WorkspaceRecords, comparison: Comparison, nam
                     f"{bound} is one adapter trained on all sites' {numbers.count(pooled.num_examples, 'example')} "
                     f"together: {pooled.max_steps:,} steps of {size}, {pooled.num_trained_tokens:,} answer tokens in "
                     f"all (the federation: {pooled.num_federated_tokens:,}). It is an upper bound that no federation "
-                    "of real hospitals has."
+                    "of real hospitals can measure."
                 )
             )
     return parts

@@ -85,7 +85,7 @@ def training_section(records: WorkspaceRecords) -> Section:
         if c.kept_step is not None
     ]
     if stopped:
-        text = f"Not the last step's adapter was kept, but the best on other examples: {'; '.join(stopped)}."
+        text = f"Kept was the adapter of the step that was best on other examples, not of the last one: {'; '.join(stopped)}."
         parts.append(Text(text))
     if records.versions:
         parts.append(Text(f"Trained with {', '.join(records.versions)}, as the records say."))
@@ -123,11 +123,16 @@ def _step_parts(rounds: Sequence[RoundRecords]) -> list[Part]:
                 lines.setdefault(f"site {site}", []).append((offset + (first + last) / 2, mean))
         offset += longest
     if not lines:
-        return [Text("The contributions hold no loss of a step (with differential privacy it stays in).", "missing")]
+        return [
+            Text(
+                "The contributions hold no losses of single steps (with differential privacy they stay at the hospital).",
+                "missing",
+            )
+        ]
     table = Table("Training loss by step (nats per answer token)", ["steps", *(f"site {site}" for site in sites)], rows)
     plot = Curves(lines, "step", "nats per answer token", [start + 0.5 for start in starts[1:]])
     about = [f"Each point is the mean of up to {widest} steps."] if widest > 1 else []
-    about += ["Broken lines stand where a round ends."] if len(starts) > 1 else []
+    about += ["Dashed lines mark the end of a round."] if len(starts) > 1 else []
     return [
         Figure("steps", "Training loss over steps", plot, table),
         *([Text(" ".join(about))] if about else []),
@@ -186,5 +191,5 @@ def _coordinator_table(records: WorkspaceRecords) -> list[Part]:
     ]
     if not rows:
         return []
-    title = "The global adapter on coordinator's examples that decided nothing (from metrics.jsonl)"
+    title = "The global adapter on coordinator examples that decided nothing (from metrics.jsonl)"
     return [Table(title, ["round", "before", "after", "change", "examples"], rows)]
