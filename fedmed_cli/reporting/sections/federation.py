@@ -19,8 +19,8 @@ LIMITS = (
     "or of use to a patient.",
     "Intervals are 95 % bootstrap intervals over groups of examples. They cover chance in which examples were measured "
     "on, not a different choice of seed, data or hospital; several side by side are not corrected for their number.",
-    "Numbers used to choose the weights (the coordinator's examination, hospitals' scores) are shown as reasons, not as "
-    "results. Results are the comparison on held-out examples, which nobody trained on or chose weights with.",
+    "Numbers used to choose the weights (the coordinator's examination, hospitals' scores) are shown as reasons, not "
+    "as results. Results are the comparison on held-out examples, which nobody trained on or chose weights with.",
     "What sites say of themselves (examples, tokens, training and validation losses) are their own claims.",
     "An adapter can hold traces of what it was trained on. A backdoor that keeps within honest norms, sites that "
     "collude, and what a curious reader infers from an adapter are not defended against.",

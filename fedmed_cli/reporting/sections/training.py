@@ -80,12 +80,12 @@ def training_section(records: WorkspaceRecords) -> Section:
             )
         )
     stopped = [
-        f"{site} in round {number} the one of step {c.kept_step:,} of {len(c.losses):,}"
+        f"{site} in round {number} step {c.kept_step:,} of {len(c.losses):,}"
         for number, site, c in contributions
         if c.kept_step is not None
     ]
     if stopped:
-        text = f"Kept was the adapter of the step that was best on other examples, not of the last one: {'; '.join(stopped)}."
+        text = f"The best step on other examples was kept, not the last one: {'; '.join(stopped)}."
         parts.append(Text(text))
     if records.versions:
         parts.append(Text(f"Trained with {', '.join(records.versions)}, as the records say."))
@@ -123,12 +123,8 @@ def _step_parts(rounds: Sequence[RoundRecords]) -> list[Part]:
                 lines.setdefault(f"site {site}", []).append((offset + (first + last) / 2, mean))
         offset += longest
     if not lines:
-        return [
-            Text(
-                "The contributions hold no losses of single steps (with differential privacy they stay at the hospital).",
-                "missing",
-            )
-        ]
+        why = "The contributions hold no losses of steps; with differential privacy these stay at the hospital."
+        return [Text(why, "missing")]
     table = Table("Training loss by step (nats per answer token)", ["steps", *(f"site {site}" for site in sites)], rows)
     plot = Curves(lines, "step", "nats per answer token", [start + 0.5 for start in starts[1:]])
     about = [f"Each point is the mean of up to {widest} steps."] if widest > 1 else []
