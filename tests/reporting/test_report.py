@@ -541,7 +541,7 @@ def test_what_was_kept_and_agreed_is_said(golden):
     golden.plan_path.write_text(text.replace("[training]", "[training]\nfedprox_mu = 0.25\nlr_scheduler_rounds = 4"))
     root = check_structure(written(golden))
     steps = len(Contribution.read(path).losses)
-    assert f"A in round 1 the one of step 1 of {steps}" in section(root, "training").text
+    assert f"A in round 1 step 1 of {steps}" in section(root, "training").text
     assert "mu = 0.25" in section(root, "plan").text
     assert "over 4 rounds" in section(root, "plan").text
 
