@@ -110,7 +110,7 @@ def test_the_golden_workspace_gives_a_report_with_the_numbers_of_its_records(gol
     root = check_structure(written(golden))
     record = Aggregate.read(golden.global_adapter(1) / "aggregate.json")
     rows = table(root, "Decisions of round 1")
-    assert rows[0] == ["site", "verdict", "weight", "claimed weight", "update norm", "measured gain"]
+    assert rows[0] == ["site", "verdict", "weight", "claimed", "update norm", "measured gain"]
     assert [row[:3] for row in rows[1:]] == [[s, one.verdict, f"{one.weight:.3f}"] for s, one in record.sites.items()]
     for one in record.sites.values():
         for reason in one.reasons:

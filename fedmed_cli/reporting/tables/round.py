@@ -27,7 +27,7 @@ def round_parts(record: Aggregate) -> list[Part]:
     ):
         rows += [[name, Cell(verdict, "gone"), "", "", "", ""] for name in names]
         reasons += [(name, why) for name in names]
-    columns = ["site", "verdict", "weight", "claimed weight", "update norm", "measured gain"]
+    columns = ["site", "verdict", "weight", "claimed", "update norm", "measured gain"]
     parts: list[Part] = [
         Text(f"{how}. Difference from the exact weighted mean: {_truncation_text(record)}."),
         Table(f"Decisions of round {record.round}", columns, rows, frozenset({1})),
