@@ -11,7 +11,7 @@ import numpy as np
 
 from fedmed_cli.records.measures import Interval, Loss
 
-NUM_RESAMPLES = 2000
+NUM_RESAMPLES, SEED = 2000, 0
 FEW_GROUPS = 30
 _NORMAL = 1.959963984540054  # the 97.5 % quantile
 
@@ -53,33 +53,24 @@ def standard_error(first: Losses, second: Losses, groups: Sequence[str]) -> floa
     return summarize(Losses(first.nll - second.nll, first.num_tokens), groups).standard_error
 
 
-def paired_interval(
-    first: Losses, second: Losses, groups: Sequence[str], num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Interval:
+def paired_interval(first: Losses, second: Losses, groups: Sequence[str]) -> Interval:
     """First minus second, nats per token, with a 95 % interval from a bootstrap of groups.
 
     Both must be measured on the same examples in the same order (ValueError where token counts differ).
     """
     if not np.array_equal(first.num_tokens, second.num_tokens):
         raise ValueError("paired losses must be of the same examples")
-    return ratio_interval(first.nll - second.nll, first.num_tokens, first.num_tokens, groups, num_resamples, seed)
+    return ratio_interval(first.nll - second.nll, first.num_tokens, first.num_tokens, groups)
 
 
-def mean_interval(
-    values: np.ndarray, groups: Sequence[str], num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Interval:
+def mean_interval(values: np.ndarray, groups: Sequence[str]) -> Interval:
     """The mean of one value an example, with a 95 % interval from a bootstrap of groups."""
     ones = np.ones(len(values))
-    return ratio_interval(values, ones, ones, groups, num_resamples, seed)
+    return ratio_interval(values, ones, ones, groups)
 
 
 def ratio_interval(
-    numerator: np.ndarray,
-    denominator: np.ndarray,
-    sizes: np.ndarray,
-    groups: Sequence[str],
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
+    numerator: np.ndarray, denominator: np.ndarray, sizes: np.ndarray, groups: Sequence[str]
 ) -> Interval:
     """Σ numerator / Σ denominator over examples, with a 95 % interval from a bootstrap that resamples groups.
 
@@ -95,7 +86,7 @@ def ratio_interval(
     mean = float(total[0] / total[1])
     if count < 2:
         return Interval(mean, mean, mean)
-    resampled = _draws(count, num_resamples, seed) @ parts
+    resampled = draw_groups(count) @ parts
     deviations = resampled[:, 0] / resampled[:, 1] - mean
     spread = deviations.std()
     if not spread > 0:
@@ -110,10 +101,10 @@ def ratio_interval(
 
 
 @functools.lru_cache(maxsize=2)  # 10,000 groups take 160 MB
-def _draws(count: int, num_resamples: int, seed: int) -> np.ndarray:
-    """How often each resample takes each group: (num_resamples, count)."""
-    generator = np.random.Generator(np.random.Philox(seed))
-    return generator.multinomial(count, np.full(count, 1 / count), size=num_resamples).astype(np.float64)
+def draw_groups(count: int) -> np.ndarray:
+    """How often each resample takes each group: (NUM_RESAMPLES, count)."""
+    generator = np.random.Generator(np.random.Philox(SEED))
+    return generator.multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES).astype(np.float64)
 
 
 def _student(freedom: float) -> float:

@@ -61,15 +61,13 @@ def find_faults(path: Path, plan: Plan | None = None) -> list[FedmedError]:
     return faults
 
 
-def read_folder(path: Path, plan: Plan, policy: SignaturePolicy | None = PINNED) -> AdapterFolder:
+def read_folder(path: Path, plan: Plan) -> AdapterFolder:
     """Read an adapter folder or bundle of the plan, with or without a record, and check who signed it.
 
-    Raises as `read_from_anyone` does, and TrustError as `check_signer` does. Only a caller that asks for the signer
-    itself gives no policy.
+    Raises as `read_from_anyone` does, and TrustError as `check_signer` does.
     """
     folder = read_from_anyone(path, plan)
-    if policy is not None:
-        check_signer(folder, plan, policy)
+    check_signer(folder, plan, PINNED)
     return folder
 
 
@@ -81,7 +79,7 @@ def read_contribution(
     site: str | None = None,
     policy: SignaturePolicy | None = PINNED,
 ) -> ContributionFolder:
-    """Read a site's contribution through the gate, and check who signed it as `read_folder` does.
+    """Read a site's contribution through the gate, and check who signed it, unless the caller does that (None).
 
     Where `start` is given, the contribution must be to that round and trained from the adapter of that digest; where
     `site` is given, it must be that site's.
@@ -104,7 +102,7 @@ def read_contribution(
 
 
 def read_global(path: Path, plan: Plan, policy: SignaturePolicy | None = PINNED) -> GlobalFolder:
-    """Read a round's global adapter through the gate, and check who signed it as `read_folder` does."""
+    """Read a round's global adapter through the gate, and check who signed it, unless the caller does that (None)."""
     folder = read_from_anyone(path, plan)
     check_may_leave(folder)
     if isinstance(folder, ContributionFolder):

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedmed_cli.intervals import Losses
+from fedmed_cli.intervals import Losses, draw_groups
 from fedmed_cli.records.audit import CanaryAudit, Membership
 from fedmed_cli.records.measures import Interval
 
-NUM_RESAMPLES = 2000
 FPR = 0.01
 CONFIDENCE = 0.95
 _SHARES = (0.1, 0.25, 0.5, 1.0)  # of the canaries that are guessed, the most telling first
@@ -25,17 +24,17 @@ def scores(before: Losses, after: Losses) -> np.ndarray:
 
 
 def membership(
-    members: np.ndarray, groups: Sequence[str], others: np.ndarray, other_groups: Sequence[str], seed: int = 0
+    members: np.ndarray, groups: Sequence[str], others: np.ndarray, other_groups: Sequence[str]
 ) -> Membership:
     """AUC and true-positive rate of an attacker who goes by `scores`, with intervals from a bootstrap of groups."""
     values = np.concatenate([members, others])
     is_member = np.repeat([True, False], [len(members), len(others)])
     names, number = np.unique([*groups, *other_groups], return_inverse=True)
     order = np.argsort(values, kind="stable")
-    generator = np.random.Generator(np.random.Philox(seed))
-    draws = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=NUM_RESAMPLES)
     estimates = [_rates(values[order], is_member[order], np.ones(len(values)))]
-    estimates += [_rates(values[order], is_member[order], weights[number][order]) for weights in draws]
+    estimates += [
+        _rates(values[order], is_member[order], weights[number][order]) for weights in draw_groups(len(names))
+    ]
     points, resampled = estimates[0], np.array([one for one in estimates[1:] if not math.isnan(one[0])])
     low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     auc, tpr = (

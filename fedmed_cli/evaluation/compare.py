@@ -137,7 +137,6 @@ def compare(
     num_generated: int = 0,
     max_new_tokens: int = 64,
     multiple_choice: QuestionSet | None = None,
-    num_resamples: int = intervals.NUM_RESAMPLES,
     say: Say = lambda message: None,
     progress: StageProgress | None = None,
 ) -> Comparison:
@@ -153,16 +152,14 @@ def compare(
     groups = items.groups if tests.has_patients else [str(i) for i in range(len(items.examples))]
     columns = {column: column_parts(items.examples, column, groups) for column in by_column}
     losses = measure_all(workspace, plan, lm, adapters, items, progress)
-    paired = Paired(losses, items.groups, num_resamples)
+    paired = Paired(losses, items.groups)
     parts = {OVERALL: list(range(len(items.examples))), **shares}
     # Part by part, for all adapters share the resamples of a part.
     by_part = {part: {name: paired.score(name, indices) for name in losses} for part, indices in parts.items()}
     scores = {name: {part: by_part[part][name] for part in parts} for name in losses}
     overlap = accuracy = None
     if sample := measuring.sample(items.examples, num_generated, tests.group_by, examples.home_site):
-        overlap = generated.measure(
-            plan, lm, adapters, sample, tests.group_by, max_new_tokens, num_resamples=num_resamples, progress=progress
-        )
+        overlap = generated.measure(plan, lm, adapters, sample, tests.group_by, max_new_tokens, progress=progress)
     if multiple_choice is not None:
         accuracy = mcq.measure(workspace, plan, lm, adapters, multiple_choice, say=say, progress=progress)
     return Comparison(
@@ -170,8 +167,8 @@ def compare(
         base_fingerprint=plan.base.fingerprint,
         examples=tests.name,
         examples_digest=items.digest,
-        num_resamples=num_resamples,
-        seed=0,
+        num_resamples=intervals.NUM_RESAMPLES,
+        seed=intervals.SEED,
         adapters={BASE: None} | {name: adapter.digest for name, adapter in adapters.items()},
         scores=scores,
         choices=accuracy,
@@ -199,7 +196,6 @@ class Paired:
 
     losses: Mapping[str, Losses]
     groups: Sequence[str]
-    num_resamples: int
 
     def score(self, name: str, indices: Sequence[int]) -> Score:
         """One adapter on the examples at `indices`."""
@@ -221,7 +217,7 @@ class Paired:
         if other == name or other not in self.losses:
             return None
         first, second = self.losses[name].take(indices), self.losses[other].take(indices)
-        return paired_interval(first, second, [self.groups[i] for i in indices], self.num_resamples)
+        return paired_interval(first, second, [self.groups[i] for i in indices])
 
     def tally(self, name: str, indices: Sequence[int]) -> Tally | None:
         """On how many examples the loss is below, equal to or above the base's."""
@@ -260,10 +256,10 @@ class Paired:
 
     def _share(self, start: Losses, bound: Losses) -> Interval | None:
         """The global adapter's gain on `start` over that of `bound`; None where the latter is not clearly above 0."""
-        if paired_interval(bound, start, self.groups, self.num_resamples).high >= 0:
+        if paired_interval(bound, start, self.groups).high >= 0:
             return None
         gain, whole = start.nll - self.losses[GLOBAL].nll, start.nll - bound.nll
-        return intervals.ratio_interval(gain, whole, start.num_tokens, self.groups, self.num_resamples)
+        return intervals.ratio_interval(gain, whole, start.num_tokens, self.groups)
 
 
 def read_questions(path: Path | None) -> list[str]:

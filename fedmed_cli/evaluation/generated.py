@@ -11,7 +11,7 @@ from fedmed_cli.data.examples import Example
 from fedmed_cli.evaluation.compared_adapters import BASE
 from fedmed_cli.evaluation.text_overlap import rouge_l, token_f1
 from fedmed_cli.events import StageProgress
-from fedmed_cli.intervals import NUM_RESAMPLES, mean_interval
+from fedmed_cli.intervals import mean_interval
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.prompts import prompt_messages
@@ -28,7 +28,6 @@ def measure(
     group_by: str | None,
     max_new_tokens: int,
     *,
-    num_resamples: int = NUM_RESAMPLES,
     progress: StageProgress | None = None,
 ) -> Generated:
     """Ask the base and every adapter the same questions (greedy decoding); differences are paired by question."""
@@ -49,11 +48,11 @@ def measure(
 
     def rate(name: str, what: str) -> Rate:
         scores = values[name][what]
-        mean = mean_interval(scores, groups, num_resamples)
+        mean = mean_interval(scores, groups)
         bounded = Interval(mean.mean, max(0.0, mean.low), min(1.0, mean.high))
         if name == BASE:
             return Rate(bounded, None)
-        return Rate(bounded, mean_interval(scores - values[BASE][what], groups, num_resamples))
+        return Rate(bounded, mean_interval(scores - values[BASE][what], groups))
 
     return Generated(
         num_questions=len(examples),

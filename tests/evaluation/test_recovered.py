@@ -13,7 +13,7 @@ MEANS = {"base": 2.0, "alone-A": 1.7, "alone-B": 1.5, "global": 1.2, "pooled": 1
 def paired(means):
     tokens = np.full(40, 10)
     bumps = np.random.default_rng(0).normal(0, 0.05, 40)  # an example that is hard for one is hard for all
-    return Paired({name: Losses((mean + bumps) * tokens, tokens) for name, mean in means.items()}, GROUPS, 500)
+    return Paired({name: Losses((mean + bumps) * tokens, tokens) for name, mean in means.items()}, GROUPS)
 
 
 def test_gains_are_counted_from_the_base_the_best_hospital_alone_and_their_mean():
