@@ -22,7 +22,7 @@ the same. A default in square brackets is fedmed's or the plan's.
 | code | when |
 | --- | --- |
 | 0 | done |
-| 1 | a fault of fedmed itself; `-v` shows where |
+| 1 | a bug in fedmed: report the lines it shows |
 """
 
 

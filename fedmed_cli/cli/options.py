@@ -249,7 +249,7 @@ class DataOptions:
     columns: ColumnsOption = None
     max_bad: MaxBadOption = 0.001
     group_by: Annotated[
-        str | None, leak_option("--group-by", "With --data, keep rows with the same value together.")
+        str | None, leak_option("--group-by", "With --data, keep rows with the same value of this column together.")
     ] = None
     near_duplicates: NearDuplicatesOption = "0.6"
     phi: PhiOption = "warn"

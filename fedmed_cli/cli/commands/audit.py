@@ -19,7 +19,7 @@ def audit(
 ) -> None:
     """Measure how well an attacker could tell from adapters/SITE/ who was in the training data.
 
-    It runs inside the hospital, on its own examples, and writes numbers only, to reports/audit-SITE.json. With canaries
+    It runs inside the hospital, on its own examples, and writes only numbers, to reports/audit-SITE.json. With canaries
     (train-local --canaries 200) it also bounds epsilon from below.
 
     Example: fedmed audit --site B

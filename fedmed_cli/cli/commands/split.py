@@ -42,7 +42,9 @@ def split(
             min=0.001,
         ),
     ] = 0.5,
-    assign: Annotated[str | None, _division("--assign", "With column:NAME, values to hospitals: 'A=x,y;B=z'.")] = None,
+    assign: Annotated[
+        str | None, _division("--assign", "With column:NAME, which hospital gets which values: 'A=x,y;B=z'.")
+    ] = None,
     sizes: Annotated[str | None, _division("--sizes", "Comma-separated numbers of examples, one per hospital.")] = None,
     min_size: Annotated[int | None, _division("--min-size", "Minimum examples per hospital.", min=1)] = None,
     label: Annotated[
@@ -57,7 +59,9 @@ def split(
     ] = 10,
     group_by: Annotated[
         str | None,
-        o.leak_option("--group-by", "Keep rows with the same value together, such as patient_id [corpus: focus]."),
+        o.leak_option(
+            "--group-by", "Keep rows with the same value of this column together, such as patient_id [corpus: focus]."
+        ),
     ] = None,
     near_duplicates: o.NearDuplicatesOption = "0.6",
     phi: o.PhiOption = "warn",
