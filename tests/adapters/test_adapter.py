@@ -1,7 +1,7 @@
 """What fedmed writes loads with plain PEFT."""
 
 import numpy as np
-from helpers.plain_peft import loaded_logits
+from helpers.plain import loaded_logits
 
 from fedmed_cli.adapters import card
 from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.plain import answer_loss
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.data.examples import Example
@@ -31,7 +32,6 @@ def compared(round_once, tiny_base, tmp_path_factory):
 def measured(compared, tiny_base):
     """Loss of each test example under base and adapters, one at a time by plain transformers and PEFT."""
     import peft
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from fedmed_cli.workspace import Workspace
@@ -45,17 +45,7 @@ def measured(compared, tiny_base):
         model = AutoModelForCausalLM.from_pretrained(tiny_base)
         if name != "base":
             model = peft.PeftModel.from_pretrained(model, root / "rounds/001" / name)
-        values = []
-        for row in rows:
-            messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": row["question"]}]
-            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            ids = torch.tensor([(start + answer)[: plan.training.max_length]])
-            with torch.no_grad():
-                picked = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[len(start) - 1 :]
-            values.append([-float(picked.sum()), len(picked)])
-        losses[name] = np.array(values)
+        losses[name] = np.array([answer_loss(model, tokenizer, plan, row) for row in rows])
     return rows, losses
 
 

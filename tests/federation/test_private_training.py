@@ -24,15 +24,15 @@ def book(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def train(split_workspace, tiny_base, book):
-    """Train site A in a copy of the workspace; returns the exit code."""
+def train_a(split_workspace, tiny_base, book):
+    """The command that trains site A in a copy of the workspace."""
+    return ["train-local", "-q", "--site", "A", "-C", str(split_workspace.root), "--base", str(tiny_base)]
 
-    def run(*more, site="A"):
-        return main(
-            ["train-local", "-q", "--site", site, "-C", str(split_workspace.root), "--base", str(tiny_base), *more]
-        )
 
-    return run
+@pytest.fixture
+def train(train_a):
+    """Trains site A in a copy of the workspace; returns the exit code."""
+    return lambda *more: main([*train_a, *more])
 
 
 def entries(book):
@@ -79,45 +79,21 @@ def test_a_record_that_promises_privacy_and_tells_losses_is_refused(train, split
         Contribution.from_dict(value | {"privacy": privacy}, "it")
 
 
-def test_training_again_spends_again_and_the_budget_ends_it(train, book, fails, split_workspace, tiny_base):
+def test_training_again_spends_again_and_the_budget_ends_it(train, train_a, book, fails):
     assert train(*PRIVATE) == 0
     assert train(*PRIVATE) == 0
     first, second = entries(book)
     assert second["adapter"] != first["adapter"]  # other draws, other noise
-    argv = [
-        "train-local",
-        "--site",
-        "A",
-        "-C",
-        split_workspace.root,
-        "--base",
-        tiny_base,
-        *PRIVATE,
-        "--dp-budget",
-        "0.001",
-    ]
-    assert "above the budget of 0.001" in fails(6, *argv)
+    assert "above the budget of 0.001" in fails(6, *train_a, *PRIVATE, "--dp-budget", "0.001")
     assert len(entries(book)) == 2
 
 
 @pytest.mark.slow
 def test_a_plan_that_asks_for_privacy_refuses_what_has_none(tiny_base, tmp_path, book, fails):
     root = tmp_path / "strict"
-    argv = [
-        "split",
-        "-q",
-        "-C",
-        str(root),
-        "--base",
-        str(tiny_base),
-        "--limit",
-        "120",
-        "--by",
-        "iid",
-        "--max-epsilon",
-        "3",
-    ]
-    assert main([*argv, "--max-steps", "2", "--max-length", "256", "--lora-r", "4"]) == 0
+    argv = ["split", "-q", "-C", str(root), "--base", str(tiny_base), "--limit", "120", "--by", "iid"]
+    argv += ["--max-epsilon", "3", "--max-steps", "2", "--max-length", "256", "--lora-r", "4"]
+    assert main(argv) == 0
     train = ["train-local", "-q", "-C", str(root), "--base", str(tiny_base), "--site"]
     assert main([*train, "A", *PRIVATE]) == 0
     assert "this training has no guarantee" in fails(3, *train, "B")
@@ -135,25 +111,13 @@ def test_a_plan_that_asks_for_privacy_refuses_what_has_none(tiny_base, tmp_path,
             gate_steps._check_privacy(reading)
 
 
-def test_choosing_a_step_by_private_examples_is_refused(fails, split_workspace, tiny_base, book):
-    argv = [
-        "train-local",
-        "--site",
-        "A",
-        "-C",
-        split_workspace.root,
-        "--base",
-        tiny_base,
-        *PRIVATE,
-        "--eval-steps",
-        "1",
-    ]
-    assert "--eval-steps" in fails(3, *argv)
+def test_choosing_a_step_by_private_examples_is_refused(fails, train_a):
+    assert "--eval-steps" in fails(3, *train_a, *PRIVATE, "--eval-steps", "1")
 
 
-def test_more_units_a_step_than_there_are(fails, split_workspace, tiny_base, book):
-    argv = ["train-local", "--site", "A", "-C", split_workspace.root, "--base", tiny_base, "--dp-noise-multiplier", "1"]
-    assert "but the site has" in fails(3, *argv, "--per-device-train-batch-size", "100000")
+def test_more_units_a_step_than_there_are(fails, train_a):
+    argv = [*train_a, "--dp-noise-multiplier", "1", "--per-device-train-batch-size", "100000"]
+    assert "but the site has" in fails(3, *argv)
 
 
 def test_patients_are_the_unit_and_every_training_on_them_is_entered(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers.plain_peft import loaded_logits
+from helpers.plain import loaded_logits
 from test_rounds import ADAPTER_FILES, by_hand
 
 from fedmed_cli.cli.app import main

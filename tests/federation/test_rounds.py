@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import snapshot
-from helpers.plain_peft import loaded_logits
+from helpers.plain import answer_loss, loaded_logits
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.records.aggregate import Aggregate
@@ -170,7 +170,6 @@ def test_fedmed_and_plain_peft_agree_on_the_logits_of_the_global_adapter(round_w
 @pytest.mark.slow
 def test_compare_measures_what_plain_transformers_measure(round_workspace, tiny_base, capsys):
     import peft
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     root = round_workspace.root
@@ -189,18 +188,7 @@ def test_compare_measures_what_plain_transformers_measure(round_workspace, tiny_
     for name in ("base", "global"):
         if name == "global":
             model = peft.PeftModel.from_pretrained(model, round_workspace.global_adapter(1))
-        nll = num_tokens = 0
-        for row in rows:
-            messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": row["question"]}]
-            prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            ids = torch.tensor([(start + answer)[: plan.training.max_length]])
-            with torch.no_grad():
-                log_probabilities = model(ids).logits[0].log_softmax(-1)
-            for position in range(len(start), ids.shape[1]):
-                nll -= float(log_probabilities[position - 1, ids[0, position]])
-                num_tokens += 1
+        nll, num_tokens = np.sum([answer_loss(model, tokenizer, plan, row) for row in rows], axis=0)
         score = record.scores[name]["overall"]
         assert score.num_tokens == num_tokens
         assert score.loss == pytest.approx(nll / num_tokens, abs=1e-4)
