@@ -10,7 +10,9 @@ from fedmed_cli.errors import InputError
 from fedmed_cli.records.privacy import Mechanism
 from fedmed_cli.training import accounting
 
-SETTINGS = list(itertools.product((0.005, 0.05, 0.25, 1.0), (1.0, 2.0, 6.0, 20.0, 50.0), (3,)))
+RATES, STEPS = (0.005, 0.05, 0.25, 1.0), (3,)
+SETTINGS = list(itertools.product(RATES, (2.0, 6.0, 20.0, 50.0), STEPS))
+SETTINGS += [pytest.param(*one, marks=pytest.mark.slow) for one in itertools.product(RATES, (1.0,), STEPS)]
 
 
 def by_hand(accountant, mechanisms, delta):
