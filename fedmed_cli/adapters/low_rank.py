@@ -161,42 +161,38 @@ class _Sum:
 
 
 def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) -> tuple[Factors, float, float]:
-    """The best rank-r adapter of L·T (Eckart-Young), balanced, as (A: (r, in), B: (out, r)) in float32.
+    """The best rank-r adapter of L·T (Eckart-Young) as (A: (r, in), B: (out, r)) in float32.
 
-    Components that fell to zero get B = 0 and the plan's initial row of A, orthogonalised against the rest,
-    at its norm, so that they can learn again. Returns the factors, ‖what was cut‖² and ‖L·T‖².
+    A has the right singular vectors at the norms of the plan's initial rows, and B the singular values: a component
+    goes on learning as fast as it began. Balanced factors would slow down all but the first (docs/learning.md).
+    Components that fell to zero get B = 0 and the initial row of A, orthogonalised against the rest, so that they can
+    learn again. Returns the factors, ‖what was cut‖² and ‖L·T‖².
     """
     left, right = product
-    size_out, size_in = left.shape[0], right.shape[1]
-    a, b = np.zeros((r, size_in)), np.zeros((size_out, r))
+    a, b = initial_a.astype(np.float64), np.zeros((left.shape[0], r))
+    norms = np.linalg.norm(a, axis=1)
     total = cut = 0.0
-    alive = 0
     if left.shape[1]:
         u, s, vt = decompose(product, r)
         total, cut = float(np.sum(s**2)), float(np.sum(s[r:] ** 2))
         alive = int(np.sum(s[:r] > ZERO_SINGULAR_VALUE * s[0])) if s[0] > 0 else 0
-        root = np.sqrt(s[:alive] / scaling)
-        if alive == r:
-            return ((root[:, None] * vt).astype(np.float32), (u * root).astype(np.float32)), cut, total
-        b[:, :alive] = u[:, :alive] * root
-        a[:alive] = root[:, None] * vt[:alive]
-    if alive == 0:
-        a = initial_a.astype(np.float64)
-    elif alive < r:
-        basis = vt[:alive]
-        for j in range(alive, r):
-            row = initial_a[j].astype(np.float64)
-            norm = np.linalg.norm(row)
-            for _ in range(2):  # once more for the rounding of the first pass
-                row = row - (basis @ row) @ basis
-            length = np.linalg.norm(row)
-            if length > 1e-6 * norm:
-                row = row * (norm / length)
-                basis = np.vstack([basis, row / np.linalg.norm(row)])
-            else:
-                row = initial_a[j].astype(np.float64)
-            a[j] = row
+        a[:alive] = norms[:alive, None] * vt[:alive]
+        b[:, :alive] = u[:, :alive] * (s[:alive] / (scaling * norms[:alive]))
+        if alive:
+            _orthogonalise(a, alive)
     return (a.astype(np.float32), b.astype(np.float32)), cut, total
+
+
+def _orthogonalise(a: np.ndarray, first: int) -> None:
+    """Orthogonalise the rows of `a` from `first` on against all before them, in place, their norms kept."""
+    for j in range(first, len(a)):
+        basis = a[:j] / np.linalg.norm(a[:j], axis=1)[:, None]
+        row, norm = a[j], np.linalg.norm(a[j])
+        for _ in range(2):  # once more for the rounding of the first pass
+            row = row - (basis @ row) @ basis
+        length = np.linalg.norm(row)
+        if length > 1e-6 * norm:
+            a[j] = row * (norm / length)
 
 
 def gram_of_innovations(parent: Adapter, adapters: Sequence[Adapter]) -> np.ndarray:
