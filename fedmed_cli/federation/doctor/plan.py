@@ -78,7 +78,8 @@ def check_own_key(examined: Examined) -> Seen:
     if signatures.is_encrypted(data):
         private, path = path, signatures.public_path(path)
         if not path.exists():
-            remedy = "make it of the private key: " + shlex.join(["ssh-keygen", "-y", "-f", str(private)]) + f" > {path}"
+            command = shlex.join(["ssh-keygen", "-y", "-f", str(private)])
+            remedy = f"make it of the private key: {command} > {shlex.quote(str(path))}"
             return "FAIL", f"{path}: the public half of a key with a passphrase is missing", remedy
         public = signatures.read_public(path)
     else:
