@@ -21,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import fedmed_cli as fedmed
 from fedmed_cli.adapters import gate
@@ -31,7 +33,7 @@ from fedmed_cli.adapters.bundle import pack
 from fedmed_cli.adapters.folder import CONTRIBUTION_NAME
 from fedmed_cli.federation.mailbox import GLOBAL, bundle_name
 from fedmed_cli.federation.received_global import accept_global, file_global
-from fedmed_cli.records.signatures import sign
+from fedmed_cli.records.signatures import Signer, sign
 from fedmed_cli.trust.audit_log import AuditLog
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
@@ -55,28 +57,40 @@ sys.exit(code)
 class Federation:
     """All parties' keys, the hospitals' workspace, and the folder that they share with the coordinator."""
 
-    def __init__(self, root: Path, num_sites: int) -> None:
+    def __init__(self, root: Path) -> None:
         self.root, self.shared, self.hospitals = root, root / "shared", fedmed.Workspace(root / "hospitals")
-        self.shared.mkdir()
+        self.plan, self.key = self.hospitals.read_plan(), root / "keys" / "coordinator"
+        self.signers = make_signers(self.plan.sites.names)
+        self.base = fedmed.BaseModel(name=str(root / "tiny"), device="cpu")
+        self.before: dict[str, bytes] = {}  # of the previous round, by site
+
+    @classmethod
+    def make(cls, root: Path, num_sites: int) -> Self:
+        """Write the tiny model, the plan, all sites' examples and keys."""
         base = make_tiny_llama(root / "tiny")
-        names = [f"H{number:03d}" for number in range(1, num_sites + 1)]
-        options = fedmed.SplitOptions(names=tuple(names), method="iid", near_duplicates=None, phi="off")
+        names = tuple(f"H{number:03d}" for number in range(1, num_sites + 1))
         rows = root / "rows.jsonl"
         rows.write_text(
             "".join(
                 f'{{"question": "question {n}?", "answer": "answer {n} {n * n}."}}\n' for n in range(20 * num_sites)
             )
         )
+        options = fedmed.SplitOptions(names=names, method="iid", near_duplicates=None, phi="off")
         terms = fedmed.PlanOptions(base=str(base), lora_r=4, learning_rate=1e-2, max_length=128)
-        fedmed.split(self.hospitals, fedmed.Source([str(rows)]), options, terms)
-        self.signers = {name: make_signer(number) for number, name in enumerate((*names, "coordinator"), 1)}
-        plan = self.hospitals.read_plan()
-        keys = {name: signer.public for name, signer in self.signers.items()}
-        self.plan = replace(plan, sites=replace(plan.sites, keys=keys))
-        write_plan(self.hospitals, self.plan, self.signers)
-        self.key = write_key(root / "key", self.signers["coordinator"])
-        self.base = fedmed.BaseModel(name=str(base), device="cpu")
-        self.before: dict[str, bytes] = {}  # of the previous round, by site
+        hospitals, signers = fedmed.Workspace(root / "hospitals"), make_signers(names)
+        fedmed.split(hospitals, fedmed.Source([str(rows)]), options, terms)
+        plan = hospitals.read_plan()
+        keys = {name: signer.public for name, signer in signers.items()}
+        write_plan(hospitals, replace(plan, sites=replace(plan.sites, keys=keys)), signers)
+        (root / "keys").mkdir()
+        for name, signer in signers.items():
+            write_key(root / "keys" / name, signer)
+        (root / "shared").mkdir()
+        return cls(root)
+
+    def contribution(self, site: str) -> Path:
+        """Where a hospital's contribution is in its own workspace."""
+        return self.hospitals.contribution(site)
 
     def train(self, site: str) -> dict[str, bytes]:
         settings = fedmed.SiteSettings(max_steps=MAX_STEPS, max_eval_samples=1)
@@ -95,9 +109,13 @@ class Federation:
             return self.before[site]
         return self.lengthen(site)
 
+    def passes(self, kind: str, site: str) -> bool:
+        """Whether what a hostile site sends passes the gate."""
+        return kind == "too long" or (kind == "of the previous round" and site not in self.before)
+
     def lengthen(self, site: str) -> bytes:
         """Its contribution with an update a hundred times as long, and a record that says so."""
-        folder = gate.read_contribution(self.hospitals.contribution(site), self.plan)
+        folder = gate.read_contribution(self.contribution(site), self.plan)
         factors = {module: (a, 100 * b) for module, (a, b) in folder.adapter.factors.items()}
         adapter = plan_adapter(self.plan, factors)
         files = adapter_files(adapter, folder.files["README.md"].decode())
@@ -110,15 +128,25 @@ class Federation:
         return pack(files | {CONTRIBUTION_NAME: record, f"{CONTRIBUTION_NAME}.sig": sign(self.signers[site], record)})
 
 
-def play(federation: Federation, number: int, rng: random.Random) -> tuple[set[str], dict[str, bytes], dict[str, str]]:
-    """Send what comes to a round in time: who should be counted, what comes late, and each site's fate."""
-    names = list(federation.plan.sites.names)
+def make_signers(names: Sequence[str]) -> dict[str, Signer]:
+    return {name: make_signer(number) for number, name in enumerate((*names, "coordinator"), 1)}
+
+
+def draw_fates(names: Sequence[str], rng: random.Random) -> dict[str, str]:
+    """What becomes of each site's contribution in a round."""
     drawn = rng.sample(names, len(names))
     dying, late, hostile = (round(share * len(names)) for share in (DYING, LATE, HOSTILE))
     fates = dict.fromkeys(names, "in time")
     fates |= dict.fromkeys(drawn[:dying], "dies") | dict.fromkeys(drawn[dying : dying + late], "late")
     for place, site in enumerate(drawn[dying + late : dying + late + hostile]):
         fates[site] = KINDS[place % len(KINDS)]
+    return fates
+
+
+def play(federation: Federation, number: int, rng: random.Random) -> tuple[set[str], dict[str, bytes], dict[str, str]]:
+    """Send what comes to a round in time: who should be counted, what comes late, and each site's fate."""
+    names = federation.plan.sites.names
+    fates = draw_fates(names, rng)
     contributions = {site: federation.train(site) for site in names}
     counted, afterwards = set(), {}
     for site, files in contributions.items():
@@ -134,7 +162,7 @@ def play(federation: Federation, number: int, rng: random.Random) -> tuple[set[s
         else:
             data = federation.spoil(fate, site, files, contributions[names[0] if site != names[0] else names[1]])
             target.write_bytes(data)
-            if fate == "too long" or (fate == "of the previous round" and site not in federation.before):
+            if federation.passes(fate, site):
                 counted.add(site)
     federation.before = {site: pack(files) for site, files in contributions.items()}
     return counted, afterwards, fates
@@ -163,7 +191,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
-        federation = Federation(Path(name), arguments.sites)
+        federation = Federation.make(Path(name), arguments.sites)
         home = fedmed.Workspace(Path(name) / "coordinator")
         home.root.mkdir()
         for path in federation.hospitals.root.glob("federation.toml*"):

@@ -49,11 +49,11 @@ class BadRows:
     def check(self, max_bad: float) -> None:
         """InputError with the first bad row where more than the share `max_bad` of all rows is bad."""
         if self.first is not None and self.total > max_bad * self.num_rows:
-            raise InputError(
-                self.first,
-                hint=f"{self.total} of {self.num_rows} rows are not valid examples ({self.summary}); correct them, "
-                f"or skip them with --max-bad {min(1.0, self.total / max(self.num_rows, 1) * 1.01 + 0.001):.3f}",
-            )
+            hint = f"{self.total} of {self.num_rows} rows are not valid examples ({self.summary}); correct them"
+            hint += " and save the file as UTF-8" if self.counts["encoding"] else ""
+            if self.total < self.num_rows:
+                hint += f", or skip them with --max-bad {min(1.0, self.total / self.num_rows * 1.01 + 0.001):.3f}"
+            raise InputError(self.first, hint=hint)
 
     def report(self, say: Say) -> None:
         """Say what was skipped."""

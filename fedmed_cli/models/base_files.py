@@ -36,6 +36,7 @@ OTHER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+_TOKENIZERS = OTHER_FILES[:6]
 # Where a file was, and what wrote it, changes nothing of what it means.
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "name_or_path", "tokenizer_file"})
 
@@ -88,6 +89,12 @@ def hash_files(folder: Path) -> tuple[str, dict[str, TensorInfo]]:
         if (folder / name).exists():
             files[name] = {key: value for key, value in read_json(folder / name).items() if key not in _VOLATILE}
     return sha256_json({"files": files, "weights": digests}), tensors
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What the folder of a language model has as a rule beside its weights, and this one lacks."""
+    missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).exists()]
+    return missing if any((folder / name).exists() for name in _TOKENIZERS) else [*missing, "tokenizer.json"]
 
 
 def link_files(folder: Path, target: Path) -> Path:

@@ -74,7 +74,7 @@ def _check_hub_id(name: str) -> None:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
             f"base model {name!r}: no such folder",
-            hint=f"name a folder, a hub id such as owner/name, or {bundled_base.NAME}",
+            hint=f"name a folder, a hub id such as owner/name, or {bundled_base.NAME} with --base",
         )
 
 
@@ -84,7 +84,7 @@ def find_for_plan(plan_base: Base, name: str | None, wheel: Path | None, say: Sa
     CombineError where the fingerprint is not the plan's: a name proves nothing.
     """
     local = find(name or plan_base.name, None if name else plan_base.revision or None, wheel, say)
-    _check_planned(plan_base, name or plan_base.name, local.base.fingerprint, local.base.num_bytes)
+    _check_planned(plan_base, name or plan_base.name, local.folder, local.base.fingerprint, local.base.num_bytes)
     return LocalBase(local.folder, plan_base)
 
 
@@ -108,17 +108,19 @@ def find_here(plan_base: Base, name: str | None, scratch: Path) -> LocalBase | N
     else:
         fingerprint, tensors = base_files.hash_files(folder)
         num_bytes = sum(info.end - info.start for info in tensors.values())
-    _check_planned(plan_base, where, fingerprint, num_bytes)
+    _check_planned(plan_base, where, folder, fingerprint, num_bytes)
     return LocalBase(base_files.link_files(folder, scratch / "base"), plan_base)
 
 
-def _check_planned(plan_base: Base, name: str, fingerprint: str, num_bytes: int) -> None:
-    """CombineError unless a base model is the plan's."""
+def _check_planned(plan_base: Base, name: str, folder: Path, fingerprint: str, num_bytes: int) -> None:
+    """CombineError unless a base model is the plan's; the hint names what its folder lacks."""
     if fingerprint != plan_base.fingerprint:
+        missing = base_files.missing_files(folder)
+        lacks = f"{' and '.join(missing)} missing in {folder}; " if missing else ""
         raise CombineError(
             f"base model {name}: the plan expects fingerprint {plan_base.fingerprint[:12]}… "
             f"({plan_base.name}), found {fingerprint[:12]}…",
-            hint="use exactly the plan's model: same weights, config, tokenizer and template",
+            hint=f"{lacks}use exactly the plan's model: same weights, config, tokenizer and template",
         )
     if num_bytes != plan_base.num_bytes:
         raise CombineError(

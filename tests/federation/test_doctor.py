@@ -209,6 +209,12 @@ def a_clock_that_was_never_set(site, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
 
 
+@fault("clock", "WARN", "but the newest thing here is of 20")
+def a_clock_that_is_years_ahead(site, tmp_path, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 8 * 366 * 86_400)
+
+
 @fault("plan", "FAIL", "is not a fedmed workspace", 3)
 def no_plan(site, tmp_path, monkeypatch):
     site.place.plan_path.unlink()
@@ -258,6 +264,24 @@ def a_key_that_others_may_read(site, tmp_path, monkeypatch):
 @fault("own key", "FAIL", "a private key never does", 2)
 def a_key_in_the_workspace(site, tmp_path, monkeypatch):
     site.key = write_key(site.place.root / "key", SIGNERS["B"])
+
+
+@fault("own key", "FAIL", "the public half of a key with a passphrase is missing", 7)
+def a_key_with_a_passphrase_without_its_public_half(site, tmp_path, monkeypatch):
+    create(tmp_path / "locked", "secret", "B")
+    site.key = tmp_path / "locked"
+    (tmp_path / "locked.pub").unlink()
+
+
+@fault("own key", "FAIL", "is not a plain file", 3)
+def a_folder_for_a_key(site, tmp_path, monkeypatch):
+    site.key = tmp_path / "keys"
+    site.key.mkdir()
+
+
+@fault("own key", "FAIL", "is not a usable private key", 3)
+def a_key_that_is_none(site, tmp_path, monkeypatch):
+    site.key.write_text("junk")
 
 
 @fault("file modes", "WARN", ".fedmed (0755)")
@@ -310,6 +334,17 @@ def a_base_without_weights(site, tmp_path, monkeypatch):
     site.base.mkdir()
 
 
+@fault("base", "FAIL", "no such folder", 3)
+def a_base_whose_folder_only_the_coordinator_has(site, tmp_path, monkeypatch):
+    site.base = None
+
+
+@fault("base", "FAIL", "the plan expects fingerprint", 4)
+def a_base_without_its_tokenizer(site, tmp_path, monkeypatch):
+    site.base = shutil.copytree(site.base, tmp_path / "part")
+    (site.base / "tokenizer.json").unlink()
+
+
 @fault("base", "WARN", "is not on this machine, and is fetched first")
 def a_base_that_is_not_here(site, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDMED_CACHE", str(tmp_path / "cache"))
@@ -332,6 +367,18 @@ def a_file_that_is_not_there(site, tmp_path, monkeypatch):
 @fault("data", "FAIL", "records.jsonl", 3)
 def a_file_with_bad_rows(site, tmp_path, monkeypatch):
     write_rows(site.data, [*make_rows(60), {"question": "no answer"}])
+
+
+@fault("data", "FAIL", "expected columns question and answer, found Antwort, Frage", 3)
+def a_file_with_columns_of_other_names(site, tmp_path, monkeypatch):
+    write_rows(site.data, [{"Frage": row["question"], "Antwort": row["answer"]} for row in make_rows(60)])
+
+
+@fault("data", "FAIL", "row 1 is not UTF-8", 3)
+def a_file_in_latin_1(site, tmp_path, monkeypatch):
+    site.data = tmp_path / "records.csv"
+    lines = [f"{row['question']},\xc4 {row['answer']},{row['patient']}\n" for row in make_rows(60)]
+    site.data.write_bytes("".join(["question,answer,patient\n", *lines]).encode("latin-1"))
 
 
 @fault("data", "WARN", "1 rows are none")
@@ -400,6 +447,32 @@ def test_a_planted_fault_is_found(name, site, tmp_path, capsys, monkeypatch):
     assert found[check].remedy
     others = {other: one.seen for other, one in found.items() if one.level == "FAIL" and other != check}
     assert others == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plant", "remedy"),
+    [
+        (a_key_with_a_passphrase_without_its_public_half, "ssh-keygen -y -f "),
+        (a_base_whose_folder_only_the_coordinator_has, "with --base"),
+        (a_base_without_its_tokenizer, "tokenizer.json missing in "),
+        (a_file_in_latin_1, "(60 encoding); correct them and save the file as UTF-8"),
+    ],
+)
+def test_a_remedy_says_what_to_do_about_this_very_fault(plant, remedy, site, tmp_path, capsys, monkeypatch):
+    plant(site, tmp_path, monkeypatch)
+    _, found = examine(site, capsys)
+    said = found[FAULTS[plant.__name__][1]].remedy
+    assert remedy in said
+    assert "--max-bad" not in said  # where no row is an example, there is nothing to train on
+
+
+def test_a_workspace_that_is_not_there_is_no_fault_of_the_disk(tmp_path, capsys):
+    assert main(["doctor", "--json", "--site", "B", "-C", str(tmp_path / "nowhere")]) == 5
+    diagnosis = Diagnosis.from_bytes(capsys.readouterr().out.encode(), "stdout")
+    (found,) = (one for one in diagnosis.findings if one.check == "file system")
+    assert found.seen.endswith("nowhere: no such folder")
+    assert found.remedy == "name the workspace with --workspace"
 
 
 def test_there_are_at_least_twenty_faults_and_most_checks_have_one():

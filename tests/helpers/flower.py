@@ -1,5 +1,7 @@
 """Flower's programs as processes on loopback, with everything off that would call somebody."""
 
+import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -8,8 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 BIN = Path(sys.executable).parent
-OFF = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+OFF = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+}
 NO_INSTALL = "--disable-runtime-dependency-installation"
 
 
@@ -66,10 +76,10 @@ class Deployment:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def run(self, app, **settings):
+    def run(self, app, *more, **settings):
         """Start a run."""
         pairs = " ".join(f"{key.replace('_', '-')}={value!r}".replace("'", '"') for key, value in settings.items())
-        return self.flwr("run", app, "here", "--run-config", pairs)
+        return self.flwr("run", app, "here", "--run-config", pairs, *more)
 
     def kill(self, name):
         """Kill a process and all that it started, at once."""
@@ -78,8 +88,13 @@ class Deployment:
         process.wait()
 
     def stop(self):
+        """End all processes, and those that they started in sessions of their own, as a SuperLink does a simulation."""
+        started = [psutil.Process(one.pid).children(recursive=True) for one in self.processes.values()]
         for name in list(self.processes):
             self.kill(name)
+        for child in itertools.chain(*started):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
     def log(self, name):
         return (self.root / f"{name}.log").read_text(errors="replace")

@@ -19,6 +19,7 @@ from fedmed_cli.federation.doctor.findings import Examined, Seen
 from fedmed_cli.text import number_of_bytes
 
 CLOCK_TOLERANCE = 300.0  # seconds
+LONG_AGO = 366 * 86_400.0  # seconds: few federations rest as long, and clocks that are wrong are often wrong by years
 NO_EARLIER = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)  # no fedmed ran before
 LIBRARIES_BYTES = 1_500_000_000  # torch, transformers and a step's activations, beside the weights
 CPU_LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
@@ -122,6 +123,8 @@ def check_scratch(examined: Examined) -> Seen:
 def check_file_system(examined: Examined) -> Seen:
     """Try, in a folder that is removed again, all that fedmed asks of the file system."""
     root = examined.workspace.root
+    if not root.is_dir():
+        return "FAIL", f"{root}: no such folder", "name the workspace with --workspace"
     with tempfile.TemporaryDirectory(dir=root, prefix=".doctor.", suffix=".tmp") as name:
         place = Path(name)
         first, second = place / "first", place / "second"
@@ -167,14 +170,17 @@ def check_clock(examined: Examined) -> Seen:
     here = datetime.datetime.fromtimestamp(now, datetime.UTC)
     if here < NO_EARLIER:
         return "FAIL", f"it is {here:%Y-%m-%d} here", "set this machine's clock; TLS refuses certificates by it"
-    ahead = [
+    times = _list_times(examined)
+    odd = [
         f"{examined.workspace.relative(path)} is of {made:%Y-%m-%d %H:%M}"
-        for path, made in _list_times(examined)
+        for path, made in times
         if made.timestamp() > now + CLOCK_TOLERANCE
     ]
-    if ahead:
+    if not odd and times and max(made for _, made in times).timestamp() < now - LONG_AGO:
+        odd = [f"the newest thing here is of {max(made for _, made in times):%Y-%m-%d}"]
+    if odd:
         remedy = "compare this machine's clock with another (timedatectl), and ask whoever made them to do so"
-        return "WARN", f"it is {here:%Y-%m-%d %H:%M} UTC here, but {'; '.join(ahead)}", remedy
+        return "WARN", f"it is {here:%Y-%m-%d %H:%M} UTC here, but {'; '.join(odd)}", remedy
     return "PASS", f"{here:%Y-%m-%d %H:%M} UTC, and nothing here is from the future", None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,10 +73,14 @@ def check_own_key(examined: Examined) -> Seen:
             remedy,
         )
     signatures.refuse_inside(path, examined.workspace.root)
-    signatures.check_mode(path)
     data = read_file(path, signatures.MAX_KEY_BYTES)
+    signatures.check_mode(path)
     if signatures.is_encrypted(data):
-        path = signatures.public_path(path)
+        private, path = path, signatures.public_path(path)
+        if not path.exists():
+            command = shlex.join(["ssh-keygen", "-y", "-f", str(private)])
+            remedy = f"make it of the private key: {command} > {shlex.quote(str(path))}"
+            return "FAIL", f"{path}: the public half of a key with a passphrase is missing", remedy
         public = signatures.read_public(path)
     else:
         public = signatures.load(path, None).public

@@ -34,6 +34,14 @@ poll = 5.0            # seconds between two looks
 weights = ""          # as of 'fedmed aggregate'
 key = ""              # the private key to sign with
 require-signatures = false
+
+# The hospitals', in Flower's simulation; elsewhere each has its own.
+[tool.flwr.app.config.simulation]
+sites = ""            # a folder with a workspace for each site of the plan, under its name
+keys = ""             # a folder with each site's private key, under its name
+base = ""             # as of 'fedmed train-local'
+max-steps = 0         # 0: as the plan says
+max-eval-samples = 0  # 0: as 'fedmed train-local' does
 """
 
 

@@ -1,13 +1,14 @@
 """A hospital as a Flower ClientApp: it takes the global adapter, trains on its own file, and answers with its bundle.
 
-Which workspace, site and file these are is said on the hospital's own machine, by the node's settings. What goes wrong
-is in the node's log; the coordinator gets the exit code alone.
+Which workspace, site and file these are is said on the hospital's own machine, by the node's settings; in Flower's
+simulation, where nodes are numbers, by the run's. What goes wrong is in the node's log; the coordinator gets the exit
+code alone.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fedmed_cli.events import Events
 from fedmed_cli.federation import steps
 from fedmed_cli.federation.flower.messages import (
     INBOX_NAME,
+    RUN_SETTINGS,
     about,
     bundle_of,
     load_signer,
@@ -70,7 +72,7 @@ def file_global(message: Message, context: Context) -> Message:
 
 def _answer(message: Message, context: Context, act: Callable[[Hospital, int], ContributionFolder | None]) -> Message:
     try:
-        party, inbox = make_party(read_settings(context.node_config, SETTINGS))
+        party, inbox = make_party(settings_of(context.node_config, context.run_config))
         number = about(message.content).get("round")
         if not isinstance(number, int):
             raise UsageError("the message does not say for which round it is")
@@ -94,6 +96,37 @@ def _answer(message: Message, context: Context, act: Callable[[Hospital, int], C
         say(f"error: this is a bug in fedmed: {type(error).__name__} at {', '.join(frames)}")
         content = make_content(None, exit_code=FedmedError.exit_code)
     return Message(content, reply_to=message)
+
+
+def settings_of(node: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a node was started with.
+
+    In Flower's simulation it has only its number: it is then the site of the plan with that number, and the run's
+    settings say where that site's workspace and key are. UsageError where numbers and sites are not as many.
+    """
+    if set(node) != {"partition-id", "num-partitions"}:
+        return read_settings(node, SETTINGS)
+    simulated = read_settings(run, RUN_SETTINGS)
+    if simulated["simulation.sites"] is None:
+        raise UsageError("the node has no settings but its number", hint="--run-config 'simulation.sites=\"...\"'")
+    names = Workspace(Path(simulated["workspace"] or ".")).read_plan(remember=False).sites.names
+    number, count = node["partition-id"], node["num-partitions"]
+    if count != len(names) or number not in range(count):
+        raise UsageError(
+            f"this is node {number} of {count}, and the plan has {len(names)} sites",
+            hint=f"--federation-config 'num-supernodes={len(names)}'",
+        )
+    site, keys = names[number], simulated["simulation.keys"]
+    given = {
+        "workspace": str(Path(simulated["simulation.sites"], site)),
+        "site": site,
+        "key": str(Path(keys, site)) if keys else None,
+        "base": simulated["simulation.base"],
+        "max-steps": simulated["simulation.max-steps"] or None,
+        "max-eval-samples": simulated["simulation.max-eval-samples"] or None,
+        "require-signatures": simulated["require-signatures"],
+    }
+    return dict.fromkeys(SETTINGS) | given
 
 
 def make_party(settings: dict[str, Any]) -> tuple[Hospital, Path]:

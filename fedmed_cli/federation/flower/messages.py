@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from fedmed_cli.records.signatures import Signer
 
 INBOX_NAME = "flower"  # in .fedmed/: where what came over Flower lies
+# Settings of a run. Those of `simulation` are the nodes' in Flower's simulation, where nodes have none.
+RUN_SETTINGS = {
+    "workspace": str,
+    "rounds": int,
+    "min-sites": int,
+    "deadline": str,
+    "poll": float,
+    "weights": str,
+    "key": str,
+    "require-signatures": bool,
+    "simulation.sites": str,
+    "simulation.keys": str,
+    "simulation.base": str,
+    "simulation.max-steps": int,
+    "simulation.max-eval-samples": int,
+}
 
 _log = logging.getLogger("flwr")
 
@@ -46,10 +62,10 @@ def about(content: RecordDict) -> Mapping[str, object]:
     return content.config_records.get("about") or {}
 
 
-def describe_fault(content: RecordDict) -> str | None:
-    """What an answer says that went wrong at its node, None where nothing did. Texts of errors stay there."""
+def exit_code_of(content: RecordDict) -> int | None:
+    """The exit code of what went wrong at an answer's node, None where nothing did. Texts of errors stay there."""
     code = about(content).get("exit_code")
-    return f"exit code {code}" if isinstance(code, int) else None
+    return code if isinstance(code, int) else None
 
 
 def read_settings(given: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:

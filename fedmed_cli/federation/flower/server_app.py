@@ -23,9 +23,10 @@ from fedmed_cli.events import Events
 from fedmed_cli.federation import coordinator, steps
 from fedmed_cli.federation.flower.messages import (
     INBOX_NAME,
+    RUN_SETTINGS,
     about,
     bundle_of,
-    describe_fault,
+    exit_code_of,
     load_signer,
     make_content,
     read_settings,
@@ -39,16 +40,6 @@ from fedmed_cli.text import number_of_seconds
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import make_folders, write_in_place
 
-SETTINGS = {
-    "workspace": str,
-    "rounds": int,
-    "min-sites": int,
-    "deadline": str,
-    "poll": float,
-    "weights": str,
-    "key": str,
-    "require-signatures": bool,
-}
 WEEK = 7 * 86_400.0
 PATIENCE = 3_600.0  # for nodes to take the last global adapter
 
@@ -60,10 +51,10 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run rounds until the one that the run's settings name is there, and all nodes that are at work have it."""
-    settings = read_settings(context.run_config, SETTINGS)
+    settings = read_settings(context.run_config, RUN_SETTINGS)
     poll = settings["poll"] or 5.0
     party, inbox = make_party(settings)
-    exchange = Exchange(grid, party.workspace, inbox)
+    exchange = Exchange(grid, party.workspace, inbox, settings["simulation.sites"] is not None)
     while not party.look():
         exchange.ask("train")
         exchange.collect()
@@ -109,12 +100,14 @@ class Exchange:
     """What was asked of which node in this run, and what came of it.
 
     A node that answered is asked again in the next round, one that failed at the next look. An answer that comes late
-    is put into the inbox all the same: the coordinator says what it is.
+    is put into the inbox all the same: the coordinator says what it is. Simulated nodes have the run's settings, so one
+    that refuses them ends the run: nobody could mend them there.
     """
 
     grid: Grid
     workspace: Workspace
     inbox: Path
+    is_simulation: bool = False
     _open: dict[str, Ask] = field(default_factory=dict)
     _answered: set[Ask] = field(default_factory=set)
 
@@ -135,11 +128,14 @@ class Exchange:
         return pack(archive.archived_global(self.workspace, self.workspace.read_plan(), newest).files)
 
     def collect(self) -> None:
-        """Put what came into the inbox."""
+        """Put what came into the inbox; UsageError where a simulated node refuses the run's settings."""
         for reply in self.grid.pull_messages(list(self._open)) if self._open else ():
             ask = self._open.pop(reply.metadata.reply_to_message_id)
-            fault = f"error {reply.error.code}" if reply.has_error() else describe_fault(reply.content)
-            if fault:
+            code = None if reply.has_error() else exit_code_of(reply.content)
+            if self.is_simulation and code == UsageError.exit_code:
+                raise UsageError("a simulated node refuses the run's settings: its reason is above")
+            if reply.has_error() or code is not None:
+                fault = f"error {reply.error.code}" if reply.has_error() else f"exit code {code}"
                 say(f"node {ask[0]}: no answer for round {ask[2]} ({fault}); it is asked again")
                 continue
             self._answered.add(ask)

@@ -23,13 +23,14 @@ def test_init_writes_an_app_whose_components_and_settings_are_there(tmp_path, ca
         assert attribute in assigned
     assert flower["config"]["workspace"] == str(tmp_path)
     assert flower["config"]["min-sites"] == 2
-    server = ast.parse((Path(fedmed_cli.__file__).parent / "federation/flower/server_app.py").read_text())
+    messages = ast.parse((Path(fedmed_cli.__file__).parent / "federation/flower/messages.py").read_text())
     (known,) = (
         [key.value for key in node.value.keys]
-        for node in server.body
-        if isinstance(node, ast.Assign) and node.targets[0].id == "SETTINGS"
+        for node in messages.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "RUN_SETTINGS"
     )
-    assert set(flower["config"]) == set(known)
+    simulation = flower["config"].pop("simulation")
+    assert {*flower["config"], *(f"simulation.{name}" for name in simulation)} == set(known)
 
 
 @pytest.mark.parametrize("engine", ["nvflare", ""])

@@ -11,7 +11,8 @@ pytest.importorskip("flwr")
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmed_cli.federation.flower.client_app import app
+from fedmed_cli.errors import UsageError
+from fedmed_cli.federation.flower.client_app import app, settings_of
 from fedmed_cli.federation.flower.messages import about, bundle_of, make_content
 
 pytestmark = pytest.mark.flower
@@ -90,3 +91,38 @@ def test_not_even_the_text_of_an_unexpected_error_leaves(ask, home, caplog):
     assert list(answer) == ["about"]
     assert "this is a bug in fedmed: " in caplog.text
     assert str(home.root) not in caplog.text
+
+
+def number(index, count=3):
+    return {"partition-id": index, "num-partitions": count}
+
+
+def test_a_simulated_node_is_the_site_of_the_plan_with_its_number(home):
+    run = {"workspace": str(home.root), "simulation.sites": "/sites", "simulation.max-steps": 0}
+    found = [settings_of(number(index), run | {"simulation.keys": "/keys"}) for index in range(3)]
+    assert [one["site"] for one in found] == list(PLAN.sites.names) == ["A", "B", "C"]
+    assert [one["workspace"] for one in found] == ["/sites/A", "/sites/B", "/sites/C"]
+    assert [one["key"] for one in found] == ["/keys/A", "/keys/B", "/keys/C"]
+    assert settings_of(number(0), run) == settings_of({"workspace": "/sites/A", "site": "A"}, {})
+    assert settings_of(number(0), run | {"simulation.max-steps": 7})["max-steps"] == 7
+
+
+@pytest.mark.parametrize("node", [number(0, 2), number(0, 4), number(3), number(-1), number("A")])
+def test_simulated_nodes_are_as_many_as_sites(node, home):
+    with pytest.raises(UsageError, match="the plan has 3 sites"):
+        settings_of(node, {"workspace": str(home.root), "simulation.sites": "/sites"})
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        (number(0), "the node has no settings but its number"),
+        ({"partition-id": 0, "site": "A"}, "there is no setting 'partition-id'"),
+        (number(0) | {"site": "A"}, "there is no setting 'partition-id'"),
+    ],
+)
+def test_a_hospital_takes_no_settings_from_the_run(node, said, home):
+    """A run is the coordinator's: it has no say in which folder of a hospital is read."""
+    run = {"workspace": str(home.root), "simulation.sites": "/sites" if "site" in node else ""}
+    with pytest.raises(UsageError, match=said):
+        settings_of(node, run)

@@ -1,5 +1,7 @@
 """What the ServerApp makes of answers that are late, wrong, or none, with nodes that answer when a test says so."""
 
+import contextlib
+
 import pytest
 from helpers.factories import SIGNERS, contribution, make_plan, make_workspace, write_key
 
@@ -15,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmed_cli.federation.flower import client_app, server_app
-from fedmed_cli.federation.flower.messages import about, bundle_of, make_content, read_settings
+from fedmed_cli.federation.flower.messages import RUN_SETTINGS, about, bundle_of, make_content, read_settings
 
 pytestmark = pytest.mark.flower
 
@@ -80,9 +82,9 @@ def start(place, monkeypatch, tmp_path):
 
     def make(**more):
         given = {"workspace": str(place.root), "key": str(key), "weights": "tokens", **more}
-        party, inbox = server_app.make_party(read_settings(given, server_app.SETTINGS))
+        party, inbox = server_app.make_party(read_settings(given, RUN_SETTINGS))
         grid = Nodes()
-        return party, grid, server_app.Exchange(grid, place, inbox)
+        return party, grid, server_app.Exchange(grid, place, inbox, "simulation.sites" in more)
 
     return make
 
@@ -149,6 +151,15 @@ def test_a_node_that_fails_is_asked_again_and_one_that_is_gone_is_not_waited_for
     assert set(archive.archived_global(place, PLAN, 1).record.sites) == {"A", "B"}
 
 
+@pytest.mark.parametrize(("more", "ends"), [({}, False), ({"simulation.sites": "/sites"}, True)])
+def test_settings_that_a_simulated_node_refuses_end_the_run(more, ends, start):
+    party, grid, exchange = start(**more)
+    look(party, exchange)
+    grid.answers[1, "1"] = make_content(None, exit_code=UsageError.exit_code)
+    with pytest.raises(UsageError, match="refuses the run's settings") if ends else contextlib.nullcontext():
+        look(party, exchange)
+
+
 @pytest.mark.parametrize("kind", ["stranger", "junk", "of no site", "nothing"])
 def test_what_does_not_pass_is_refused_and_the_others_round_goes_on(kind, place, start):
     party, grid, exchange = start(deadline="0s")
@@ -177,5 +188,5 @@ def test_what_does_not_pass_is_refused_and_the_others_round_goes_on(kind, place,
 )
 def test_settings_are_checked(given, said):
     with pytest.raises(UsageError, match=said):
-        read_settings(given, server_app.SETTINGS)
+        read_settings(given, RUN_SETTINGS)
     assert read_settings({"workspace": "x", "key": ""}, client_app.SETTINGS)["key"] is None

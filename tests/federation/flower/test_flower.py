@@ -139,6 +139,26 @@ def test_two_rounds_of_the_embedded_base(tmp_path, deploy):
     run_two_rounds(Federation(tmp_path, bundled_base.NAME, tmp_path / "split", 1), deploy())
 
 
+def test_a_simulation_has_the_bytes_of_the_way_by_files(federation, deploy):
+    """Its nodes have nothing but their number."""
+    pytest.importorskip("ray")
+    here = deploy()
+    here.superlink("--simulation")
+    (federation.root / "keys").mkdir()
+    for site in SITES:
+        federation.keys[site] = federation.keys[site].rename(federation.root / "keys" / site)
+    more = {"sites": str(federation.root), "keys": str(federation.root / "keys"), "base": str(federation.base)}
+    more |= {"max-steps": federation.steps, "max-eval-samples": 2}
+    simulated = {f"simulation.{name}": value for name, value in more.items()}
+    nodes, done = "num-supernodes=3 client-resources-num-cpus=1", federation.done(*SITES)
+    for runs in range(1, 6):  # Ray gives its own agents 15 seconds to start, which a busy machine may not
+        if not done():
+            here.run(federation.app, "--federation-config", nodes, **federation.settings(**simulated))
+            here.wait_for(lambda runs=runs: done() or here.log("superlink").count("Finished task") >= runs)
+    assert done()
+    check(federation)
+
+
 def test_tls_node_keys_a_server_killed_in_round_2_and_a_wrong_key(federation, deploy, tmp_path):
     here = deploy(make_certificates(tmp_path / "tls"))
     here.superlink("--enable-supernode-auth", "--database", tmp_path / "state.db")
