@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+MOST_NAMED = 10  # of one kind, one by one
 
 
 def number_of_bytes(count: float) -> str:
@@ -12,6 +15,12 @@ def number_of_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def first_few(parts: Sequence[str], separator: str = ", ") -> str:
+    """The first few of many, and how many more there are."""
+    more = len(parts) - MOST_NAMED
+    return separator.join([*parts[:MOST_NAMED], *([f"and {more:,} more"] if more > 0 else [])])
 
 
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}

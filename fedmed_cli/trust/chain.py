@@ -80,7 +80,7 @@ class Chain(Generic[E]):
         seal = parse_json(read_file(self.seal), str(self.seal))
         try:
             number, last = int(seal["entries"]), str(seal["last"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(f"{self.seal}: is damaged; it remembers the last line of {self.path}") from None
         if len(digests) <= number or digests[number] != last:
             raise self.fault(

@@ -24,7 +24,7 @@ from fedmed_cli.adapters.low_rank import relate
 from fedmed_cli.adapters.signers import SignaturePolicy, check_signer, name_party
 from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.errors import FedmedError, InputError, TrustError
-from fedmed_cli.events import Say
+from fedmed_cli.events import Say, say_first
 from fedmed_cli.records.aggregate import Aggregate, Truncation
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.comparison import Comparison
@@ -138,10 +138,12 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
     for entry in sorted(workspace.rounds.iterdir()) if workspace.rounds.is_dir() else ():
         if not (entry.name.isdigit() and (entry / "global").is_dir()) and not entry.name.startswith("."):
             result.notes.append(f"{workspace.relative(entry)}: is not a round, and was not checked")
-    for path in sorted(workspace.adapters.iterdir()) if workspace.adapters.is_dir() else ():
-        if path.is_file() and not is_bundle(path):
-            result.notes.append(f"{workspace.relative(path)}: is a plain file, and was not checked")
-        elif not path.name.startswith("."):
+    mail = sorted(workspace.adapters.iterdir()) if workspace.adapters.is_dir() else []
+    plain = dict.fromkeys(path for path in mail if path.is_file() and not is_bundle(path))
+    names = [f"{workspace.relative(path)}: is a plain file, and was not checked" for path in plain]
+    say_first(result.notes.append, names, "such files")
+    for path in mail:
+        if path not in plain and not path.name.startswith("."):
             result.attempt(partial(checks.check_mail, path))
     for path, read in _list_other_records(workspace):
         result.attempt(partial(read, path))

@@ -238,9 +238,9 @@ class Workspace:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            pid = holder.read_text().strip() if holder.exists() else "unknown"
             raise ConflictError(
-                f"another fedmed (process {pid}) works in {self.root}", hint="wait until it is done"
+                f"another fedmed (process {self.lock_holder() or 'unknown'}) works in {self.root}",
+                hint="wait until it is done",
             ) from None
         try:
             holder.write_text(f"{os.getpid()}\n")
@@ -249,6 +249,14 @@ class Workspace:
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+    def lock_holder(self) -> int | None:
+        """The process that holds the lock, or died while it did; None where nobody wrote it down."""
+        try:
+            text = read_file(self.private / "lock.pid", 100, links=False).decode("ascii").strip()
+        except (InputError, UnicodeDecodeError):
+            return None
+        return int(text) if text.isdigit() and len(text) < 20 else None
 
     def make_private(self) -> None:
         """Make `.fedmed/` for this user alone: it holds what is computed from single examples.

@@ -1,0 +1,108 @@
+"""Far too many files, or files of a strange kind, where commands look for a few."""
+
+import json
+import os
+
+import pytest
+from helpers import factories
+
+from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
+from fedmed_cli.cli.app import main
+from fedmed_cli.federation.doctor import make_check
+from fedmed_cli.federation.doctor.findings import Check, Examined, Request
+from fedmed_cli.federation.doctor.machine import check_clock
+from fedmed_cli.federation.doctor.plan import check_adapters, check_versions
+
+MANY = 40
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    return factories.make_workspace(tmp_path / "work", factories.without_keys(factories.make_plan()), 1)
+
+
+@pytest.fixture
+def shows(workspace, capsys):
+    def run(command):
+        code = main([*command.split(), "-C", str(workspace.root)])
+        return code, "".join(capsys.readouterr())
+
+    return run
+
+
+def fill(workspace, name):
+    for number in range(MANY):
+        (workspace.adapters / name.format(number)).write_bytes(b"junk")
+
+
+def doctor(workspace, look, plan):
+    examined = Examined(workspace, Request(), None)
+    examined.plan = plan
+    return make_check(Check("x", look, "do that"), examined)
+
+
+@pytest.mark.parametrize("command", ["aggregate --dry-run", "status", "verify"])
+def test_of_many_plain_files_the_first_are_named_and_the_rest_is_counted(workspace, shows, command):
+    fill(workspace, "junk-{:02d}")
+    code, shown = shows(command)
+    assert code == 0
+    assert [number for number in range(MANY) if f"junk-{number:02d}" in shown] == list(range(10))
+    assert f"and {MANY - 10} more" in shown
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "report"])
+def test_of_many_bundles_that_are_none_the_first_are_named_and_the_rest_is_counted(workspace, shows, command):
+    fill(workspace, "junk-{:02d}" + BUNDLE_SUFFIX)
+    code, shown = shows(command)
+    assert code == (3 if command == "verify" else 0)
+    assert {number for number in range(MANY) if f"junk-{number:02d}" in shown} == set(range(10))
+    assert f"and {MANY - 10} more" in shown
+    if command == "status":
+        assert len(json.loads(shows("status --json")[1])["refused"]) == MANY
+    if command == "report":
+        assert f"junk-{MANY - 1}" in (workspace.reports / "report.html").read_text()
+
+
+def test_the_doctor_names_the_first_of_many(workspace):
+    fill(workspace, "junk-{:02d}")
+    finding, _ = doctor(workspace, check_adapters, workspace.read_plan())
+    assert "junk-09" in finding.seen
+    assert "junk-10" not in finding.seen
+    assert f"and {MANY - 10} more" in finding.seen
+
+
+@pytest.mark.parametrize("look", [check_clock, check_versions])
+@pytest.mark.parametrize("text", ["[]", "{}", "0", "[" * 5000, '{"fedmed_version": 1}', ""])
+def test_a_record_that_is_none_stops_no_check(workspace, look, text):
+    (workspace.adapters / "X").mkdir()
+    (workspace.adapters / "X/contribution.json").write_text(text)
+    finding, _ = doctor(workspace, look, workspace.read_plan())
+    assert finding.level == "PASS"
+
+
+def test_a_long_version_is_cut(workspace):
+    path = workspace.contribution("B") / "contribution.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"run": {"torch": "9" * 10_000}}))
+    finding, _ = doctor(workspace, check_versions, workspace.read_plan())
+    assert finding.level == "WARN"
+    assert len(finding.seen) < 200
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "large", "words", "missing"])
+def test_who_holds_the_lock_is_a_number_or_unknown(workspace, shows, kind):
+    workspace.make_private()
+    path = workspace.private / "lock.pid"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("/dev/zero")
+    elif kind != "missing":
+        path.write_text("1" * 1000 if kind == "large" else "1\x1b[2J")
+    assert workspace.lock_holder() is None
+    code, shown = shows("status")
+    assert code == 0
+    assert "works here" not in shown
+    path.unlink(missing_ok=True)
+    path.write_text("123\n")
+    assert "process 123 works here" in shows("status")[1]
