@@ -172,7 +172,8 @@ class Workspace:
             return
         hint = (
             f"ask the coordinator for {PLAN_NAME} and {PLAN_SIGNATURE_NAME}, and copy both here; "
-            "the coordinator signs a plan with 'fedmed keys sign'"
+            "the coordinator reads the plan and signs it with 'fedmed keys sign', "
+            "also where 'fedmed keys' was interrupted"
         )
         if key is None:
             raise TrustError(f"{path}: is a signature, but the plan pins no key for the coordinator", hint=hint)

@@ -14,6 +14,7 @@ from fedmed_cli.reporting.tables.answers import generated_parts, multiple_choice
 
 BASE, GLOBAL, ALONE, PERSONAL = "base", "global", "alone-", "personal-"
 MAX_FOREST_ROWS = 40
+MAX_COLUMNS = 20
 STARS = Text("Below each loss is its difference from the base, marked * where its 95 % interval excludes 0.")
 SHADES = 4
 GAIN_OVER = {"base": "the base", "best_alone": "the best hospital alone", "mean_alone": "hospitals alone, mean"}
@@ -159,6 +160,10 @@ def losses_table(
         rows.append([value, *cells, numbers.examples_in_groups(first.num_examples, first.num_groups) if first else ""])
     if means is not None:
         rows.append(["mean", *(f"{means[name]:.4f}" if name in means else "" for name in adapters), ""])
+    columns: list[str | Cell] = [head, *adapters, "examples"]
+    if len(adapters) > max(MAX_COLUMNS, len(rows)):  # an adapter a row: so many columns fit nowhere
+        (_, *values), *turned = map(list, zip(columns, *rows, strict=True))
+        return Table(caption, ["adapter", *map(str, values)], turned, folded=folded)
     return Table(caption, [head, *adapters, "examples"], rows, folded=folded)
 
 
