@@ -248,7 +248,8 @@ def _read_last_round(reader: _Reader, record: Aggregate) -> LastRound:
         reader.notes.append(error.message)
     for event in reversed(events):
         if event["event"] == "round" and event.get("round") == record.round:
-            before, after = event.get("coordinator_before"), event.get("coordinator_after")
+            values = (event.get(f"coordinator_{when}") for when in ("before", "after"))
+            before, after = (value if isinstance(value, int | float) else None for value in values)
             return replace(last, loss_before=before, loss_after=after, measured_on="coordinator's other examples")
     if (one := record.examination) is not None:
         before, after = one.parent.mean, one.result.mean

@@ -30,6 +30,8 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
         event = parse_json(line, f"{path}:{number}")
         if not isinstance(event, dict) or event.get("format") != "fedmed/metric" or event.get("version") != 1:
             raise InputError(f"{path}:{number}: expected a fedmed/metric of version 1")
+        if not isinstance(event.get("event"), str):
+            raise InputError(f"{path}:{number}: names no event")
         try:
             decode(Run, event, "metric")
         except ValueError as error:

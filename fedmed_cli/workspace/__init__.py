@@ -127,14 +127,17 @@ class Workspace:
 
     def newest_round(self) -> int:
         """The newest round with a global adapter, 0 where there is none."""
+        return max(self.list_rounds(), default=0)
+
+    def list_rounds(self) -> list[int]:
+        """The rounds with a global adapter, in order; some between them may not be here."""
         if not self.rounds.is_dir():
-            return 0
-        numbers = [
+            return []
+        return sorted(
             int(folder.name)
             for folder in self.rounds.iterdir()
             if _ROUND.fullmatch(folder.name) and (folder / "global").is_dir()
-        ]
-        return max(numbers, default=0)
+        )
 
     def read_plan(self, *, remember: bool = True) -> Plan:
         """The plan; TrustError unless it is signed as it asks itself, with the keys that were pinned here before.

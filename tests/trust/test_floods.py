@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from helpers import factories
@@ -12,6 +13,7 @@ from fedmed_cli.federation.doctor import make_check
 from fedmed_cli.federation.doctor.findings import Check, Examined, Request
 from fedmed_cli.federation.doctor.machine import check_clock
 from fedmed_cli.federation.doctor.plan import check_adapters, check_versions
+from fedmed_cli.workspace import Workspace
 
 MANY = 40
 
@@ -106,3 +108,28 @@ def test_who_holds_the_lock_is_a_number_or_unknown(workspace, shows, kind):
     path.unlink(missing_ok=True)
     path.write_text("123\n")
     assert "process 123 works here" in shows("status")[1]
+
+
+@pytest.mark.parametrize("values", [{}, {"event": 1}, {"event": "round", "coordinator_before": "x"}])
+def test_a_metric_that_is_none_is_named_or_not_shown(workspace, shows, values):
+    line = {"format": "fedmed/metric", "version": 1, "round": 1, "coordinator_after": 2.0} | values
+    (workspace.root / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    for command in ("status", "report"):
+        code, shown = shows(command)
+        assert code == 0
+        assert ("metrics.jsonl:1: names no event" in shown) == (line.get("event") != "round")
+    assert shows("verify")[0] == (0 if line.get("event") == "round" else 3)
+
+
+def test_rounds_that_are_not_here_are_one_note_and_not_looked_for_one_by_one(workspace, shows, monkeypatch):
+    """A coordinator's key may file round 999,999."""
+    (workspace.rounds / "999999/global").mkdir(parents=True)
+    asked, real = [], Workspace.round
+    monkeypatch.setattr(Workspace, "round", lambda place, number: asked.append(number) or real(place, number))
+    code, shown = shows("verify")
+    assert code == 3
+    assert "rounds 2 to 999998 are not here, so the lineage ends at round 999999" in shown
+    shutil.rmtree(workspace.rounds / "001")
+    assert "rounds 1 to 999998 are not here, so the lineage ends at round 999999" in shows("verify")[1]
+    shows("chat x --adapter A")
+    assert len(set(asked)) < 10
