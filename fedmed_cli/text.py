@@ -41,12 +41,20 @@ _ESCAPES = re.compile(
 )
 
 
+# Those of them that JSON leaves as they are.
+_STEERING = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
 _OPEN_END = re.compile(r"(\x1b(\[[0-?]*[ -/]*|\][^\x07\x1b]*\x1b?)?|\ufffd+)\Z")
 
 
 def clean(text: str) -> str:
     """`text` without terminal escapes and control characters other than line feed and tab."""
     return _ESCAPES.sub("", text)
+
+
+def escape_json(text: str) -> str:
+    """The same JSON with every character escaped that could steer a terminal."""
+    return _STEERING.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def without_open_end(text: str) -> str:

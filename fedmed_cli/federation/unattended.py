@@ -324,11 +324,13 @@ class Hospital:
 
 
 def check_mailbox(workspace: Workspace, mailbox: Path) -> None:
-    """InputError unless the shared folder is there; UsageError where it is one of the workspace."""
+    """InputError unless the shared folder is there; UsageError where it is in the workspace, or the workspace in it."""
     if not mailbox.is_dir():
         raise InputError(f"{mailbox}: no such folder", hint="name the folder that hospitals and coordinator share")
     if mailbox.resolve().is_relative_to(workspace.root.resolve()):
         raise UsageError(f"--mailbox: {mailbox} is inside the workspace, which is not for others to read")
+    if workspace.root.resolve().is_relative_to(mailbox.resolve()):
+        raise UsageError(f"--mailbox: the workspace is inside {mailbox}, and is not for others to read")
 
 
 def _without_os_errors(path: Path, read: Callable[[], T]) -> T:

@@ -58,7 +58,7 @@ def report(
         policy.say("matplotlib is not installed: the report shows tables without plots")
     problems = [f"left out of the report: {problem}" for problem in records.problems]
     say_first(policy.say, problems, "files, which the report names")
-    data = html(records, answers, verification).encode("utf-8")
+    data = html(records, answers, verification).encode("utf-8", "replace")  # a file's name need not be UTF-8
     write_file(target, data)
     return ReportFile(target, len(data), with_plots, records.problems, records.untrusted)
 

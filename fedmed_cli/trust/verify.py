@@ -157,7 +157,7 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
         result.attempt(partial(read_site_record, Scores, path, plan, checks.policy))
     for path in sorted(workspace.reports.glob("compare-*.json")):
         result.attempt(partial(read_site_record, Comparison, path, plan, checks.policy))
-    for orphan in sorted(workspace.root.glob("**/.*.tmp")):
+    for orphan, _ in workspace.list_left_overs():
         result.notes.append(f"{workspace.relative(orphan)}: left by an interrupted command; the next one clears it up")
     if not result.checked and not result.faults:
         result.notes.append("there is no adapter here yet")

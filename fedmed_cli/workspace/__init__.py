@@ -288,10 +288,10 @@ class Workspace:
     def list_left_overs(self) -> Iterator[tuple[Path, Path | None]]:
         """What a command that writes now, or was interrupted, has not put in place, and its place if it is complete."""
         places = (
-            *(self.root, self.data, self.adapters, self.rounds, self.reports, self.private),
+            *(self.root, self.data, self.adapters, self.rounds, self.reports, self.scores, self.late, self.private),
             self.root / "personal",
         )
-        nested = (folder for place in (self.data, self.rounds, self.private) for folder in place.glob("*"))
+        nested = (folder for place in (self.data, self.rounds, self.late, self.private) for folder in place.glob("*"))
         for folder in (*places, *(folder for folder in nested if not folder.is_symlink())):
             for orphan in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
                 if not orphan.is_symlink() and _LEFT_OVER.fullmatch(orphan.name):

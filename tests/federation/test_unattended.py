@@ -514,6 +514,8 @@ def test_a_mailbox_is_a_folder_outside_the_workspace(place, tmp_path):
         check_mailbox(place, tmp_path / "nowhere")
     with pytest.raises(UsageError):
         check_mailbox(place, place.root)
+    with pytest.raises(UsageError, match="the workspace is inside"):
+        check_mailbox(place, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 
 import pytest
 from helpers import factories
@@ -133,3 +134,49 @@ def test_rounds_that_are_not_here_are_one_note_and_not_looked_for_one_by_one(wor
     assert "rounds 1 to 999998 are not here, so the lineage ends at round 999999" in shows("verify")[1]
     shows("chat x --adapter A")
     assert len(set(asked)) < 10
+
+
+def test_json_steers_no_terminal_either(workspace, shows):
+    name = "A\x9b2J\u202e\x7f"
+    (workspace.adapters / name).mkdir()
+    code, shown = shows("status --json")
+    assert code == 0
+    assert [one["path"] for one in json.loads(shown)["refused"]] == [f"adapters/{name}"]
+    assert not set("\x9b\u202e\x7f") & set(shown)
+
+
+@pytest.mark.parametrize("command", ["status", "status --json", "report", "verify", "aggregate --dry-run"])
+def test_names_that_are_not_utf_8(workspace, shows, command):
+    for place, name in (
+        (workspace.adapters, b"\xff.fedmed.tar"),
+        (workspace.rounds, b"\xfe"),
+        (workspace.root, b"\xfd"),
+    ):
+        (place / os.fsdecode(name)).write_bytes(b"junk")
+    code, shown = shows(command)
+    assert code == (3 if command in ("verify", "aggregate --dry-run") else 0)
+    assert "this is a bug" not in shown
+
+
+def test_folders_nested_deeper_than_python_goes(workspace, shows, monkeypatch):
+    with monkeypatch.context() as here:
+        here.chdir(workspace.adapters)
+        for _ in range(1200):
+            os.mkdir("a")
+            os.chdir("a")
+    code, shown = shows("verify")
+    subprocess.run(["rm", "-rf", workspace.adapters / "a"], check=True)
+    assert code == 3
+    assert "adapters/a: has no adapter_config.json" in shown
+
+
+@pytest.mark.parametrize("name", ["scores/.A.json.123.tmp", "late/001/.A.abcdefgh.tmp"])
+def test_what_an_interrupted_command_left_is_named_and_removed(workspace, shows, name):
+    path = workspace.root / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half")
+    code, shown = shows("verify")
+    assert code == 0
+    assert f"{name}: left by an interrupted command" in shown
+    with workspace.lock():
+        assert not path.exists()
