@@ -290,7 +290,7 @@ def test_a_matrix_that_nobody_could_read_again_is_not_written(workspace, fails):
 
 @pytest.mark.parametrize("command", ["compare merge reports/compare-A.json reports/compare-B.json", "report"])
 def test_a_difference_of_0_beside_its_interval_is_shown(workspace, command):
-    for site in "AB":
+    for site in factories.SITES:
         path = workspace.reports / f"compare-{site}.json"
         value = json.loads(path.read_text())
         value["scores"]["global"]["overall"]["against_base"] = {"mean": 0, "low": 0.1, "high": 0.2}
