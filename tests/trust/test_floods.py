@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import tracemalloc
 
 import pytest
 from helpers import factories
@@ -180,3 +181,13 @@ def test_what_an_interrupted_command_left_is_named_and_removed(workspace, shows,
     assert f"{name}: left by an interrupted command" in shown
     with workspace.lock():
         assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".fedmed/audit.jsonl"])
+def test_a_file_of_line_feeds_takes_no_more_memory_than_its_bytes(workspace, fails, name):
+    workspace.make_private()
+    (workspace.root / name).write_bytes(b"\n" * 20_000_000)  # as a list of lines eight times as many
+    tracemalloc.start()
+    fails(3, "verify", "-C", workspace.root)
+    assert tracemalloc.get_traced_memory()[1] < 70_000_000
+    tracemalloc.stop()
