@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from fedmed_cli.text import MOST_NAMED
 
 Say = Callable[[str], None]  # a sentence
 Progress = Callable[[int, int], None]  # done, of how many
 StageProgress = Callable[[str, int, int], None]  # what is being done, done, of how many (0 where not known)
+
+
+def say_first(say: Say, sentences: Sequence[str], what: str) -> None:
+    """Say the first few of many sentences of one kind, and how many more there are; `what` says of what."""
+    for sentence in sentences[:MOST_NAMED]:
+        say(sentence)
+    if (more := len(sentences) - MOST_NAMED) > 0:
+        say(f"and {more:,} more {what}")
 
 
 @dataclass(frozen=True)

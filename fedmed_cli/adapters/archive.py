@@ -26,7 +26,7 @@ PERSONAL = "personal-"  # with a site's name, what its private adapter is called
 
 def site_contribution(workspace: Workspace, plan: Plan, site: str) -> ContributionFolder | None:
     """A site's contribution to the newest round that it took part in, else the one in the mailbox, if any."""
-    for number in range(workspace.newest_round(), 0, -1):
+    for number in reversed(workspace.list_rounds()):
         if (workspace.round(number) / site).is_dir():
             return archived_contribution(workspace, plan, number, site)
     path = workspace.contribution(site)

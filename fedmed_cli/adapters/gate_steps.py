@@ -66,6 +66,10 @@ class Reading:
         return MAX_WEIGHTS_BYTES if self.plan is None else 4 * self.plan.num_parameters + MAX_HEADER_BYTES
 
     @property
+    def max_bundle_bytes(self) -> int:
+        return sum(map(self.max_bytes, ALLOWED_NAMES)) + MAX_OVERHEAD_BYTES
+
+    @property
     def max_rank(self) -> int:
         """The highest rank that the plan allows whoever made the adapter."""
         assert self.plan is not None
@@ -77,8 +81,7 @@ def _list_names(reading: Reading) -> None:
     """The names in a folder; the names and the files in a bundle."""
     path = reading.path
     if is_bundle(path):
-        limit = sum(map(reading.max_bytes, ALLOWED_NAMES)) + MAX_OVERHEAD_BYTES
-        for name, data in unpack(read_file(path, limit, links=False), str(path)).items():
+        for name, data in unpack(read_file(path, reading.max_bundle_bytes, links=False), str(path)).items():
             if len(data) > reading.max_bytes(name):
                 raise InputError(
                     f"{path / name}: expected at most {reading.max_bytes(name):,} bytes, found {len(data):,}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.codec import control_character
 from fedmed_cli.reporting.parts import Cell, Figure, Group, Pairs, Part, Table, Text
+from fedmed_cli.text import escape_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +65,7 @@ class Screen:
         """The command's result: `value` as JSON, or parts and lines for people."""
         if self.as_json:
             text = json.dumps(value, indent=2, ensure_ascii=not _is_utf8(self.out), allow_nan=False)
-            sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8") + "\n")
+            sys.stdout.write(escape_json(text).encode("utf-8", "replace").decode("utf-8") + "\n")
         self.show(*shown)
 
     def show(self, *shown: Part | str) -> None:

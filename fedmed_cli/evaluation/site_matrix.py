@@ -9,6 +9,7 @@ from pathlib import Path
 from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation.compared_adapters import worst_sites
+from fedmed_cli.records.codec import MAX_RECORD_BYTES
 from fedmed_cli.records.comparison import Comparison, Matrix, MatrixSite
 from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.measures import OVERALL
@@ -20,9 +21,10 @@ from fedmed_cli.workspace import utc_now
 def merge(plan: Plan, paths: Sequence[Path], policy: SignaturePolicy = SignaturePolicy()) -> Matrix:
     """One matrix of what each hospital measured on its own examples (`fedmed compare --site SITE`).
 
-    CombineError where files are of another plan or base, where a name stands for two adapters, or where two
-    sites measured the same examples; InputError where a file is not a hospital's; TrustError where it is not signed
-    as the plan and the policy ask. The policy's `say` is told of what is missing as well.
+    CombineError where files are of another plan or base, where a name stands for two adapters, where two sites measured
+    the same examples, or where there are too many adapters for one record; InputError where a file is not a
+    hospital's; TrustError where it is not signed as the plan and the policy ask. The policy's `say` is told of what is
+    missing as well.
     """
     records: dict[str, Comparison] = {}
     files: dict[str, str] = {}
@@ -52,7 +54,7 @@ def merge(plan: Plan, paths: Sequence[Path], policy: SignaturePolicy = Signature
         site: {name: score[OVERALL] for name, score in record.scores.items()} for site, record in records.items()
     }
     rounds = {record.round for record in records.values()}
-    return Matrix(
+    matrix = Matrix(
         plan=plan.digest,
         base_fingerprint=plan.base.fingerprint,
         round=rounds.pop() if len(rounds) == 1 else None,
@@ -71,6 +73,13 @@ def merge(plan: Plan, paths: Sequence[Path], policy: SignaturePolicy = Signature
         files=files,
         run={"created": utc_now()},
     )
+    if (size := len(matrix.to_bytes())) > MAX_RECORD_BYTES:
+        raise CombineError(
+            f"the matrix of {len(adapters):,} adapters at {len(records)} sites would take {size:,} bytes, expected at "
+            f"most {MAX_RECORD_BYTES:,}",
+            hint="let the hospitals compare fewer adapters",
+        )
+    return matrix
 
 
 def _check_record(plan: Plan, path: Path, record: Comparison, records: Mapping[str, Comparison]) -> str:

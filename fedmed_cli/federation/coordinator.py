@@ -22,7 +22,7 @@ from fedmed_cli.aggregation.combine import Combination, combine
 from fedmed_cli.aggregation.state import AcceptedContribution, AggregationSettings, Evaluator, default_server_lr
 from fedmed_cli.data import coordinator_examples
 from fedmed_cli.errors import CombineError, ConflictError, FedmedError, InputError, UsageError
-from fedmed_cli.events import Say
+from fedmed_cli.events import Say, say_first
 from fedmed_cli.federation.staging import stage
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
@@ -158,10 +158,12 @@ def _check_request(
 
 def _choose_folders(paths: Sequence[Path], exclude: Sequence[str], say: Say) -> list[Path]:
     chosen = []
+    skipped = dict.fromkeys(path for path in paths if path.is_file() and not is_bundle(path))
+    say_first(say, [f"{path}: skipped, it is a plain file" for path in skipped], "such files")
     for path in paths:
-        if path.is_file() and not is_bundle(path):
-            say(f"{path}: skipped, it is a plain file")
-        elif _site_of(path) in exclude:
+        if path in skipped:
+            continue
+        if _site_of(path) in exclude:
             say(f"{path}: left out (--exclude {_site_of(path)})")
         else:
             chosen.append(path)

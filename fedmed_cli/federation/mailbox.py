@@ -5,6 +5,7 @@ Whatever copies the folder may do so at any speed: what was not copied whole doe
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX, pack
 from fedmed_cli.adapters.folder import AdapterFolder
+from fedmed_cli.adapters.gate_steps import MAX_ENTRIES
 from fedmed_cli.errors import InputError
-from fedmed_cli.events import Say
+from fedmed_cli.events import Say, say_first
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.trust.audit_log import AuditLog
@@ -62,11 +64,12 @@ class Mail:
         except OSError as error:
             self.say(f"{self.folder}: cannot be read ({error.strerror}); waiting for it")
             return
-        for path in paths:
-            party = self._party(path.name.removesuffix(BUNDLE_SUFFIX))
-            if party not in self.known:
-                self.say(f"{path}: skipped, its name is neither a site's nor a round's")
-            elif party in self.wanted and (stamp := _stamp(path)) != self._settled.get(path):
+        parties = {path: self._party(path.name.removesuffix(BUNDLE_SUFFIX)) for path in paths}
+        strange = [path for path, party in parties.items() if party not in self.known]
+        reason = "skipped, its name is neither a site's nor a round's"
+        say_first(self.say, [f"{path}: {reason}" for path in strange], f"such names in {self.folder}")
+        for path, party in parties.items():
+            if party in self.wanted and (stamp := _stamp(path)) != self._settled.get(path):
                 yield Entry(path, party, stamp)
 
     def _party(self, name: str) -> str:
@@ -98,8 +101,11 @@ class Mail:
 
 
 def _stamp(path: Path) -> Stamp:
+    files: list[Path] = []
     try:
-        files = sorted(path.iterdir()) if path.is_dir() and not path.is_symlink() else []
+        if path.is_dir() and not path.is_symlink():
+            with os.scandir(path) as entries:  # no more of them than the gate looks at
+                files = sorted(Path(entry.path) for entry in itertools.islice(entries, MAX_ENTRIES + 1))
         return tuple((one.name, s.st_ino, s.st_size, s.st_mtime_ns) for one in (path, *files) for s in [one.lstat()])
     except OSError:
         return ()

@@ -22,6 +22,7 @@ from fedmed_cli.records.codec import Record
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.metrics import read_metrics
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.text import first_few
 from fedmed_cli.workspace import Workspace
 
 SiteState = Literal["here", "awaited", "late", "refused"]
@@ -112,6 +113,7 @@ class _Reader:
     plan: Plan
     refused: list[Refused] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)  # notes, which come last: they may be many
 
     @contextlib.contextmanager
     def refusals(self, path: Path) -> Iterator[None]:
@@ -170,7 +172,7 @@ def read_status(workspace: Workspace, site: str | None = None) -> Status:
         refused=tuple(reader.refused),
         last=last,
         next=tuple(steps),
-        notes=tuple(reader.notes),
+        notes=(*reader.notes, *reader.plain),
     )
 
 
@@ -183,7 +185,7 @@ def _read_sites(reader: _Reader, round_number: int, parent: str | None) -> dict[
     found: dict[str, tuple[Path, SiteState, ContributionFolder]] = {}
     for path in sorted(workspace.adapters.glob("[!.]*")):
         if path.is_file() and not is_bundle(path):
-            reader.notes.append(f"{workspace.relative(path)}: is a plain file, and is skipped")
+            reader.plain.append(f"{workspace.relative(path)}: is a plain file, and is skipped")
             continue
         with reader.refusals(path):
             folder = gate.read_contribution(path, reader.plan)
@@ -246,7 +248,8 @@ def _read_last_round(reader: _Reader, record: Aggregate) -> LastRound:
         reader.notes.append(error.message)
     for event in reversed(events):
         if event["event"] == "round" and event.get("round") == record.round:
-            before, after = event.get("coordinator_before"), event.get("coordinator_after")
+            values = (event.get(f"coordinator_{when}") for when in ("before", "after"))
+            before, after = (value if isinstance(value, int | float) else None for value in values)
             return replace(last, loss_before=before, loss_after=after, measured_on="coordinator's other examples")
     if (one := record.examination) is not None:
         before, after = one.parent.mean, one.result.mean
@@ -257,8 +260,7 @@ def _read_last_round(reader: _Reader, record: Aggregate) -> LastRound:
 def _note_left_overs(reader: _Reader) -> None:
     """Note a command that works here now, or was interrupted."""
     workspace = reader.workspace
-    with contextlib.suppress(OSError, ValueError):
-        process = int((workspace.private / "lock.pid").read_text())
+    if (process := workspace.lock_holder()) is not None:
         reader.notes.append(f"process {process} works here, or was killed while it did")
     for orphan, target in workspace.list_left_overs():
         end = "puts it in place" if target is not None and not target.exists() else "removes it"
@@ -300,7 +302,7 @@ def _next_for_coordinator(reader: _Reader, sites: Mapping[str, SiteStatus], newe
     of_sites = {site.path for site in sites.values()}
     strange = [one.path for one in reader.refused if one.path not in of_sites]
     if strange:
-        return NextStep(COORDINATOR, None, f"move {', '.join(strange)} elsewhere: 'fedmed aggregate' would refuse it")
+        return NextStep(COORDINATOR, None, f"move {first_few(strange)} elsewhere: 'fedmed aggregate' would refuse it")
     if all(site.has_data for site in sites.values()):
         again = reader.command(f"train-local --site {refused[0]}") if refused else reader.command("round")
         why = f"the contribution of {refused[0]} is refused: train again" if refused else "all sites' data are here"

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, ContributionFolder
-from fedmed_cli.adapters.signers import SignaturePolicy, check_signer
+from fedmed_cli.adapters.gate_steps import Reading
+from fedmed_cli.adapters.signers import SignaturePolicy, check_signer, name_party
 from fedmed_cli.errors import ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.events import Say
 from fedmed_cli.federation.audit_gate import check_audit
 from fedmed_cli.federation.mailbox import GLOBAL, Entry, Mail, send
 from fedmed_cli.federation.received_global import accept_global, file_global
-from fedmed_cli.records.digests import sha256_file
+from fedmed_cli.records.codec import read_file
+from fedmed_cli.records.digests import sha256_bytes, sha256_file
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.text import MOST_NAMED
 from fedmed_cli.trust.audit_log import AuditLog
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import make_folders, write_folder
@@ -51,6 +55,32 @@ class _Once:
 
 
 @dataclass
+class _Refusals:
+    """Says and writes down what was refused: the first few of each party in a round, and of more how many they are."""
+
+    log: AuditLog
+    say: Say
+    _counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+
+    def add(self, plan: Plan, number: int, entry: Entry, error: FedmedError) -> None:
+        party = COORDINATOR if entry.party == GLOBAL else entry.party
+        self._counts[number, party] += 1
+        if self._counts[number, party] > MOST_NAMED:
+            return
+        digest = _digest_bundle(entry.path, Reading(entry.path, plan).max_bundle_bytes)
+        self.log.note("refused", plan.digest, number, party, digest, None, error.exit_code)
+        self.say(f"refused: {error.message}")
+
+    def sum_up(self) -> None:
+        for (number, party), count in self._counts.items():
+            if (more := count - MOST_NAMED) > 0:
+                self.say(
+                    f"round {number}: and {more:,} more files under the name of {name_party(party)} were refused, "
+                    "which the audit log does not name"
+                )
+
+
+@dataclass
 class Coordinator:
     """A coordinator that waits for contributions in `adapters/` and in `mailbox`, until round `until` is there.
 
@@ -74,8 +104,9 @@ class Coordinator:
             raise UsageError(
                 f"--min-sites: expected {least} to {len(names)}, as the plan has it, found {self.min_sites}"
             )
-        self.say = _Once(self.say)
+        self.say = self.say if isinstance(self.say, _Once) else _Once(self.say)
         self._log = AuditLog(self.workspace, self.say)
+        self._refusals = _Refusals(self._log, self.say)
         places = [self.workspace.adapters, *([self.mailbox] if self.mailbox else [])]
         self._mail = [Mail(place, names, (*names, GLOBAL), self.say) for place in places]
         self._number = self._sent = 0
@@ -105,6 +136,7 @@ class Coordinator:
         for mail in self._mail:
             for entry in mail.unread():
                 self._read(mail, entry)
+        self._refusals.sum_up()
         return self._is_complete()
 
     def _open(self, number: int) -> None:
@@ -123,7 +155,7 @@ class Coordinator:
             self._take(entry.path, _without_os_errors(entry.path, read))
         except FedmedError as error:
             if mail.fails(entry) or self._is_reconsidered:  # after the deadline nobody waits for the rest of a copy
-                _refuse(self._log, self._plan, self._number, entry, error, self.say)
+                self._refusals.add(self._plan, self._number, entry, error)
             return
         mail.settle(entry)
 
@@ -216,6 +248,7 @@ class Hospital:
         self._plan = self.workspace.read_plan()
         self.say = _Once(self.say)
         self._log = AuditLog(self.workspace, self.say)
+        self._refusals = _Refusals(self._log, self.say)
         self._mail = Mail(self.mailbox, [GLOBAL], (*self._plan.sites.names, GLOBAL), self.say)
 
     def look(self) -> bool:
@@ -257,10 +290,10 @@ class Hospital:
                 self._accept(entry.path)
             except FedmedError as error:
                 if self._mail.fails(entry):
-                    number = self.workspace.newest_round() + 1
-                    _refuse(self._log, self._plan, number, entry, error, self.say)
+                    self._refusals.add(self._plan, self.workspace.newest_round() + 1, entry, error)
             else:
                 self._mail.settle(entry)
+        self._refusals.sum_up()
 
     def _accept(self, path: Path) -> None:
         known = _without_os_errors(path, partial(gate.read_global, path, self._plan, policy=None))
@@ -291,11 +324,13 @@ class Hospital:
 
 
 def check_mailbox(workspace: Workspace, mailbox: Path) -> None:
-    """InputError unless the shared folder is there; UsageError where it is one of the workspace."""
+    """InputError unless the shared folder is there; UsageError where it is in the workspace, or the workspace in it."""
     if not mailbox.is_dir():
         raise InputError(f"{mailbox}: no such folder", hint="name the folder that hospitals and coordinator share")
     if mailbox.resolve().is_relative_to(workspace.root.resolve()):
         raise UsageError(f"--mailbox: {mailbox} is inside the workspace, which is not for others to read")
+    if workspace.root.resolve().is_relative_to(mailbox.resolve()):
+        raise UsageError(f"--mailbox: the workspace is inside {mailbox}, and is not for others to read")
 
 
 def _without_os_errors(path: Path, read: Callable[[], T]) -> T:
@@ -306,8 +341,9 @@ def _without_os_errors(path: Path, read: Callable[[], T]) -> T:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _refuse(log: AuditLog, plan: Plan, number: int, entry: Entry, error: FedmedError, say: Say) -> None:
-    party = COORDINATOR if entry.party == GLOBAL else entry.party
-    is_file = entry.path.is_file() and not entry.path.is_symlink()
-    log.note("refused", plan.digest, number, party, sha256_file(entry.path) if is_file else None, None, error.exit_code)
-    say(f"refused: {error.message}")
+def _digest_bundle(path: Path, max_bytes: int) -> str | None:
+    """SHA-256 of a bundle; None for a folder, and for what the gate does not read, such as a file that is too large."""
+    try:
+        return sha256_bytes(read_file(path, max_bytes, links=False))
+    except InputError:
+        return None

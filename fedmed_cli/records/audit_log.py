@@ -17,9 +17,9 @@ class AuditEntry(Record):
     """A line of `audit.jsonl`: one event of a round.
 
     `party` is who sent it, or who should have by the name of what came. `digest` is the SHA-256 of the adapter's
-    record, which names every other file; of a bundle that was refused that of the file; None for a folder that was
-    refused, and for "opened". `key` is the fingerprint of the key that signed it, `exit_code` the kind of a refusal.
-    `previous` is the SHA-256 of the line before, 64 zeros in the first.
+    record, which names every other file; of a bundle that was refused that of the file; None for a folder or a file
+    that was refused unread, and for "opened". `key` is the fingerprint of the key that signed it, `exit_code` the kind
+    of a refusal. `previous` is the SHA-256 of the line before, 64 zeros in the first.
     """
 
     FORMAT: ClassVar[str] = "audit-log"

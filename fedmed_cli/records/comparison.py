@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from fedmed_cli.records.checks import check_digest, check_not_negative, check_range, check_site_name
+from fedmed_cli.records.checks import MAX_ROUND, check_digest, check_not_negative, check_range, check_site_name
 from fedmed_cli.records.codec import OMIT_IF_EMPTY, Record
 from fedmed_cli.records.measures import Interval, Run
 
@@ -165,6 +165,7 @@ class Comparison(Record):
     def __post_init__(self) -> None:
         for name in ("plan", "base_fingerprint", "examples_digest"):
             check_digest(name, getattr(self, name))
+        check_range(1, MAX_ROUND, round=self.round)
         for name, digest in self.adapters.items():
             if digest is not None:
                 check_digest(f"adapters.{name[:80]}", digest)
@@ -211,6 +212,7 @@ class Matrix(Record):
     def __post_init__(self) -> None:
         for name in ("plan", "base_fingerprint"):
             check_digest(name, getattr(self, name))
+        check_range(1, MAX_ROUND, round=self.round)
         for name in (*self.sites, *self.worst_sites.values(), *self.files):
             check_site_name(name)
 

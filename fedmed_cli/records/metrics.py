@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from fedmed_cli.errors import InputError
 from fedmed_cli.records.codec import decode, parse_json, read_file, reason_of
 from fedmed_cli.records.measures import Run
 
-MAX_METRICS_BYTES = 1_000_000_000
+MAX_METRICS_BYTES = 100_000_000
 
 
 def metric_line(event: str, **values: str | int | float | None) -> bytes:
@@ -24,15 +25,19 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:
 
     A damaged line anywhere else is an InputError.
     """
-    lines = read_file(path, MAX_METRICS_BYTES).split(b"\n") if path.exists() else [b""]
+    data = read_file(path, MAX_METRICS_BYTES) if path.exists() else b""
     events: list[dict[str, Any]] = []
-    for number, line in enumerate(lines[:-1], 1):
+    for number, line in enumerate(io.BytesIO(data), 1):  # one at a time: a hostile file is all line feeds
+        if not line.endswith(b"\n"):
+            return events, True
         event = parse_json(line, f"{path}:{number}")
         if not isinstance(event, dict) or event.get("format") != "fedmed/metric" or event.get("version") != 1:
             raise InputError(f"{path}:{number}: expected a fedmed/metric of version 1")
+        if not isinstance(event.get("event"), str):
+            raise InputError(f"{path}:{number}: names no event")
         try:
             decode(Run, event, "metric")
         except ValueError as error:
             raise InputError(f"{path}:{number}: {reason_of(error)}") from None
         events.append(event)
-    return events, bool(lines[-1])
+    return events, False

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedmed_cli import __version__
 from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.errors import ConflictError, TrustError
+from fedmed_cli.events import say_first
 from fedmed_cli.reporting import numbers, svg
 from fedmed_cli.reporting.page import GENERATOR, render
 from fedmed_cli.reporting.sections import federation, lineage, results, training, weights
@@ -55,9 +56,9 @@ def report(
     with_plots = svg.available()
     if not with_plots:
         policy.say("matplotlib is not installed: the report shows tables without plots")
-    for problem in records.problems:
-        policy.say(f"left out of the report: {problem}")
-    data = html(records, answers, verification).encode("utf-8")
+    problems = [f"left out of the report: {problem}" for problem in records.problems]
+    say_first(policy.say, problems, "files, which the report names")
+    data = html(records, answers, verification).encode("utf-8", "replace")  # a file's name need not be UTF-8
     write_file(target, data)
     return ReportFile(target, len(data), with_plots, records.problems, records.untrusted)
 

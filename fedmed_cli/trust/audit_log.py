@@ -16,12 +16,17 @@ from fedmed_cli.workspace import Workspace, utc_now
 AUDIT_NAME = "audit.jsonl"
 
 
-@dataclass(frozen=True)
+@dataclass
 class AuditLog:
-    """`.fedmed/audit.jsonl` of a workspace. Whoever writes it holds the workspace's lock."""
+    """`.fedmed/audit.jsonl` of a workspace. Whoever writes it holds the workspace's lock.
+
+    What was read is not read again before the file changes: the work for each further event stays the same.
+    """
 
     workspace: Workspace
     say: Say = field(default=lambda message: None, repr=False, compare=False)
+    _known: set[tuple[str, int, str, str | None]] = field(default_factory=set, repr=False, compare=False)
+    _stamp: tuple[int, ...] = ()
 
     @property
     def _chain(self) -> Chain[AuditEntry]:
@@ -34,8 +39,15 @@ class AuditLog:
 
     def has(self, event: AuditEvent, round_number: int, party: str, digest: str | None) -> bool:
         """Whether an event of a round is there."""
-        wanted = (event, round_number, party, digest)
-        return any((one.event, one.round, one.party, one.digest) == wanted for one in self.read())
+        if (stamp := self._read_stamp()) != self._stamp:
+            self._known = {(one.event, one.round, one.party, one.digest) for one in self.read()}
+            self._stamp = stamp
+        return (event, round_number, party, digest) in self._known
+
+    def _read_stamp(self) -> tuple[int, ...]:
+        """What differs once the log was written again; the same where there is none."""
+        stamps = [path.stat() for path in (self._chain.path, self._chain.seal) if path.exists()]
+        return tuple(number for one in stamps for number in (one.st_ino, one.st_size, one.st_mtime_ns))
 
     def note(
         self,
@@ -59,6 +71,8 @@ class AuditLog:
         self._chain.append(
             lambda previous: AuditEntry(event, round_number, plan, party, digest, key, exit_code, utc_now(), previous)
         )
+        self._known.add((event, round_number, party, digest))
+        self._stamp = self._read_stamp()
 
     def note_folder(self, event: AuditEvent, folder: AdapterFolder) -> None:
         """Add an event of a contribution or a global adapter."""

@@ -17,7 +17,8 @@ from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.privacy import LedgerEntry
 from fedmed_cli.workspace.durable import private_files, sync_folder, write_all, write_file
 
-MAX_CHAIN_BYTES = 1_000_000_000
+MAX_CHAIN_BYTES = 100_000_000
+LEAST_LINE_BYTES = 100
 START = "0" * 64
 
 E = TypeVar("E", LedgerEntry, AuditEntry)
@@ -71,8 +72,11 @@ class Chain(Generic[E]):
             write_file(self.seal, json.dumps({"entries": len(lines) + 1, "last": sha256_bytes(line)}).encode())
 
     def _lines(self) -> list[bytes]:
-        """The lines; the last one is empty where the file ends as it should."""
-        return (read_file(self.path, MAX_CHAIN_BYTES) if self.path.exists() else b"").split(b"\n")
+        """The lines; the last one is empty where the file ends as it should. InputError where they are too short."""
+        data = read_file(self.path, MAX_CHAIN_BYTES) if self.path.exists() else b""
+        if data.count(b"\n") * LEAST_LINE_BYTES > len(data):
+            raise InputError(f"{self.path}: is damaged: its lines are too short to be entries")
+        return data.split(b"\n")
 
     def _check_seal(self, digests: Sequence[str]) -> None:
         if not self.seal.exists():
@@ -80,7 +84,7 @@ class Chain(Generic[E]):
         seal = parse_json(read_file(self.seal), str(self.seal))
         try:
             number, last = int(seal["entries"]), str(seal["last"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise InputError(f"{self.seal}: is damaged; it remembers the last line of {self.path}") from None
         if len(digests) <= number or digests[number] != last:
             raise self.fault(

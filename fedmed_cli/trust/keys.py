@@ -13,8 +13,9 @@ from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.records.codec import Record, read_file
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.measures import COORDINATOR
-from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.plan import MAX_PLAN_BYTES, Plan
 from fedmed_cli.records.scores import Scores
 from fedmed_cli.workspace import PLAN_NAME, Workspace
 from fedmed_cli.workspace.durable import write_file
@@ -60,14 +61,30 @@ def write_signed(place: Workspace, path: Path, record: Record, signer: Signer | 
 def write_plan(place: Workspace, plan: Plan, signer: Signer | None) -> None:
     """Write the plan, signed where it pins a key for the coordinator, and take its keys for those pinned here.
 
-    TrustError unless `signer` has the coordinator's key. The caller holds the lock.
+    A file that says the same stays as it is; one whose comments the new one lacks is kept in `.fedmed/replaced/`, which
+    is said. TrustError unless `signer` has the coordinator's key. The caller holds the lock.
     """
-    files = {PLAN_NAME: plan.to_bytes()}
+    old = read_file(place.plan_path, MAX_PLAN_BYTES)
+    is_same = Plan.from_bytes(old, str(place.plan_path)) == plan
+    files = {PLAN_NAME: old if is_same else plan.to_bytes()}
     if COORDINATOR in plan.sites.keys:
         files |= sign_record(PLAN_NAME, files, signer_for(COORDINATOR, plan, signer))
+    _keep_comments(place, old, files[PLAN_NAME])
     for name, data in files.items():
         write_file(place.root / name, data)
     place.remember_pins(plan)
+
+
+def _keep_comments(place: Workspace, old: bytes, new: bytes) -> None:
+    lines = set(new.split(b"\n"))
+    if all(line in lines for line in old.split(b"\n") if b"#" in line):
+        return
+    kept = place.private / "replaced" / f"{PLAN_NAME}-{short(sha256_bytes(old))}"
+    place.make_private()
+    write_file(kept, old)
+    place.say(
+        f"{place.plan_path}: is written anew without its comments; as it was it is kept in {place.relative(kept)}"
+    )
 
 
 def read_site_record(kind: type[R], path: Path, plan: Plan, policy: SignaturePolicy) -> tuple[R, bytes]:

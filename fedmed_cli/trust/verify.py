@@ -24,7 +24,7 @@ from fedmed_cli.adapters.low_rank import relate
 from fedmed_cli.adapters.signers import SignaturePolicy, check_signer, name_party
 from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.errors import FedmedError, InputError, TrustError
-from fedmed_cli.events import Say
+from fedmed_cli.events import Say, say_first
 from fedmed_cli.records.aggregate import Aggregate, Truncation
 from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.comparison import Comparison
@@ -131,17 +131,24 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
     """
     result = Verification()
     checks = _Checks(workspace, plan, require, result)
-    covered = None
-    for number in range(workspace.newest_round(), 0, -1):
+    covered, later = None, None
+    for number in reversed(workspace.list_rounds()):
+        if later is not None and number < later - 1:
+            checks.note_gap(number + 1, later)
+            covered = None
         say(f"round {number}")
-        covered = checks.check_round(number, covered, again)
+        covered, later = checks.check_round(number, covered, again), number
+    if later is not None and later > 1:
+        checks.note_gap(1, later)
     for entry in sorted(workspace.rounds.iterdir()) if workspace.rounds.is_dir() else ():
         if not (entry.name.isdigit() and (entry / "global").is_dir()) and not entry.name.startswith("."):
             result.notes.append(f"{workspace.relative(entry)}: is not a round, and was not checked")
-    for path in sorted(workspace.adapters.iterdir()) if workspace.adapters.is_dir() else ():
-        if path.is_file() and not is_bundle(path):
-            result.notes.append(f"{workspace.relative(path)}: is a plain file, and was not checked")
-        elif not path.name.startswith("."):
+    mail = sorted(workspace.adapters.iterdir()) if workspace.adapters.is_dir() else []
+    plain = dict.fromkeys(path for path in mail if path.is_file() and not is_bundle(path))
+    names = [f"{workspace.relative(path)}: is a plain file, and was not checked" for path in plain]
+    say_first(result.notes.append, names, "such files")
+    for path in mail:
+        if path not in plain and not path.name.startswith("."):
             result.attempt(partial(checks.check_mail, path))
     for path, read in _list_other_records(workspace):
         result.attempt(partial(read, path))
@@ -150,7 +157,7 @@ def verify_workspace(workspace: Workspace, plan: Plan, again: bool, require: boo
         result.attempt(partial(read_site_record, Scores, path, plan, checks.policy))
     for path in sorted(workspace.reports.glob("compare-*.json")):
         result.attempt(partial(read_site_record, Comparison, path, plan, checks.policy))
-    for orphan in sorted(workspace.root.glob("**/.*.tmp")):
+    for orphan, _ in workspace.list_left_overs():
         result.notes.append(f"{workspace.relative(orphan)}: left by an interrupted command; the next one clears it up")
     if not result.checked and not result.faults:
         result.notes.append("there is no adapter here yet")
@@ -209,10 +216,6 @@ class _Checks:
         `covered` is the digest of its record as a trusted record of the next round names it; returned is the same
         for the previous round.
         """
-        path = self.workspace.global_adapter(number)
-        if not path.is_dir():
-            self.result.notes.append(f"round {number} is not here, so the lineage ends at round {number + 1}")
-            return None
         folder = self.read_global(number)
         if folder is None:
             return None
@@ -223,6 +226,11 @@ class _Checks:
         difference = self.recompute(folder, contributions) if again else None
         self.add(folder, signature, difference)
         return folder.record.parent_record if is_trusted else None
+
+    def note_gap(self, first: int, later: int) -> None:
+        """Note that the rounds from `first` on are not here until `later`, of which nothing covers what was before."""
+        what = f"round {first} is" if first == later - 1 else f"rounds {first} to {later - 1} are"
+        self.result.notes.append(f"{what} not here, so the lineage ends at round {later}")
 
     def read_global(self, number: int) -> GlobalFolder | None:
         """A round's global folder through the gate, read once; None where it has a fault, which is noted."""

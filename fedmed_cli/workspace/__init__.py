@@ -127,14 +127,17 @@ class Workspace:
 
     def newest_round(self) -> int:
         """The newest round with a global adapter, 0 where there is none."""
+        return max(self.list_rounds(), default=0)
+
+    def list_rounds(self) -> list[int]:
+        """The rounds with a global adapter, in order; some between them may not be here."""
         if not self.rounds.is_dir():
-            return 0
-        numbers = [
+            return []
+        return sorted(
             int(folder.name)
             for folder in self.rounds.iterdir()
             if _ROUND.fullmatch(folder.name) and (folder / "global").is_dir()
-        ]
-        return max(numbers, default=0)
+        )
 
     def read_plan(self, *, remember: bool = True) -> Plan:
         """The plan; TrustError unless it is signed as it asks itself, with the keys that were pinned here before.
@@ -172,7 +175,8 @@ class Workspace:
             return
         hint = (
             f"ask the coordinator for {PLAN_NAME} and {PLAN_SIGNATURE_NAME}, and copy both here; "
-            "the coordinator signs a plan with 'fedmed keys sign'"
+            "the coordinator reads the plan and signs it with 'fedmed keys sign', "
+            "also where 'fedmed keys' was interrupted"
         )
         if key is None:
             raise TrustError(f"{path}: is a signature, but the plan pins no key for the coordinator", hint=hint)
@@ -238,9 +242,9 @@ class Workspace:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            pid = holder.read_text().strip() if holder.exists() else "unknown"
             raise ConflictError(
-                f"another fedmed (process {pid}) works in {self.root}", hint="wait until it is done"
+                f"another fedmed (process {self.lock_holder() or 'unknown'}) works in {self.root}",
+                hint="wait until it is done",
             ) from None
         try:
             holder.write_text(f"{os.getpid()}\n")
@@ -249,6 +253,14 @@ class Workspace:
         finally:
             holder.unlink(missing_ok=True)
             lock.release()
+
+    def lock_holder(self) -> int | None:
+        """The process that holds the lock, or died while it did; None where nobody wrote it down."""
+        try:
+            text = read_file(self.private / "lock.pid", 100, links=False).decode("ascii").strip()
+        except (InputError, UnicodeDecodeError):
+            return None
+        return int(text) if text.isdigit() and len(text) < 20 else None
 
     def make_private(self) -> None:
         """Make `.fedmed/` for this user alone: it holds what is computed from single examples.
@@ -276,10 +288,10 @@ class Workspace:
     def list_left_overs(self) -> Iterator[tuple[Path, Path | None]]:
         """What a command that writes now, or was interrupted, has not put in place, and its place if it is complete."""
         places = (
-            *(self.root, self.data, self.adapters, self.rounds, self.reports, self.private),
+            *(self.root, self.data, self.adapters, self.rounds, self.reports, self.scores, self.late, self.private),
             self.root / "personal",
         )
-        nested = (folder for place in (self.data, self.rounds, self.private) for folder in place.glob("*"))
+        nested = (folder for place in (self.data, self.rounds, self.late, self.private) for folder in place.glob("*"))
         for folder in (*places, *(folder for folder in nested if not folder.is_symlink())):
             for orphan in sorted(folder.glob(".*.tmp")) if folder.is_dir() else ():
                 if not orphan.is_symlink() and _LEFT_OVER.fullmatch(orphan.name):

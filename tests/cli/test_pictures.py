@@ -11,9 +11,10 @@ import pytest
 from fedmed_cli.cli.tables import pictures
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import SplitRecord
-from fedmed_cli.reporting.parts import Figure
+from fedmed_cli.reporting.parts import Figure, Forest, Table
 from fedmed_cli.reporting.tables.comparison import comparison_parts
 from fedmed_cli.reporting.tables.split import split_parts
 
@@ -42,6 +43,12 @@ def test_an_interval_stands_where_its_numbers_are():
     assert pictures.draw_interval(-0.2, 0.1, 0.4, -0.5, 0.5, 11) == "   ├─┼●──┤ "
     assert pictures.draw_interval(0.5, 0.5, 0.5, 0.0, 1.0, 5) == "│ ●  "
     assert pictures.draw_interval(0.0, 0.0, 0.0, 0.0, 0.0, 5) == "  ●  "
+
+
+def test_a_mean_outside_its_skewed_interval_is_drawn():
+    plot = Forest({"A": Interval(0.5, 0.1, 0.2), "B": Interval(-0.5, -0.2, -0.1)}, frozenset("AB"), "nats")
+    (table,) = pictures.picture(Figure("x", "title", plot, Table("title", [], [])))
+    assert [row[1].index("●") for row in table.rows] == [40, 0]
 
 
 def figure(parts):
@@ -83,6 +90,7 @@ import json, pathlib, sys
 from fedmed_cli.cli.tables.pictures import loss_curves
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.reporting.tables.comparison import comparison_parts
 from fedmed_cli.cli.screen import Screen

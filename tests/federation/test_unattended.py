@@ -1,5 +1,6 @@
 """Rounds without a person at each step, over a shared folder that copies slowly, late, or from somebody hostile."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -18,9 +19,10 @@ from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import InputError, TrustError, UsageError
 from fedmed_cli.federation import coordinator, steps
-from fedmed_cli.federation.mailbox import bundle_name
+from fedmed_cli.federation.mailbox import Mail, bundle_name
 from fedmed_cli.federation.unattended import Coordinator, Hospital, check_mailbox
 from fedmed_cli.trust.audit_log import AuditLog
+from fedmed_cli.trust.chain import Chain
 from fedmed_cli.workspace.durable import write_folder
 
 SETTINGS = AggregationSettings(weights="tokens", server_lr=1.0)
@@ -373,6 +375,80 @@ def test_nothing_else_is_read_from_the_shared_folder_and_it_is_named(place, box)
     ]
 
 
+def test_of_many_other_names_the_first_are_named_and_the_rest_is_counted(place, box):
+    for number in range(30):
+        (box / f"notes-{number:02d}.txt").touch()
+    party, said = make_coordinator(place, box)
+    party.look()
+    party.look()
+    skipped = [line for line in said if "notes-" in line]
+    assert [line.partition(":")[0] for line in skipped] == [str(box / f"notes-{n:02d}.txt") for n in range(10)]
+    assert f"and 20 more such names in {box}" in said
+
+
+@pytest.mark.parametrize("whose", ["A", "global"])
+def test_of_many_refused_files_the_first_are_written_down_and_the_rest_is_counted(whose, place, box, tmp_path):
+    for number in range(1, 31):
+        (box / bundle_name(number, whose)).write_bytes(b"%d" % number)
+    home, (party, said) = place, make_coordinator(place, box)
+    if whose == "global":
+        home, party, said = make_hospital(tmp_path, box)
+    for _ in range(3):
+        assert not party.look()
+    who = "the coordinator" if whose == "global" else "site A"
+    assert len([line for line in said if line.startswith("refused: ")]) == 10
+    assert len([one for one in AuditLog(home).read() if one.event == "refused"]) == 10
+    rest = f"round 1: and 20 more files under the name of {who} were refused, which the audit log does not name"
+    assert said.count(rest) == 1
+
+
+def test_the_audit_log_is_not_read_again_for_each_event(place, box, monkeypatch):
+    for site in "ABC":
+        for number in range(1, 11):
+            (box / bundle_name(number, site)).write_bytes(b"%d" % number)
+    read, reads = Chain.read, []
+    monkeypatch.setattr(Chain, "read", lambda chain: reads.append(1) or read(chain))
+    party, _ = make_coordinator(place, box)
+    party.look()
+    party.look()
+    assert len([event for event, _, _ in events(place) if event == "refused"]) == 30
+    assert len(reads) <= 4
+
+
+def test_an_audit_log_that_another_process_wrote_meanwhile_is_read_again(place):
+    place.make_private()
+    one, other = AuditLog(place), AuditLog(place)
+    for log, number in ((one, 1), (other, 2), (one, 2), (other, 1), (one, 3)):
+        log.note("opened", PLAN.digest, number, "coordinator")
+    assert events(place) == [("opened", number, "coordinator") for number in (1, 2, 3)]
+
+
+def test_a_file_that_is_too_large_is_refused_unread(place, box):
+    with (box / bundle_name(1, "A")).open("wb") as file:
+        file.truncate(100_000_000)
+    (box / bundle_name(1, "B")).write_bytes(b"x")
+    party, _ = make_coordinator(place, box)
+    party.look()
+    party.look()
+    refused = {one.party: one.digest for one in AuditLog(place).read() if one.event == "refused"}
+    assert refused == {"A": None, "B": hashlib.sha256(b"x").hexdigest()}
+
+
+def test_of_a_folder_with_many_files_no_more_are_looked_at_than_the_gate_does(box):
+    (box / "A").mkdir()
+    for number in range(200):
+        (box / "A" / f"{number:03d}").touch()
+    (entry,) = Mail(box, ["A"], ["A"], print).unread()
+    assert len(entry.stamp) < 50
+
+
+def test_a_seal_with_an_infinite_number_is_damaged(place, fails):
+    place.make_private()
+    AuditLog(place).note("opened", PLAN.digest, 1, "coordinator")
+    (place.private / "audit-seal.json").write_text('{"entries": 1e400, "last": "x"}')
+    assert "audit-seal.json: is damaged" in fails(3, "verify", "-C", place.root)
+
+
 def test_where_no_key_is_pinned_it_is_said_and_signatures_can_be_required(tmp_path, box):
     plan = without_keys(PLAN)
     place = make_workspace(tmp_path / "unsigned", plan, mailbox=False)
@@ -438,6 +514,8 @@ def test_a_mailbox_is_a_folder_outside_the_workspace(place, tmp_path):
         check_mailbox(place, tmp_path / "nowhere")
     with pytest.raises(UsageError):
         check_mailbox(place, place.root)
+    with pytest.raises(UsageError, match="the workspace is inside"):
+        check_mailbox(place, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,11 @@ def snapshot(root):
     }
 
 
+def place_of(name):
+    """The folder that appears whole with the file in it: a contribution's, a round's."""
+    return "/".join(name.split("/")[:2])
+
+
 def leftovers(root):
     return [path.relative_to(root).as_posix() for path in root.rglob(".*.tmp")]
 
@@ -138,7 +143,7 @@ class Bed:
         self.num_calls = int(counted.read_text())
         self.made = weights(self.reference, self.makes)
         assert self.made
-        self.state = snapshot(self.template)
+        self.state, self.done = snapshot(self.template), snapshot(self.reference)
 
     def fresh(self):
         return Path(shutil.copytree(self.template, self.base / str(next(self.numbers))))
@@ -188,15 +193,19 @@ class Bed:
         raise AssertionError
 
     def check_failed(self, root, code):
-        """After a full disk: the old state, or the complete new one; nothing half-made."""
+        """After a full disk: each folder as it was, or complete as the undisturbed command makes it; none half-made.
+
+        A command of several steps, such as a round, keeps the steps that were done.
+        """
         after = snapshot(root)
         changed = {name for name in self.state.keys() | after.keys() if self.state.get(name) != after.get(name)}
-        changed -= {"metrics.jsonl"}
-        if changed:
-            made = weights(root, self.makes)
-            known = weights(self.template, self.makes)
-            assert all(data in (self.made.get(name), known.get(name)) for name, data in made.items())
-        assert code == 0 or not changed or weights(root, self.makes), changed
+        for place in {place_of(name) for name in changed - {"metrics.jsonl"}}:
+            now, before, done = (
+                {name for name in files if place_of(name) == place} for files in (after, self.state, self.done)
+            )
+            assert now in (before, done), (code, place, now)
+        made = {name: data for name, data in after.items() if name.endswith(".safetensors")}
+        assert all(data in (self.state.get(name), self.done.get(name)) for name, data in made.items()), code
 
     def two_at_once(self, count):
         outcomes = {}

@@ -23,6 +23,7 @@ from fedmed_cli.adapters.adapter import CONFIG_NAME, WEIGHTS_NAME, initial_facto
 from fedmed_cli.adapters.folder import AGGREGATE_NAME, CONTRIBUTION_NAME
 from fedmed_cli.adapters.gate_steps import MAX_SMALL_FILE_BYTES
 from fedmed_cli.adapters.safetensors import MAX_HEADER_BYTES
+from fedmed_cli.cli.tables.pictures import picture
 from fedmed_cli.data import examples
 from fedmed_cli.data.bad_rows import DEFAULT_MAX_BAD, BadRows
 from fedmed_cli.data.batches import json_lines
@@ -58,8 +59,11 @@ from fedmed_cli.records.plan import MAX_PLAN_BYTES, PUBLIC_KEY, Plan
 from fedmed_cli.records.privacy import LedgerEntry, Mechanism
 from fedmed_cli.records.scores import Scores, SiteScore
 from fedmed_cli.records.split import DivisionRecord, SiteCounts, SplitRecord
+from fedmed_cli.reporting.parts import Figure
+from fedmed_cli.reporting.tables.comparison import comparison_parts, matrix_parts
+from fedmed_cli.trust.audit_log import AuditLog
 from fedmed_cli.trust.ledger import Ledger
-from fedmed_cli.workspace import PLAN_SIGNATURE_NAME
+from fedmed_cli.workspace import PLAN_SIGNATURE_NAME, Workspace
 from helpers import factories
 from helpers.counted import TooMuchWork, count_calls
 
@@ -439,6 +443,13 @@ def make_targets(folder):
         (folder / "compare-A.json").write_bytes(data)
         merged = site_matrix.merge(unsigned, [folder / "compare-A.json", folder / "compare-B.json"])
         in_range(encode(merged))
+        matrix_parts(merged, plan)
+
+    def comparison_is_shown(record):
+        in_range(encode(record))
+        for part in comparison_parts(record, plan):
+            if isinstance(part, Figure):
+                picture(part)
 
     def check_choices(data):
         (folder / "choices.jsonl").write_bytes(data)
@@ -470,6 +481,24 @@ def make_targets(folder):
             raise InputError(error.message) from None
         in_range([encode(entry) for entry in entries])
 
+    watched = AuditLog(Workspace(folder / "watched"))
+    for number in range(1, 4):
+        watched.note("opened", plan.digest, number, "coordinator")
+    audit_files = [watched.workspace.private / name for name in ("audit.jsonl", "audit-seal.json")]
+    audit_log, seal = (path.read_bytes() for path in audit_files)
+
+    def check_audit_log(data):
+        audit_files[0].write_bytes(data)
+        in_range([encode(entry) for entry in watched.read()])
+
+    def check_seal(data):
+        audit_files[0].write_bytes(audit_log)
+        audit_files[1].write_bytes(data)
+        try:
+            watched.read()
+        finally:
+            audit_files[1].write_bytes(seal)
+
     def check_pins(data):
         workspace.make_private()
         (workspace.private / "pinned.json").write_bytes(data)
@@ -499,7 +528,7 @@ def make_targets(folder):
         ),
         Target("split.json", split, record(SplitRecord), limit=MAX_RECORD_BYTES),
         Target("division.json", division, record(DivisionRecord), limit=MAX_RECORD_BYTES),
-        Target("compare.json", comparison, record(Comparison), limit=MAX_RECORD_BYTES),
+        Target("compare.json", comparison, record(Comparison, comparison_is_shown), limit=MAX_RECORD_BYTES),
         Target("compare-SITE.json to merge", comparison, check_merge, limit=MAX_RECORD_BYTES),
         Target("matrix.json", merged, record(Matrix), limit=MAX_RECORD_BYTES),
         Target("personal.json", personal, record(Personal), limit=MAX_RECORD_BYTES),
@@ -509,6 +538,8 @@ def make_targets(folder):
         Target("audit.json", audit, record(Audit), limit=MAX_RECORD_BYTES),
         Target("export.json", exported, record(Export), limit=MAX_RECORD_BYTES),
         Target("privacy.jsonl", ledger, check_ledger, limit=MAX_RECORD_BYTES),
+        Target("audit.jsonl", audit_log, check_audit_log, limit=MAX_RECORD_BYTES),
+        Target("audit-seal.json", seal, check_seal, limit=MAX_RECORD_BYTES),
         Target("pinned.json", pins, check_pins, limit=MAX_RECORD_BYTES),
         Target("metrics.jsonl", metrics, check_metrics),
         Target("detached signature", signature, check_signature, limit=signatures.MAX_SIGNATURE_BYTES),

@@ -26,6 +26,8 @@ from fedmed_cli.models.export.open_source import FORM_NAMES
 from fedmed_cli.records.digests import sha256_file
 from fedmed_cli.records.export import Export
 from fedmed_cli.records.lora import Lora
+from fedmed_cli.records.measures import Interval
+from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Prompt
 from fedmed_cli.workspace.durable import write_folder
 
@@ -75,6 +77,27 @@ def test_each_form_is_compared_and_its_record_names_where_it_comes_from(
     assert record.comparison.largest_difference < 0.05
     assert record.comparison.effect_found == pytest.approx(record.comparison.effect, rel=0.2)
     assert record.comparison.effect > 0.05
+
+
+def test_what_is_made_of_a_private_adapter_says_so_and_is_for_its_user_alone(
+    run, tmp_path, round_workspace, capsys, fails
+):
+    plan, folder = round_workspace.read_plan(), read_from_anyone(round_workspace.global_adapter(1))
+    files = {name: folder.files[name] for name in folder.record.files}
+    record = Personal(
+        "B", 1, plan.digest, plan.base.fingerprint, "0" * 64, folder.adapter.digest, 0.5, {"0": 2.0, "0.5": 1.9},
+        Interval(-0.1, -0.2, -0.05), 10, 10, 9, 80, 3, folder.record.files,
+    )  # fmt: skip
+    write_folder(round_workspace.personal("B"), files | {"personal.json": record.to_bytes()})
+    target = tmp_path / "vllm"
+    assert run("vllm", adapter="personal-B") == 0
+    assert "it does not leave the hospital" in capsys.readouterr().out
+    assert "It is private to site B and **does not leave the hospital**." in (target / "README.md").read_text()
+    assert Export.read(target / "export.json").site == "B"
+    assert {path.name: path.stat().st_mode & 0o777 for path in (target, *target.iterdir())} == {
+        "vllm": 0o700
+    } | dict.fromkeys(("README.md", "adapter_config.json", "adapter_model.safetensors", "export.json"), 0o600)
+    fails(3, "pack", target, "-o", tmp_path / "it.fedmed.tar")
 
 
 def test_the_gguf_holds_what_llama_cpp_reads(run, tmp_path, round_workspace):

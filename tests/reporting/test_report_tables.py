@@ -16,7 +16,7 @@ from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.reporting import numbers, page
 from fedmed_cli.reporting.parts import Cell, Section, Table, Text
-from fedmed_cli.reporting.tables.comparison import comparison_parts, in_order, site_matrix_parts, verdict
+from fedmed_cli.reporting.tables.comparison import comparison_parts, in_order, losses_table, site_matrix_parts, verdict
 from fedmed_cli.reporting.tables.round import round_parts, validation_table
 
 GOLDEN = Path(__file__).parents[1] / "golden/v1"
@@ -144,3 +144,15 @@ def test_a_gap_in_the_matrix_stays_empty_and_a_star_marks_what_is_not_by_chance(
     ]  # fmt: skip
     assert table.rows[1][2].lines == ("+0.1000",)
     assert table.rows[1][3] == Cell()
+
+
+def test_of_many_adapters_each_has_a_row(plan):
+    score = Score(2.0, 1.0, 0.0, 5, 5, 5, None, None)
+    by_site = {site: {f"adapter-{n:02d}": score for n in range(30)} for site in "AB"}
+    table = losses_table("Losses", "site", by_site, plan, {"adapter-00": 2.0})
+    assert table.columns == ["adapter", "A", "B", "mean"]
+    assert [row[0] for row in table.rows] == [*(f"adapter-{n:02d}" for n in range(30)), "examples"]
+    assert [cell if isinstance(cell, str) else cell.text for cell in table.rows[0]] == [
+        "adapter-00", "2.0000", "2.0000", "2.0000"
+    ]  # fmt: skip
+    assert table.rows[-1] == ["examples", "5 in 5 groups", "5 in 5 groups", ""]

@@ -1,6 +1,7 @@
 """A plan that pins the coordinator's key must be signed with it, for every command."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from helpers import factories
 
 from fedmed_cli.cli.app import COMMANDS, main
 from fedmed_cli.records.signatures import sign
-from fedmed_cli.workspace import PLAN_SIGNATURE_NAME, Workspace
+from fedmed_cli.workspace import PLAN_SIGNATURE_NAME, Workspace, durable
 
 HINT = "ask the coordinator for federation.toml and federation.toml.sig"
 # What else a command is asked for before it reads the plan. Those that are left out read none.
@@ -135,6 +136,51 @@ def test_signing_pins_the_key_and_changes_by_command_are_signed_again(tmp_path, 
     change_a_byte(place)
     assert main(["keys", "sign", "-q", "-C", str(place.root)]) == 0
     assert place.read_plan().sites.min_sites == 1
+
+
+def test_comments_stay_where_only_a_signature_is_made_and_are_kept_elsewhere_else(workspace, capsys):
+    text = "# ours\n" + workspace.plan_path.read_text().replace("min_sites = 2", "min_sites = 2  # enough")
+    workspace.plan_path.write_text(text)
+    assert main(["keys", "sign", "-C", str(workspace.root)]) == 0
+    assert workspace.plan_path.read_text() == text
+    assert "comments" not in capsys.readouterr().err
+    stranger = ["keys", "trust", "B", factories.SIGNERS["stranger"].public, "--replace", "-C", str(workspace.root)]
+    assert main(stranger) == 0
+    assert "# ours" not in workspace.plan_path.read_text()
+    (kept,) = (workspace.private / "replaced").iterdir()
+    assert kept.read_text() == text
+    assert f"without its comments; as it was it is kept in {workspace.relative(kept)}" in capsys.readouterr().err
+    assert main([*stranger[:3], factories.SIGNERS["B"].public, *stranger[4:]]) == 0
+    assert "comments" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_after_an_interruption_the_hint_leads_back(done, workspace, monkeypatch, capsys):
+    """Of the plan, its signature and the pins that are remembered, the first ones are written, and not the others."""
+    workspace.read_plan()  # which remembers the keys
+    real, calls = durable.write_file, itertools.count()
+
+    def write_file(*arguments):
+        if next(calls) >= done:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fedmed_cli.trust.keys.write_file", write_file)
+        patched.setattr("fedmed_cli.workspace.write_file", write_file)
+        trust = ["keys", "trust", "B", factories.SIGNERS["stranger"].public, "--replace", "-C", str(workspace.root)]
+        assert (main(trust) == 0) == (done == 3)
+    capsys.readouterr()
+    assert main(["status", "-q", "-C", str(workspace.root)]) == (7 if done in (1, 2) else 0)
+    shown = " ".join(capsys.readouterr().err.split())
+    if done == 1:
+        assert "'fedmed keys sign', also where 'fedmed keys' was interrupted" in shown
+        assert main(["keys", "sign", "-q", "-C", str(workspace.root)]) == 0
+    if done == 2:
+        assert "'fedmed keys accept' takes its keys" in shown
+        assert main(["keys", "accept", "-q", "-C", str(workspace.root)]) == 0
+    assert main(trust) == 0
+    assert workspace.read_plan().sites.keys["B"] == factories.SIGNERS["stranger"].public
 
 
 def test_only_the_coordinators_key_signs(workspace, tmp_path, fails):

@@ -271,3 +271,42 @@ def test_a_waiting_contribution_is_reported_only_with_its_signature(workspace, f
     unsign(record)
     fails(7, "report", "-C", workspace.root)
     assert "999999" not in (workspace.reports / "report.html").read_text()
+
+
+def test_a_matrix_that_nobody_could_read_again_is_not_written(workspace, fails):
+    for site in "AB":
+        path = workspace.reports / f"compare-{site}.json"
+        value = json.loads(path.read_text())
+        names = [f"a{number}" for number in range(2000)]
+        value["adapters"] |= dict.fromkeys(names, "cd" * 32)
+        value["scores"] |= dict.fromkeys(names, value["scores"]["base"])
+        path.write_text(json.dumps(value))
+        sign(path, site)
+    command = "compare merge reports/compare-A.json reports/compare-B.json"
+    message = fails(4, *argv(workspace, command), "-C", workspace.root)
+    assert "the matrix of 2,002 adapters at 2 sites would take" in message
+    assert not (workspace.reports / "matrix.json").exists()
+
+
+@pytest.mark.parametrize("command", ["compare merge reports/compare-A.json reports/compare-B.json", "report"])
+def test_a_difference_of_0_beside_its_interval_is_shown(workspace, command):
+    for site in factories.SITES:
+        path = workspace.reports / f"compare-{site}.json"
+        value = json.loads(path.read_text())
+        value["scores"]["global"]["overall"]["against_base"] = {"mean": 0, "low": 0.1, "high": 0.2}
+        path.write_text(json.dumps(value))
+        sign(path, site)
+    assert main([*argv(workspace, command), "-q", "-C", str(workspace.root)]) == 0
+    assert main([*argv(workspace, command), "-C", str(workspace.root)]) == 0
+
+
+def test_a_round_that_no_federation_reaches_is_refused_and_not_counted_to(workspace):
+    """The figure of rounds would take each number up to it."""
+    path = workspace.reports / "compare-B.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(value | {"round": 2**62}))
+    sign(path, "B")
+    assert main(["report", "-q", "-C", str(workspace.root)]) == 0
+    message = "compare-B.json: round must be from 1 to 999,999"
+    text = (workspace.reports / "report.html").read_text()
+    assert message in text or message.replace(",", "") in text

@@ -25,6 +25,7 @@ def export(
     Example: fedmed export global --to ollama exported
     """
     from fedmed_cli.adapters import archive
+    from fedmed_cli.adapters.folder import PersonalFolder
     from fedmed_cli.cli import parse
     from fedmed_cli.errors import ConflictError
     from fedmed_cli.models.export.open_source import FORM_NAMES, open_source
@@ -42,10 +43,11 @@ def export(
 
     record = export_adapter(source, to, folder, plan, target, screen.say)
     found = record.comparison
+    private = "; it does not leave the hospital" if isinstance(folder, PersonalFolder) else ""
     size = sum(path.stat().st_size for path in target.iterdir())
     screen.result(
         record.to_dict() | {"path": str(target)},
-        f"wrote {target} ({number_of_bytes(size)}): {record.checked}",
+        f"wrote {target} ({number_of_bytes(size)}): {record.checked}" + private,
         f"{found.num_tokens} tokens of {found.num_answers} answers beside PEFT in {found.reference_dtype}: "
         f"mean difference {found.mean_difference:+.4f}, largest {found.largest_difference:.4f} nats; the adapter "
         f"changes a token by {found.effect:.4f}, the export by {found.effect_found:.4f} (slope {found.slope:.2f})",

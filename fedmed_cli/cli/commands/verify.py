@@ -25,6 +25,7 @@ def verify(
     Example: fedmed verify --recompute
     """
     from fedmed_cli.errors import UsageError
+    from fedmed_cli.events import say_first
     from fedmed_cli.reporting.tables.verification import checked_table
     from fedmed_cli.trust.verify import verify_folder, verify_workspace
 
@@ -38,8 +39,8 @@ def verify(
         result = verify_workspace(place, place.read_plan(), recompute, require_signatures, screen.detail)
     for note in result.notes:
         screen.say(note)
-    for fault in result.faults if len(result.faults) > 1 else ():
-        screen.say(f"fault: {fault.message}")
+    if len(result.faults) > 1:
+        say_first(screen.say, [f"fault: {fault.message}" for fault in result.faults], "faults")
     result.raise_faults()
     claims = ", ".join(result.claims)
     proved = "digests, signatures and lineage" if require_signatures else "digests and lineage"

@@ -28,8 +28,8 @@ def picture(figure: Figure) -> list[Part]:
 def _forest_table(plot: Forest) -> Table:
     """The intervals to look at first, drawn on one axis."""
     shown = {name: one for name, one in plot.rows.items() if name in plot.strong}
-    start = min(0.0, *(one.low for one in shown.values()))
-    end = max(0.0, *(one.high for one in shown.values()))
+    start = min(0.0, *(min(one.low, one.mean) for one in shown.values()))  # a skewed interval may not hold its mean
+    end = max(0.0, *(max(one.high, one.mean) for one in shown.values()))
     rows = [[name, draw_interval(one.low, one.mean, one.high, start, end)] for name, one in shown.items()]
     title = f"{start:+.3f} to {end:+.3f} {plot.x_label}; left is better"
     return Table(title, ["adapter", "95 % interval"], rows, frozenset({1}))

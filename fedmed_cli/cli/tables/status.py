@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedmed_cli.records.digests import short
 from fedmed_cli.reporting import numbers
 from fedmed_cli.reporting.parts import Pairs, Part
+from fedmed_cli.text import MOST_NAMED
 
 if TYPE_CHECKING:
     from fedmed_cli.federation.status import LastRound, SiteStatus, Status
@@ -23,12 +25,19 @@ def status_parts(status: Status) -> list[Part]:
         names = [_named(name, site) for name, site in sites.items() if site.state == state]
         if names:
             rows.append((state, ", ".join(names)))
-    rows += [("refuses", one.reason + (f" ({one.hint})" if one.hint else "")) for one in status.refused]
+    rows += _first_rows("refuses", [one.reason + (f" ({one.hint})" if one.hint else "") for one in status.refused])
     rows += _last_rows(status.last) if status.last else []
-    rows += [("note", note) for note in status.notes]
+    rows += _first_rows("note", status.notes)
     for one in status.next:
         rows += [(f"next, {one.who}", one.command or one.why), *([("", one.why)] if one.command else [])]
     return [Pairs(rows)]
+
+
+def _first_rows(name: str, values: Sequence[str]) -> list[tuple[str, str]]:
+    """A row each for the first few, and how many more there are."""
+    more = len(values) - MOST_NAMED
+    rows = [(name, value) for value in values[:MOST_NAMED]]
+    return [*rows, ("", f"and {more:,} more, which --json shows")] if more > 0 else rows
 
 
 def _named(name: str, site: SiteStatus) -> str:

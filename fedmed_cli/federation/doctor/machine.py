@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedmed_cli import __version__
 from fedmed_cli.federation.doctor.findings import Examined, Seen
-from fedmed_cli.text import number_of_bytes
+from fedmed_cli.text import first_few, number_of_bytes
 
 CLOCK_TOLERANCE = 300.0  # seconds
 LONG_AGO = 366 * 86_400.0  # seconds: few federations rest as long, and clocks that are wrong are often wrong by years
@@ -180,7 +180,7 @@ def check_clock(examined: Examined) -> Seen:
         odd = [f"the newest thing here is of {max(made for _, made in times):%Y-%m-%d}"]
     if odd:
         remedy = "compare this machine's clock with another (timedatectl), and ask whoever made them to do so"
-        return "WARN", f"it is {here:%Y-%m-%d %H:%M} UTC here, but {'; '.join(odd)}", remedy
+        return "WARN", f"it is {here:%Y-%m-%d %H:%M} UTC here, but {first_few(odd, '; ')}", remedy
     return "PASS", f"{here:%Y-%m-%d %H:%M} UTC, and nothing here is from the future", None
 
 

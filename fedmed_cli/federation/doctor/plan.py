@@ -18,7 +18,7 @@ from fedmed_cli.models import bases
 from fedmed_cli.records.codec import parse_json, read_file
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import COORDINATOR, Run
-from fedmed_cli.text import number_of_bytes
+from fedmed_cli.text import first_few, number_of_bytes
 from fedmed_cli.trust.keys import default_key_path
 from fedmed_cli.workspace import PLAN_NAME, Workspace
 
@@ -108,7 +108,7 @@ def check_adapters(examined: Examined) -> Seen:
     states = [site.state for site in status.sites.values()]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     if status.notes:
-        return "WARN", "; ".join(status.notes), "'fedmed status' says what is next"
+        return "WARN", first_few(status.notes, "; "), "'fedmed status' says what is next"
     return "PASS", f"round {status.round}: {counts}", None
 
 
@@ -121,11 +121,8 @@ def list_runs(workspace: Workspace) -> Iterator[tuple[Path, str, Run]]:
                 continue
             with contextlib.suppress(FedmedError):  # check_adapters says what is wrong with it
                 data = read_file(path)
-                yield (
-                    path,
-                    parse_json(data, str(path))["fedmed_version"],
-                    RECORDS[path.name].from_bytes(data, str(path)).run,
-                )
+                run = RECORDS[path.name].from_bytes(data, str(path)).run
+                yield path, parse_json(data, str(path))["fedmed_version"], run
 
 
 def check_versions(examined: Examined) -> Seen:
@@ -133,13 +130,13 @@ def check_versions(examined: Examined) -> Seen:
     here = {"fedmed": __version__} | {name: importlib.metadata.version(name) for name in LIBRARIES}
     others: dict[str, list[str]] = {}
     for path, writer, run in list_runs(examined.workspace):
-        theirs = {"fedmed": writer} | {name: str(run[name]) for name in LIBRARIES if run.get(name)}
+        theirs = {"fedmed": writer} | {name: str(run[name])[:40] for name in LIBRARIES if run.get(name)}
         for name, version in theirs.items():
             if _minor(version) != _minor(here[name]):
                 others.setdefault(f"{name} {version}, here {here[name]}", []).append(path.parent.name)
     if others:
-        seen = "; ".join(f"{', '.join(dict.fromkeys(names))} used {what}" for what, names in others.items())
-        return "WARN", seen, "install the same versions everywhere: pip install -c constraints.txt ."
+        seen = [f"{first_few(list(dict.fromkeys(names)))} used {what}" for what, names in others.items()]
+        return "WARN", first_few(seen, "; "), "install the same versions everywhere: pip install -c constraints.txt ."
     return "PASS", ", ".join(f"{name} {version}" for name, version in here.items()), None
 
 

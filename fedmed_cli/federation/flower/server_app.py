@@ -16,9 +16,9 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from fedmed_cli.adapters import archive
+from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.bundle import pack
-from fedmed_cli.errors import UsageError
+from fedmed_cli.errors import FedmedError, UsageError
 from fedmed_cli.events import Events
 from fedmed_cli.federation import coordinator, steps
 from fedmed_cli.federation.flower.messages import (
@@ -141,6 +141,16 @@ class Exchange:
             self._answered.add(ask)
             bundle, site = bundle_of(reply.content), about(reply.content).get("site")
             if bundle is not None and site in self.workspace.read_plan().sites.names:
-                write_in_place(self.inbox / bundle_name(ask[2], str(site)), bundle)
+                self._file(ask, str(site), bundle)
             elif ask[1] == "train":
                 say(f"node {ask[0]}: answered for round {ask[2]} without a contribution of a site of the plan")
+
+    def _file(self, ask: Ask, site: str, bundle: bytes) -> None:
+        """Put a bundle into the inbox, but not in place of one that passes the gate: a node may name any site."""
+        target, plan = self.inbox / bundle_name(ask[2], site), self.workspace.read_plan()
+        try:
+            gate.read_contribution(target, plan, site=site)
+        except FedmedError:
+            write_in_place(target, bundle)
+        else:
+            say(f"node {ask[0]}: answered for round {ask[2]} as site {site}, whose contribution is here and is kept")

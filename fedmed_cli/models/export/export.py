@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from fedmed_cli.adapters.card import code, code_block
-from fedmed_cli.adapters.folder import AdapterFolder
+from fedmed_cli.adapters.folder import AdapterFolder, PersonalFolder
 from fedmed_cli.data import corpus
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import CombineError
 from fedmed_cli.events import Say
 from fedmed_cli.models.export.forms import FORMS, Form, Source, Values, log_probabilities, version_of
 from fedmed_cli.models.prompts import Encoded, encode
-from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.digests import sha256_file
 from fedmed_cli.records.export import Comparison, Export
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import utc_now
-from fedmed_cli.workspace.durable import new_folder, write_new
+from fedmed_cli.workspace.durable import new_folder, private_files, write_new
 
 NUM_ANSWERS = 20
 MAX_TOKENS = 32  # of each answer
@@ -36,15 +37,18 @@ SHARE, ROUNDING = 0.5, 0.02
 def export(source: Source, form_name: str, folder: AdapterFolder, plan: Plan, target: Path, say: Say) -> Export:
     """Write `target`, a new folder, in one of FORMS. ConflictError where it exists already.
 
-    CombineError where the adapter changes no answer, or its consumer gives others than PEFT: then nothing is left.
+    CombineError where the adapter changes no answer, or its consumer gives others than PEFT: then nothing is left. A
+    private adapter stays one: its files are for this user alone, and say so.
     """
+    is_private = isinstance(folder, PersonalFolder)
+    site = None if folder.record is None or isinstance(folder.record, Aggregate) else folder.record.site
     form = FORMS[form_name]
     if source.lm.device.type == "cpu":
         source.lm.model.float()  # the reference
     items = _answers(source, plan)
-    with new_folder(target) as staged:
+    with private_files() if is_private else contextlib.nullcontext(), new_folder(target) as staged:
         form.write(staged, source)
-        (staged / "README.md").write_text(_readme(source, form, plan), encoding="utf-8")
+        (staged / "README.md").write_text(_readme(source, form, plan, site if is_private else None), encoding="utf-8")
         say(f"trying {form_name} with {version_of(form)} on {len(items)} answers")
         comparison = compare(source, form, staged, items)
         record = Export(
@@ -54,7 +58,7 @@ def export(source: Source, form_name: str, folder: AdapterFolder, plan: Plan, ta
             plan=plan.digest,
             record=folder.record_digest if folder.record else None,
             round=folder.record.round if folder.record else None,
-            site=folder.record.site if isinstance(folder.record, Contribution) else None,
+            site=site,
             files={path.name: sha256_file(path) for path in sorted(staged.iterdir())},
             comparison=comparison,
             checked=form.checked,
@@ -118,11 +122,13 @@ def mean_size(values: Values) -> float:
     return float(np.mean(np.abs(values)))
 
 
-def _readme(source: Source, form: Form, plan: Plan) -> str:
+def _readme(source: Source, form: Form, plan: Plan, private_site: str | None = None) -> str:
+    """The export's README.md; `private_site` is the hospital whose private adapter it is, if it is one."""
+    private = f" It is private to site {private_site} and **does not leave the hospital**." if private_site else ""
     lines = [
         f"# {form.what[0].upper()}{form.what[1:]}",
         "",
-        f"Exported by fedmed from adapter `{source.adapter.digest}` of base model {code(plan.base.name)}.",
+        f"Exported by fedmed from adapter `{source.adapter.digest}` of base model {code(plan.base.name)}.{private}",
         "Research evaluation, not for clinical use: answers can be wrong.",
         "",
         "```sh",

@@ -14,6 +14,7 @@ from fedmed_cli.reporting.tables.answers import generated_parts, multiple_choice
 
 BASE, GLOBAL, ALONE, PERSONAL = "base", "global", "alone-", "personal-"
 MAX_FOREST_ROWS = 40
+MAX_COLUMNS = 20
 STARS = Text("Below each loss is its difference from the base, marked * where its 95 % interval excludes 0.")
 SHADES = 4
 GAIN_OVER = {"base": "the base", "best_alone": "the best hospital alone", "mean_alone": "hospitals alone, mean"}
@@ -23,14 +24,20 @@ def in_order(names: Iterable[str], plan: Plan) -> list[str]:
     """Adapters in a reader's order: base, the sites', all others, the global ones of earlier rounds, the newest."""
 
     def key(name: str) -> tuple[int, int, str]:
-        number = name.removeprefix(f"{GLOBAL}-")
+        number = round_of(name)
         if name in (BASE, GLOBAL):
             return (0 if name == BASE else 4, 0, "")
         if name in plan.sites.names:
             return (1, plan.sites.names.index(name), "")
-        return (3, int(number), "") if name != number and number.isdecimal() and len(number) < 9 else (2, 0, name)
+        return (2, 0, name) if number is None else (3, number, "")
 
     return sorted(names, key=key)
+
+
+def round_of(name: str) -> int | None:
+    """The round of an earlier global adapter, by its name; None for other names."""
+    number = name.removeprefix(f"{GLOBAL}-")
+    return int(number) if name != number and number.isdecimal() and len(number) < 9 else None
 
 
 def verdict(record: Comparison | None) -> str | None:
@@ -153,6 +160,10 @@ def losses_table(
         rows.append([value, *cells, numbers.examples_in_groups(first.num_examples, first.num_groups) if first else ""])
     if means is not None:
         rows.append(["mean", *(f"{means[name]:.4f}" if name in means else "" for name in adapters), ""])
+    columns: list[str | Cell] = [head, *adapters, "examples"]
+    if len(adapters) > max(MAX_COLUMNS, len(rows)):  # an adapter a row: so many columns fit nowhere
+        (_, *values), *turned = map(list, zip(columns, *rows, strict=True))
+        return Table(caption, ["adapter", *map(str, values)], turned, folded=folded)
     return Table(caption, [head, *adapters, "examples"], rows, folded=folded)
 
 
@@ -166,7 +177,8 @@ def loss_cell(score: Score | None, largest: float, lowest: float) -> Cell:
         return Cell(f"{score.loss:.4f}", " ".join(kinds))
     clear = not change.low <= 0 <= change.high
     if clear:
-        kinds.append(f"{'better' if change.mean < 0 else 'worse'}-{max(1, round(SHADES * abs(change.mean) / largest))}")
+        shade = max(1, round(SHADES * abs(change.mean) / largest)) if largest else 1
+        kinds.append(f"{'better' if change.mean < 0 else 'worse'}-{shade}")
     return Cell(f"{score.loss:.4f}", " ".join(kinds), (numbers.signed(change.mean) + "*" * clear,))
 
 
@@ -227,11 +239,8 @@ def _joining_parts(record: Comparison) -> list[Part]:
 
 def _rounds_figure(overall: Mapping[str, Score], newest: int | None, name: str) -> list[Part]:
     """The global adapter's loss round by round, between the base and what else was measured as a bound."""
-    path = [
-        (number, overall[f"{GLOBAL}-{number}"].loss)
-        for number in range(1, newest or 0)
-        if f"{GLOBAL}-{number}" in overall
-    ]
+    rounds = ((round_of(one), score.loss) for one, score in overall.items())
+    path = sorted((number, loss) for number, loss in rounds if number is not None and 0 < number < (newest or 0))
     if not path or newest is None or not {BASE, GLOBAL} <= set(overall):
         return []
     path = [(0, overall[BASE].loss), *path, (newest, overall[GLOBAL].loss)]

@@ -178,6 +178,16 @@ def test_what_does_not_pass_is_refused_and_the_others_round_goes_on(kind, place,
     assert not list(place.root.parent.glob("**/x*"))
 
 
+def test_a_node_that_answers_as_another_site_takes_nothing_away(place, start):
+    party, grid, exchange = start(deadline="0s")
+    look(party, exchange)
+    for node in (1, 2):
+        grid.answers[node, "1"] = answer(place, NODES[node])
+    grid.answers[3, "1"] = answer(place, "A", signer=SIGNERS["stranger"])
+    assert look(party, exchange, 3)
+    assert set(archive.archived_global(place, PLAN, 1).record.sites) == {"A", "B"}
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
