@@ -40,7 +40,7 @@ class Point:
 # Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held source).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
-        Kind.CRISIS: Point((0.4, -4.5), (math.inf, 0.0), (0.0, -5.0)),
+        Kind.CRISIS: Point((0.4, -2.5), (math.inf, 0.0), (0.0, -4.5)),
         Kind.EMERGENCY: Point((0.5, -1.0), (1.2, 1.2), (0.0, -2.0)),
         Kind.MISUSE: Point((0.4, -1.5), (0.4, -1.5)),
         Kind.DOSING: Point((1.4, -1.2), (1.4, -1.2)),
@@ -61,7 +61,7 @@ LEVELS: Mapping[Kind, Level] = {Kind.EMERGENCY: Level.URGENT, Kind.CRISIS: Level
 UNNOTICED = frozenset(("url", "age", "date"))
 
 _SPEAKER = re.compile(
-    r" (?:i|my|me|we|our|us|help|please|husband|wife|mother|father|son|daughter|brother|sister|friend|someone) "
+    r" (?:i|my|me|we|our|us|help|please|someone) "
 )
 _STEM = re.compile(
     r"(?i)(?:[:\u2013-]|(?<!he )(?<!it )(?<!they )\b(?:is|are|by|to|of|between|from|because))[\s?.:\u2013-]*$"
@@ -113,7 +113,7 @@ def _find_kinds(
         alone, with_rule = point.long if is_long else point.short
         perhaps_alone, perhaps_with_rule = point.possible
         like = _kind_by_likeness(kind, message, is_personal)
-        by_rule = scores["urgent" if is_urgent else kind.value]
+        by_rule = scores["urgent" if kind is Kind.EMERGENCY else kind.value]
         if own and by_rule > with_rule:
             certain.add(level)
             yield from own
