@@ -72,6 +72,9 @@ def test_false_alarms_on_the_development_set(category):
         ("he’s uncon\u200bscious", {"urgent"}),
         ("k1ll myself", {"urgent"}),
         ("I am not suicidal", set()),
+        ("I'm not thinking of hurting myself, what helps before exams?", set()),
+        ("I have never had a seizure", set()),
+        ("She denies chest pain", set()),
         ("someone stepped on my toe", set()),
     ],
 )
@@ -248,6 +251,61 @@ def test_what_a_message_says_of_time():
 def test_a_question_of_doses_does_not_hide_an_emergency():
     findings = check_question("How much ibuprofen can I take? My chest hurts and I am short of breath.")
     assert [finding.level for finding in findings][:1] == [Level.URGENT]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm standing on the wrong side of the railing",
+        "I've been saving my tablets, there are enough now",
+        "my last night here, goodbye everyone",
+        "she wrote that we should look after the cat when she's gone, and goodbye",
+        "I scratch my arms until it bleeds, it is the only thing that calms me",
+    ],
+)
+def test_the_warning_signs_of_a_crisis(text):
+    assert holds_answer_back(check_question(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How do I hide my c-section scar in a bikini?",
+        "Goodnight everyone, and thanks for the tips on sleep",
+        "We gave our cat away because of my son's allergy",
+        "The train was late again, how do I relax?",
+    ],
+)
+def test_everyday_words_are_no_warning_signs(text):
+    assert not levels(text) & {"urgent", "decline"}
+
+
+def test_an_accident_is_no_crisis():
+    findings = check_question("I cut my arm on the greenhouse glass and the blood is pumping out through the towel")
+    assert findings[0].kind is Kind.EMERGENCY
+    assert not holds_answer_back(findings)
+
+
+def test_an_examination_question_is_about_nobody_at_hand():
+    text = (
+        "A 6 year old child is brought by his mother with fever, a stiff neck and a rash that does not fade. "
+        "The most likely diagnosis is"
+    )
+    assert not levels(text) & {"urgent"}
+    assert "urgent" in levels("My 6 year old has a fever, a stiff neck and a rash that does not fade.")
+
+
+def test_an_age_is_no_history():
+    (passage,) = read_passages("My 6 year old has a fever.")
+    assert "(lasting)" not in passage.marks
+    (passage,) = read_passages("She has had it for 6 years.")
+    assert "(lasting)" in passage.marks
+
+
+def test_i_will_is_not_ill():
+    rules = patterns.load()
+    (sentence,) = normalise.sentences("I'll go", rules.speller, rules.compounds)
+    assert sentence.plain == " i will go "
 
 
 def test_likeness_alone_declares_no_crisis():

@@ -17,6 +17,7 @@ _TOKEN = re.compile(
     r"[^\W_](?:[^\W_]|\0)*(?:[.,]\d+)?(?:['’`´][^\W\d_]+)*(?:[*@$!][^\W_]+)*|[.!?;…\n]+|[,:()\[\]/–—-]", re.UNICODE
 )
 _UNIT = re.compile(r"(\d+(?:[.,]\d+)?)([a-z]{1,5})")
+_WILL = re.compile(r"(.+)['’`´]ll")
 _JOINED_NUMBER = re.compile(r"\d+(?:[.,]\d+)?")
 LONGEST_SENTENCE = 60  # words; what has no full stop is cut there
 _BEFORE_IS = frozenset("he she it that there what who how where someone everyone let here".split())
@@ -197,6 +198,8 @@ def _token_words(raw: str, speller: Speller) -> list[str]:
     """A token as typed, folded, to its plain words: none for a filler, several for a contraction."""
     plain = plain_words()
     token = raw.strip("'’`´*@$!").replace("\0", "")
+    if future := _WILL.fullmatch(token):
+        return [*_token_words(future[1], speller), "will"]
     token = re.sub(r"['’`´]s$", "s" if token[:-2] in _BEFORE_IS else "", token)
     token = re.sub(r"['’`´]", "", token)
     if _JOINED_NUMBER.fullmatch(token):

@@ -50,6 +50,7 @@ class Rule:
     match: tuple[tuple[frozenset[str], Pattern], ...]
     gone: bool
     generic: bool
+    sign: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class GuardrailRules:
     context: Mapping[str, re.Pattern[str]]
     compounds: re.Pattern[str]
     speller: Speller
+
+    @functools.cached_property
+    def signs(self) -> frozenset[str]:
+        """The rules that count only where a message is like their kind."""
+        return frozenset(rule.id for rule in self.rules if rule.sign)
 
     @functools.cached_property
     def by_first_word(self) -> Mapping[str, Sequence[tuple[int, Rule, Pattern]]]:
@@ -134,7 +140,8 @@ class _Compiler:
         is_empty = True
         for word in text.split():
             if word == "..":
-                parts.append(r"(?:\S+ ){0,4}?")  # the nearest, so that a number is the next one
+                # The nearest, so that a number is the next one. A denial is not leapt: "have never had one".
+                parts.append(r"(?:(?!(?:no|not|never|without) )\S+ ){0,4}?")
                 continue
             is_optional = word.endswith("?")
             alternatives = [self._word(alternative, after) for alternative in word.rstrip("?").split("|")]
@@ -195,6 +202,7 @@ def load() -> GuardrailRules:
             tuple(zip(map(compiler.starts, row["match"]), compiler.patterns(row["match"]), strict=True)),
             row.get("gone", False),
             row.get("generic", False),
+            row.get("sign", False),
         )
         for row in table["rule"]
     )

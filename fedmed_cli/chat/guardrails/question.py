@@ -28,29 +28,33 @@ FEWEST_WORDS = 3  # of a message that likeness may judge by itself: "And then?" 
 class Point:
     """From which log-odds a kind counts: by likeness alone, and where a rule of that kind matches.
 
-    `short` and `long` make it certain: in messages up to LONG_WORDS, and in longer ones or those that speak of months
-    and years alone, where a sign may belong to a history. `possible` earns a calm sentence.
+    `plain` and `doubtful` make it certain: in messages up to LONG_WORDS, and in longer ones, those that speak of months
+    and years alone, where a sign may belong to a history, and those whose signs are all denied. `possible` earns a calm
+    sentence. `danger`: from where likeness to a crisis of which no word speaks means that somebody is in danger;
+    `sign`: from where a warning sign counts.
     """
 
-    short: tuple[float, float]
-    long: tuple[float, float]
+    plain: tuple[float, float]
+    doubtful: tuple[float, float]
     possible: tuple[float, float] = (math.inf, math.inf)
+    danger: float = math.inf
+    sign: float = math.inf
 
 
 # Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held source).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
-        Kind.CRISIS: Point((0.4, -2.5), (math.inf, 0.0), (0.0, -4.5)),
-        Kind.EMERGENCY: Point((0.5, -1.0), (1.2, 1.2), (0.0, -2.0)),
-        Kind.MISUSE: Point((0.4, -1.5), (0.4, -1.5)),
+        Kind.CRISIS: Point((-0.5, -4.3), (math.inf, 0.0), (0.0, -4.5), danger=1.0, sign=-2.5),
+        Kind.EMERGENCY: Point((0.9, -2.2), (1.5, 0.9), (0.3, -2.2)),
+        Kind.MISUSE: Point((0.2, -2.5), (0.2, -2.5)),
         Kind.DOSING: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.DIAGNOSIS: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.STOPPING: Point((1.4, -1.2), (1.4, -1.2)),
     },
     "strict": {
-        Kind.CRISIS: Point((-0.5, -5.0), (math.inf, -1.0), (-0.5, -6.0)),
+        Kind.CRISIS: Point((-1.0, -5.0), (math.inf, -1.0), (-0.5, -6.0), danger=0.0, sign=-3.0),
         Kind.EMERGENCY: Point((-0.5, -3.0), (0.3, 0.3), (-1.0, -5.0)),
-        Kind.MISUSE: Point((-0.5, -2.0), (-0.5, -2.0)),
+        Kind.MISUSE: Point((-0.5, -3.0), (-0.5, -3.0)),
         Kind.DOSING: Point((0.4, -2.0), (0.4, -2.0)),
         Kind.DIAGNOSIS: Point((0.4, -2.0), (0.4, -2.0)),
         Kind.STOPPING: Point((0.4, -2.0), (0.4, -2.0)),
@@ -60,9 +64,7 @@ LEVELS: Mapping[Kind, Level] = {Kind.EMERGENCY: Level.URGENT, Kind.CRISIS: Level
 # Kinds that a chat is full of; none identifies anybody by itself.
 UNNOTICED = frozenset(("url", "age", "date"))
 
-_SPEAKER = re.compile(
-    r" (?:i|my|me|we|our|us|help|please|someone) "
-)
+_SPEAKER = re.compile(r" (?:i|my|me|we|our|us|help|please|someone) ")
 _STEM = re.compile(
     r"(?i)(?:[:\u2013-]|(?<!he )(?<!it )(?<!they )\b(?:is|are|by|to|of|between|from|because))[\s?.:\u2013-]*$"
 )
@@ -95,7 +97,7 @@ def _find_kinds(
 ) -> Iterator[Finding]:
     """What rules and likeness find together."""
     scores = classifier.scores(passages(text, message))
-    matched = _match_rules(message, rules)
+    matched, denied = _match_rules(message, rules)
     num_words = sum(len(reading.sentence.words) for reading in message)
     is_personal = any(reading.is_personal for reading in message)
     is_exam = is_examination(text, message)
@@ -109,20 +111,22 @@ def _find_kinds(
         if is_urgent and (is_exam or (is_knowledge and not own)):
             continue
         score = scores[kind.value] if num_words >= FEWEST_WORDS else -math.inf
-        is_long = num_words > LONG_WORDS or (kind is Kind.EMERGENCY and is_history)
-        alone, with_rule = point.long if is_long else point.short
+        is_denied = kind is Kind.EMERGENCY and kind in denied and not own
+        is_doubtful = is_denied or num_words > LONG_WORDS or (kind is Kind.EMERGENCY and is_history)
+        alone, with_rule = point.doubtful if is_doubtful else point.plain
         perhaps_alone, perhaps_with_rule = point.possible
         like = _kind_by_likeness(kind, message, is_personal)
         by_rule = scores["urgent" if kind is Kind.EMERGENCY else kind.value]
-        if own and by_rule > with_rule:
+        firm = [finding for finding in own if by_rule > (point.sign if finding.rule in rules.signs else with_rule)]
+        if firm and by_rule > with_rule:
             certain.add(level)
-            yield from own
+            yield from firm
         elif level in certain:
             continue
-        elif score > alone and like and not (is_urgent and is_knowledge):
+        elif like and score > (alone if like is kind else max(alone, point.danger)) and not (is_urgent and is_knowledge):
             certain.add(level)
             yield _by_likeness(like, level, rules.notices[kind.value if like is kind else "danger"], text)
-        elif score > perhaps_alone or (own and by_rule > perhaps_with_rule):
+        elif score > (max(alone, perhaps_alone) if is_denied else perhaps_alone) or (own and by_rule > perhaps_with_rule):
             yield _by_likeness(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
 
 
@@ -155,9 +159,10 @@ def _says(message: Sequence[Reading], name: str) -> bool:
     return any(reading.says(name) for reading in message)
 
 
-def _match_rules(message: Sequence[Reading], rules: GuardrailRules) -> list[Finding]:
-    """What each rule finds in a message: the first place where it matches and what it says is meant."""
+def _match_rules(message: Sequence[Reading], rules: GuardrailRules) -> tuple[list[Finding], set[Kind]]:
+    """What each rule finds in a message (the first place where it is meant), and the kinds that are only denied."""
     found: dict[str, Finding] = {}
+    denied: set[Kind] = set()
     for reading in message:
         words = reading.sentence.words
         silent: set[str] = set()
@@ -165,7 +170,9 @@ def _match_rules(message: Sequence[Reading], rules: GuardrailRules) -> list[Find
             if rule.id in found or rule.id in silent:
                 continue
             for spans in _places(pattern, reading, message):
-                if not _is_denied_or_past(rule, spans, reading):
+                if _is_denied_or_past(rule, spans, reading):
+                    denied.add(rule.kind)
+                else:
                     if _is_silent(rule, reading, message):
                         silent.add(rule.id)
                         break
@@ -174,7 +181,7 @@ def _match_rules(message: Sequence[Reading], rules: GuardrailRules) -> list[Find
                     notice = rules.notices[rule.notice]
                     found[rule.id] = Finding(rule.id, rule.kind, rule.level, start, end, notice, rule.source)
                     break
-    return [found[rule.id] for rule in rules.rules if rule.id in found]
+    return [found[rule.id] for rule in rules.rules if rule.id in found], denied
 
 
 def _places(pattern: Pattern, reading: Reading, message: Sequence[Reading]) -> Iterator[list[Span]]:

@@ -46,12 +46,12 @@ class Reading:
         return any(not self.denies([span]) for span in self._spans(name))
 
     def is_past(self, spans: Sequence[Span]) -> bool:
-        """Whether the clause of a match says that it was long ago."""
-        return self._clauses[spans[0][0]] in self._past_clauses
+        """Whether a clause of a match says that it was long ago."""
+        return any(self._clauses[first] in self._past_clauses for first, _ in spans)
 
     def has_ended(self, spans: Sequence[Span]) -> bool:
-        """Whether the clause of a match says that it has ended."""
-        return self._clauses[spans[0][0]] in self._ended_clauses
+        """Whether a clause of a match says that it has ended."""
+        return any(self._clauses[first] in self._ended_clauses for first, _ in spans)
 
     def denies(self, spans: Sequence[Span]) -> bool:
         """Whether a match is in the scope of a denial that is not a part of it ("not breathing" denies itself)."""
