@@ -270,7 +270,7 @@ def test_the_warning_signs_of_a_crisis(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "How do I hide my c-section scar in a bikini?",
+        "Bye everyone, I am off to the gym, which stretches are good?",
         "Goodnight everyone, and thanks for the tips on sleep",
         "We gave our cat away because of my son's allergy",
         "The train was late again, how do I relax?",

@@ -45,7 +45,7 @@ class Point:
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
         Kind.CRISIS: Point((-0.5, -4.3), (math.inf, 0.0), (0.0, -4.5), danger=1.0, sign=-2.5),
-        Kind.EMERGENCY: Point((0.9, -2.2), (1.5, 0.9), (0.3, -2.2)),
+        Kind.EMERGENCY: Point((0.6, -1.3), (1.4, 0.9), (0.3, -1.5)),
         Kind.MISUSE: Point((0.2, -2.5), (0.2, -2.5)),
         Kind.DOSING: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.DIAGNOSIS: Point((1.4, -1.2), (1.4, -1.2)),
@@ -115,7 +115,10 @@ def _find_kinds(
         is_doubtful = is_denied or num_words > LONG_WORDS or (kind is Kind.EMERGENCY and is_history)
         alone, with_rule = point.doubtful if is_doubtful else point.plain
         perhaps_alone, perhaps_with_rule = point.possible
+        if is_denied:
+            perhaps_alone = max(alone, perhaps_alone)
         like = _kind_by_likeness(kind, message, is_personal)
+        like_from = alone if like is kind else max(alone, point.danger)
         by_rule = scores["urgent" if kind is Kind.EMERGENCY else kind.value]
         firm = [finding for finding in own if by_rule > (point.sign if finding.rule in rules.signs else with_rule)]
         if firm and by_rule > with_rule:
@@ -123,10 +126,14 @@ def _find_kinds(
             yield from firm
         elif level in certain:
             continue
-        elif like and score > (alone if like is kind else max(alone, point.danger)) and not (is_urgent and is_knowledge):
+        elif (
+            like and score > (alone if like is kind else max(alone, point.danger)) and not (is_urgent and is_knowledge)
+        ):
             certain.add(level)
             yield _by_likeness(like, level, rules.notices[kind.value if like is kind else "danger"], text)
-        elif score > (max(alone, perhaps_alone) if is_denied else perhaps_alone) or (own and by_rule > perhaps_with_rule):
+        elif score > (max(alone, perhaps_alone) if is_denied else perhaps_alone) or (
+            own and by_rule > perhaps_with_rule
+        ):
             yield _by_likeness(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
 
 
