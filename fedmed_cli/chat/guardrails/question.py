@@ -126,14 +126,10 @@ def _find_kinds(
             yield from firm
         elif level in certain:
             continue
-        elif (
-            like and score > (alone if like is kind else max(alone, point.danger)) and not (is_urgent and is_knowledge)
-        ):
+        elif like and score > like_from and not (is_urgent and is_knowledge):
             certain.add(level)
             yield _by_likeness(like, level, rules.notices[kind.value if like is kind else "danger"], text)
-        elif score > (max(alone, perhaps_alone) if is_denied else perhaps_alone) or (
-            own and by_rule > perhaps_with_rule
-        ):
+        elif score > perhaps_alone or (own and by_rule > perhaps_with_rule):
             yield _by_likeness(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
 
 
