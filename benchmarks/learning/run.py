@@ -5,8 +5,13 @@
 
 A row is KIND:RATE[:OPTION...]. Kinds: `rounds` (fedmed's own), `pooled` and `pooled-parallel` (upper bounds, with as
 many steps as rounds have), `alone` (each hospital by itself), `relay` (each hospital starts from the one before, the
-next round in reverse, the last round averaged). Options: `cosine` (one decay over the three rounds), `momentum=0.5` (of
-the server), `steps=50` (local steps, with as many more rounds).
+next round in reverse, the last round averaged), `personal` (each hospital's private adapter, whatever `personalise`
+says of it). Kinds that do the last round of `rounds` again: `again` (combined in another way), `tail` (each site's
+adapter is the mean over the second half of its steps), `fitted` (a coefficient for each site, projection and third of
+the depth, by gradient on a part of the deciding examples).
+Options: `balanced` (factors as they once were), `cosine` (one decay over the three rounds), `momentum=0.5` (of the
+server), `steps=50` (local steps, with as many more rounds); of `again`: `step=1.5` (the server's), `add=0.3` (of the
+global adapter's last change), `stack` (nothing cut).
 Every row is measured on the coordinator's reporting examples, to choose by, and on test examples, to report. Rows go
 to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on.
 """
@@ -17,15 +22,18 @@ import argparse
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import fitted
 import numpy as np
 
 import fedmed_cli as fedmed
 from fedmed_cli import intervals
 from fedmed_cli.adapters import archive
-from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.adapters.adapter import Adapter, Factors, plan_adapter
+from fedmed_cli.adapters.low_rank import Product, truncate
+from fedmed_cli.aggregation import methods
 from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.data import coordinator_examples, examples, site_data
 from fedmed_cli.data.split_options import SplitOptions
@@ -38,13 +46,43 @@ from fedmed_cli.records.plan import Plan, Sites
 from fedmed_cli.training.loop import order_seed, train
 from fedmed_cli.workspace import Workspace
 
-SITES = {
+ROUNDS = 3
+COMBINING = ("step", "add", "stack")  # options that train nothing
+NUM_DECIDING, NUM_REPORTING, NUM_TEST = 50, 160, 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Federation:
+    """Hospitals, how their examples are divided, and each one's steps a round. `assign` None: by dirichlet."""
+
+    names: tuple[str, ...]
+    steps: int
+    assign: Mapping[str, Sequence[str]] | None
+
+    def options(self) -> SplitOptions:
+        shared = {"names": self.names, "group_by": "focus", "near_duplicates": None}
+        if self.assign is None:
+            return SplitOptions(method="dirichlet", **shared)
+        return SplitOptions(method="column", column="source", assign=self.assign, **shared)
+
+
+MEDQUAD = {
     "A": ("GHR", "GARD"),
     "B": ("NIDDK", "NINDS", "NHLBI"),
     "C": ("MPlusHealthTopics", "NIHSeniorHealth", "CancerGov", "CDC"),
 }
-ROUNDS, STEPS = 3, 100
-NUM_DECIDING, NUM_REPORTING, NUM_TEST = 50, 160, 240
+FIVE = {
+    "A": ("GHR",),
+    "B": ("GARD",),
+    "C": ("NIDDK", "NINDS"),
+    "D": ("NHLBI", "NIHSeniorHealth"),
+    "E": ("MPlusHealthTopics", "CancerGov", "CDC"),
+}
+FEDERATIONS = {
+    "medquad": Federation(tuple(MEDQUAD), 100, MEDQUAD),
+    "five": Federation(tuple(FIVE), 60, FIVE),
+    "corpus": Federation(("A", "B", "C"), 50, None),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +98,8 @@ class Row:
     @property
     def variant(self) -> str:
         """What the plan or the server's step has of its own: rows that share it share a workspace."""
-        return self.text.split(":", 1)[1].replace(":", "-").replace("=", "-")
+        parts = [part for part in self.text.split(":")[1:] if part.partition("=")[0] not in COMBINING]
+        return "-".join(parts).replace("=", "-")
 
     @property
     def rate(self) -> float:
@@ -75,26 +114,19 @@ class Row:
 class Bench:
     """The base model, loaded once, and the workspaces of one division of the data."""
 
-    def __init__(self, root: Path, medquad: Path | None, seed: int) -> None:
-        self.root, self.seed = root / f"seed-{seed}", seed
+    def __init__(self, root: Path, medquad: Path | None, name: str, seed: int) -> None:
+        self.federation, self.seed = FEDERATIONS[name], seed
+        root = root if name == "medquad" else root / name
+        self.root = root / f"seed-{seed}"
         self.split = Workspace(self.root / "split")
         if not self.split.data.exists():
-            assert medquad is not None, "--medquad FILE is needed"
-            self._divide(medquad)
+            assert medquad is not None or self.federation.assign is None, "--medquad FILE is needed"
+            source = "corpus" if self.federation.assign is None else str(medquad)
+            options = fedmed.PlanOptions(seed=seed)
+            fedmed.split(self.split, fedmed.Source([source]), self.federation.options(), options, say=print)
         self.base = fedmed.BaseModel(say=print)
         self.lm = self.base.load(self.split.read_plan().base)
         self.results = root / "rows.jsonl"
-
-    def _divide(self, medquad: Path) -> None:
-        options = SplitOptions(
-            names=tuple(SITES),
-            method="column",
-            column="source",
-            assign=SITES,
-            group_by="focus",
-            near_duplicates=None,
-        )
-        fedmed.split(self.split, fedmed.Source([str(medquad)]), options, fedmed.PlanOptions(seed=self.seed), say=print)
 
     def workspace(self, row: Row) -> tuple[Workspace, Plan]:
         """The workspace of a row's plan, which has the same examples as all others."""
@@ -102,7 +134,7 @@ class Bench:
         training = dataclasses.replace(
             plan.training,
             learning_rate=row.rate,
-            max_steps=int(row.option("steps") or STEPS),
+            max_steps=int(row.option("steps") or self.federation.steps),
         )
         if row.option("cosine") is not None:
             training = dataclasses.replace(training, lr_scheduler_type="cosine", lr_scheduler_rounds=ROUNDS)
@@ -115,16 +147,27 @@ class Bench:
         return place, plan
 
     def adapters(self, row: Row) -> Iterator[tuple[str, Adapter]]:
-        """Train a row; its adapters by name, one a round for those that have rounds."""
+        """Train a row; its adapters by name, one a site for those that have one a site."""
+        methods.truncate = truncate if row.option("balanced") is None else _truncate_balanced
         place, plan = self.workspace(row)
         if row.kind == "rounds":
-            for number in self.run_rounds(place, plan, row):
-                yield f"{row.text} round {number}", archive.archived_global(place, plan, number).adapter
+            *_, last = self.run_rounds(place, plan, row)
+            yield row.text, archive.archived_global(place, plan, last).adapter
         elif row.kind == "alone":
-            for site in SITES:
+            for site in self.federation.names:
                 yield f"{row.text} {site}", self.alone(place, plan, row, site)
+        elif row.kind == "personal":
+            for site in self.federation.names:
+                yield f"{row.text} {site}", self.personal(place, row, site)
+        elif row.kind == "again":
+            yield row.text, self.combine_again(place, plan, row)
+        elif row.kind == "fitted":
+            yield from ((f"{row.text} {name}", one) for name, one in fitted.fit(place, plan, self.lm, ROUNDS))
+        elif row.kind == "tail":
+            for step, adapter in self.average_tails(place, plan):
+                yield f"{row.text} step {step}", adapter
         elif row.kind == "relay":
-            yield from ((f"{row.text} round {number}", one) for number, one in self.relay(place, plan))
+            yield row.text, self.relay(place, plan)
         else:
             trained = [Workspace(path) for path in sorted(self.root.iterdir())]
             trained = [one for one in trained if one.newest_round() == ROUNDS]
@@ -137,7 +180,7 @@ class Bench:
         settings = coordinator.default_settings(place)
         if momentum := row.option("momentum"):
             settings = dataclasses.replace(settings, server_momentum=float(momentum))
-        last = ROUNDS * STEPS // plan.training.max_steps
+        last = ROUNDS * self.federation.steps // plan.training.max_steps
         with place.lock():
             rounds = simulation.run_rounds(
                 place,
@@ -164,26 +207,65 @@ class Bench:
         list(self.run_rounds(own, own_plan, row))
         return archive.archived_global(own, own_plan, ROUNDS).adapter
 
-    def relay(self, place: Workspace, plan: Plan) -> Iterator[tuple[int, Adapter]]:
+    def personal(self, place: Workspace, row: Row, site: str) -> Adapter:
+        """The private adapter, or the global one where `personalise` keeps that."""
+        result = fedmed.personalise(place, site, base=self.base, events=fedmed.Events(say=print))
+        print(f"{row.text} {site}: {result.losses}, share {result.share}, {result.change}", flush=True)
+        plan = place.read_plan()
+        made = archive.personal_adapter(place, plan, site)
+        return made.adapter if made else archive.archived_global(place, plan, ROUNDS).adapter
+
+    def combine_again(self, place: Workspace, plan: Plan, row: Row) -> Adapter:
+        updates = fitted.LastRound(place, plan, ROUNDS)
+        step = float(row.option("step") or updates.server_lr)
+        method = "stack" if row.option("stack") is not None else "svd"
+        share = row.option("add")
+        momentum = (float(share), updates.before) if share else None
+        coefficients = [step * weight for weight in updates.weights]
+        return COMBINE[method](plan, updates.parent, updates.ends, coefficients, momentum)[0]
+
+    def average_tails(self, place: Workspace, plan: Plan) -> Iterator[tuple[float, Adapter]]:
+        """The last round again, each site's adapter the mean of its factors over the second half of its steps."""
+        updates, ends, steps = fitted.LastRound(place, plan, ROUNDS), [], plan.training.max_steps
+        for site in updates.names:
+            sums: dict[str, list[np.ndarray]] = {}
+
+            def note(step: Step, sums: dict[str, list[np.ndarray]] = sums) -> None:
+                if step.step > steps // 2 and step.step % 2 == 0:
+                    for module, pair in self.lm.read_factors().items():
+                        sums[module] = [x + y for x, y in zip(sums.get(module, (0.0, 0.0)), pair, strict=True)]
+
+            seed = order_seed(plan, site, ROUNDS)
+            encoded = self._encoded(place, plan, site)
+            train(self.lm, plan, updates.parent, encoded, steps, seed=seed, round_number=ROUNDS, progress=note)
+            count = steps // 2 // 2
+            means = {module: tuple((part / count).astype(np.float32) for part in pair) for module, pair in sums.items()}
+            ends.append(plan_adapter(plan, means))
+            print(f"tail: site {site}", flush=True)
+        for step in (1.0, 1.5, 2.0):
+            coefficients = [step * weight for weight in updates.weights]
+            yield step, COMBINE["svd"](plan, updates.parent, ends, coefficients, None)[0]
+
+    def _encoded(self, place: Workspace, plan: Plan, site: str) -> list[prompts.Encoded]:
+        rows = site_data.workspace_data(place, site).train
+        each = [prompts.encode(one, plan.prompt, self.lm.tokenizer, plan.training.max_length) for one in rows]
+        return [tokens for tokens in each if tokens is not None]
+
+    def relay(self, place: Workspace, plan: Plan) -> Adapter:
         """Two rounds from hand to hand, the second in reverse, and one that is averaged."""
-        encoded = {}
-        for site in SITES:
-            rows = site_data.workspace_data(place, site).train
-            each = [prompts.encode(one, plan.prompt, self.lm.tokenizer, plan.training.max_length) for one in rows]
-            encoded[site] = [tokens for tokens in each if tokens is not None]
+        encoded = {site: self._encoded(place, plan, site) for site in self.federation.names}
 
         def step(site: str, start: Adapter, number: int) -> Adapter:
-            seed = order_seed(plan, site, number)
+            seed, steps = order_seed(plan, site, number), plan.training.max_steps
             print(f"relay: round {number}, site {site}", flush=True)
-            return train(self.lm, plan, start, encoded[site], STEPS, seed=seed, round_number=number).adapter
+            return train(self.lm, plan, start, encoded[site], steps, seed=seed, round_number=number).adapter
 
         adapter = archive.starting_adapter(place, plan, 1)
-        for number, order in ((1, list(SITES)), (2, list(SITES)[::-1])):
+        for number, order in ((1, self.federation.names), (2, self.federation.names[::-1])):
             for site in order:
                 adapter = step(site, adapter, number)
-            yield number, adapter
-        ends = [step(site, adapter, 3) for site in SITES]
-        yield 3, _mean(plan, adapter, ends)
+        ends = [step(site, adapter, 3) for site in self.federation.names]
+        return _mean(plan, adapter, ends)
 
     def measure(self, use: str, adapter: Adapter | None) -> tuple[Losses, list[str], list[str]]:
         """Losses on one of the two sets, with each example's group and the site it is of."""
@@ -220,30 +302,41 @@ def _mean(plan: Plan, parent: Adapter, ends: Sequence[Adapter]) -> Adapter:
     return COMBINE["svd"](plan, parent, list(ends), [1 / len(ends)] * len(ends), None)[0]
 
 
+def _truncate_balanced(product: Product, r: int, scaling: float, initial_a: np.ndarray) -> tuple[Factors, float, float]:
+    """As `truncate`, the root of each singular value on both sides, as fedmed did before."""
+    (a, b), cut, total = truncate(product, r, scaling, initial_a)
+    rows, columns = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=0)
+    ratio = np.where(columns > 0, np.sqrt(columns / rows), 1).astype(np.float32)
+    return (a * ratio[:, None], b / ratio), cut, total
+
+
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def table(path: Path, seed: int, use: str, bound: str | None) -> None:
-    """Each row's loss, its difference from the base, and its share of the bound's gain, overall and by site."""
+    """Each row's loss, its difference to the base, and its share of the bound's gain, overall and by site."""
     rows = {one["name"]: one for one in read(path) if one["seed"] == seed and one["on"] == use}
     losses = {name: Losses(np.array(one["nll"]), np.array(one["num_tokens"])) for name, one in rows.items()}
     groups, homes = rows["base"]["groups"], rows["base"]["homes"]
+    sites = sorted(set(homes))
     lone = [losses[name] for name in losses if name.startswith("alone:")]
     bounds = [name for name in losses if name.startswith("pooled:")]
     if bound is None and bounds:
         bound = min(bounds, key=lambda name: losses[name].mean)
     print(f"{len(groups)} examples of the {use} set, {len(set(groups))} groups; the bound is {bound}\n")
     print(
-        "| row | loss | against the base | of the bound's gain | of its gain over the best alone | on A | on B | on C |"
+        "| row | loss | against the base | of the bound's gain | of its gain over the best alone | "
+        + " | ".join(f"on {site}" for site in sites)
+        + " |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- |" + " --- |" * len(sites))
     for name, one in sorted(losses.items(), key=lambda item: -item[1].mean):
         change = intervals.paired_interval(one, losses["base"], groups)
         cells = [name, f"{one.mean:.4f}", f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"]
         for start in (losses["base"], min(lone, key=lambda losses: losses.mean) if lone else None):
             cells.append(_share(start, one, losses[bound], groups) if start is not None and bound else "")
-        for site in SITES:
+        for site in sites:
             share = [i for i, home in enumerate(homes) if home == site]
             cells.append(f"{one.take(share).mean:.4f}")
         print(f"| {' | '.join(cells)} |")
@@ -262,14 +355,17 @@ def main() -> None:
     parser.add_argument("action", choices=["train", "table"])
     parser.add_argument("rows", nargs="*")
     parser.add_argument("--medquad", type=Path)
+    parser.add_argument("--federation", choices=FEDERATIONS, default="medquad")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on", choices=["report", "test"], default="test")
     parser.add_argument("--bound", help="the row that shares are of (default: the best pooled one on this set)")
     arguments = parser.parse_args()
+    name = arguments.federation
     if arguments.action == "table":
-        table(arguments.folder / "rows.jsonl", arguments.seed, arguments.on, arguments.bound)
+        folder = arguments.folder if name == "medquad" else arguments.folder / name
+        table(folder / "rows.jsonl", arguments.seed, arguments.on, arguments.bound)
         return
-    bench = Bench(arguments.folder, arguments.medquad, arguments.seed)
+    bench = Bench(arguments.folder, arguments.medquad, name, arguments.seed)
     bench.add("base", None)
     for text in arguments.rows:
         for name, adapter in bench.adapters(Row(text)):
