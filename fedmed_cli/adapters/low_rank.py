@@ -168,7 +168,7 @@ def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) ->
     Components that fell to zero get B = 0 and the initial row of A, orthogonalised against the rest, so that they can
     learn again. Returns the factors, ‖what was cut‖² and ‖L·T‖².
     """
-    left, right = product
+    left, _ = product
     a, b = initial_a.astype(np.float64), np.zeros((left.shape[0], r))
     norms = np.linalg.norm(a, axis=1)
     total = cut = 0.0
