@@ -26,7 +26,7 @@ class LastRound:
     def __init__(self, place: Workspace, plan: Plan, number: int) -> None:
         record = archive.archived_global(place, plan, number).record
         self.server_lr = record.server_lr
-        kept = {name: one for name, one in record.decisions.items() if one.weight}
+        kept = {name: one for name, one in record.sites.items() if one.weight}
         self.names = list(kept)
         self.weights = [one.weight * one.clip_factor for one in kept.values()]
         self.ends = [archive.archived_contribution(place, plan, number, name).adapter for name in kept]
