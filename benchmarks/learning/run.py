@@ -7,8 +7,7 @@ A row is KIND:RATE[:OPTION...]. Kinds: `rounds` (fedmed's own), `pooled` and `po
 many steps as rounds have), `alone` (each hospital by itself), `relay` (each hospital starts from the one before, the
 next round in reverse, the last round averaged), `personal` (each hospital's private adapter, whatever `personalise`
 says of it). Kinds that do the last round of `rounds` again: `again` (combined in another way), `tail` (each site's
-adapter is the mean over the second half of its steps), `fitted` (a coefficient for each site, projection and third of
-the depth, by gradient on a part of the deciding examples).
+adapter is the mean over the second half of its steps).
 Options: `balanced` (factors as they once were), `cosine` (one decay over the three rounds), `momentum=0.5` (of the
 server), `steps=50` (local steps, with as many more rounds); of `again`: `step=1.5` (the server's), `add=0.3` (of the
 global adapter's last change), `stack` (nothing cut).
@@ -25,7 +24,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import fitted
 import numpy as np
 
 import fedmed_cli as fedmed
@@ -111,6 +109,20 @@ class Row:
         return found.get(name)
 
 
+class LastRound:
+    """What a round was made of: the sites' adapters, their weights after clipping, and the global adapters before."""
+
+    def __init__(self, place: Workspace, plan: Plan, number: int) -> None:
+        record = archive.archived_global(place, plan, number).record
+        self.server_lr = record.server_lr
+        kept = {name: one for name, one in record.sites.items() if one.weight}
+        self.names = list(kept)
+        self.weights = [one.weight * one.clip_factor for one in kept.values()]
+        self.ends = [archive.archived_contribution(place, plan, number, name).adapter for name in kept]
+        self.parent = archive.archived_global(place, plan, number - 1).adapter
+        self.before = archive.archived_global(place, plan, number - 2).adapter
+
+
 class Bench:
     """The base model, loaded once, and the workspaces of one division of the data."""
 
@@ -161,8 +173,6 @@ class Bench:
                 yield f"{row.text} {site}", self.personal(place, row, site)
         elif row.kind == "again":
             yield row.text, self.combine_again(place, plan, row)
-        elif row.kind == "fitted":
-            yield from ((f"{row.text} {name}", one) for name, one in fitted.fit(place, plan, self.lm, ROUNDS))
         elif row.kind == "tail":
             for step, adapter in self.average_tails(place, plan):
                 yield f"{row.text} step {step}", adapter
@@ -216,7 +226,7 @@ class Bench:
         return made.adapter if made else archive.archived_global(place, plan, ROUNDS).adapter
 
     def combine_again(self, place: Workspace, plan: Plan, row: Row) -> Adapter:
-        updates = fitted.LastRound(place, plan, ROUNDS)
+        updates = LastRound(place, plan, ROUNDS)
         step = float(row.option("step") or updates.server_lr)
         method = "stack" if row.option("stack") is not None else "svd"
         share = row.option("add")
@@ -226,7 +236,7 @@ class Bench:
 
     def average_tails(self, place: Workspace, plan: Plan) -> Iterator[tuple[float, Adapter]]:
         """The last round again, each site's adapter the mean of its factors over the second half of its steps."""
-        updates, ends, steps = fitted.LastRound(place, plan, ROUNDS), [], plan.training.max_steps
+        updates, ends, steps = LastRound(place, plan, ROUNDS), [], plan.training.max_steps
         for site in updates.names:
             sums: dict[str, list[np.ndarray]] = {}
 
