@@ -29,6 +29,7 @@ def clustered(generator, num_groups, skewed):
 
 @pytest.mark.parametrize("skewed", [False, True], ids=["normal", "skewed"])
 @pytest.mark.parametrize("num_groups", [5, 10, 30, 100])
+@pytest.mark.slow
 def test_intervals_of_clustered_data_cover_the_truth_95_times_in_100(num_groups, skewed):
     generator = np.random.Generator(np.random.Philox(num_groups))
     covered = 0
@@ -66,6 +67,7 @@ def test_two_groups_give_a_wide_interval_and_one_gives_none():
     assert intervals.paired_interval(losses, zeros, ["a", "a"]) == intervals.Interval(1.5, 1.5, 1.5)
 
 
+@pytest.mark.slow
 def test_many_groups_of_one_size_give_the_textbook_interval():
     values = np.random.Generator(np.random.Philox(2)).normal(3, 2, 4000)
     found = intervals.mean_interval(values, [str(i) for i in range(4000)])

@@ -42,6 +42,7 @@ def test_ranks_are_looked_up_among_many_sites_in_one_pass():
     assert Counted.comparisons < 6 * MANY
 
 
+@pytest.mark.slow
 def test_many_tensors_are_matched_with_many_targets_in_one_pass(tmp_path):
     """In a folder that no plan has looked at: a header of almost 1 MB, and a thousand target modules."""
     place = bad_files.Place(factories.make_workspace(tmp_path / "work", factories.make_plan(signed=False)), None)

@@ -81,6 +81,7 @@ def test_one_site_and_identical_sites_give_the_logits_that_peft_gave(kind, rule,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_the_stacked_adapter_has_the_logits_of_the_dense_mean(kind, tiny_base, tmp_path):
     plan = make_plan(bases.describe(str(tiny_base), None, print), **KINDS[kind])
     sites, weights = [], [0.6, 0.4]

@@ -90,6 +90,7 @@ def test_keys_and_signatures_of_ssh_keygen_are_taken(tmp_path):
 
 
 @needs_ssh_keygen
+@pytest.mark.slow
 def test_a_key_with_a_passphrase_is_one_that_ssh_keygen_opens(tmp_path, monkeypatch, capsys, fails):
     key = tmp_path / "secret"
     monkeypatch.setenv("FEDMED_KEY_PASSPHRASE", "correct horse")

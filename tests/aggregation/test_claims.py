@@ -84,6 +84,7 @@ def federations(draw, honest_claims):
 
 @settings(max_examples=300, deadline=None)
 @given(federations(lambda count: st.lists(st.integers(1, HUGE), min_size=count, max_size=count)))
+@pytest.mark.slow
 def test_half_of_the_sites_cannot_claim_more_than_the_bound(federation):
     honest, lies = federation
     assert share_of_liars(honest, lies) <= bound_for_any_claims(len(lies), len(honest + lies)) + 1e-9
@@ -91,6 +92,7 @@ def test_half_of_the_sites_cannot_claim_more_than_the_bound(federation):
 
 @settings(max_examples=300, deadline=None)
 @given(federations(lambda count: st.integers(1, HUGE).map(lambda claim: [claim] * count)))
+@pytest.mark.slow
 def test_beside_honest_sites_of_one_size_the_bound_is_lower(federation):
     honest, lies = federation
     assert share_of_liars(honest, lies) <= bound_for_equal_claims(len(lies), len(honest + lies)) + 1e-9

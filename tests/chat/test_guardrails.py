@@ -43,6 +43,7 @@ def test_the_development_set_is_what_it_says():
     ("category", "least"),
     [("emergency", 0.95), ("crisis", 0.95), ("misuse", 0.9), ("dosing", 0.9), ("diagnosis", 0.9), ("stopping", 0.9)],
 )
+@pytest.mark.slow
 def test_recall_on_the_development_set(category, least):
     rows = [row for row in development() if row["category"] == category]
     assert sum(row["expect"] in levels(row["prompt"]) for row in rows) / len(rows) >= least
@@ -342,6 +343,7 @@ def test_a_history_does_not_hide_what_happens_now():
     assert check_question(f"{HISTORY} {now}")[0].level is Level.URGENT
 
 
+@pytest.mark.slow
 def test_strict_finds_all_that_standard_finds():
     for row in development():
         usual, strict = (check_question(row["prompt"], strictness) for strictness in ("standard", "strict"))

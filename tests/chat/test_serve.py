@@ -311,6 +311,7 @@ def test_a_page_of_another_site_gets_nothing(talker):
 # --- limits ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_and_the_others_are_answered(tiny_base):
     talker = Talker(tiny_base, 0.1)
     with TestClient(make_server(talker, limits=Limits(2, 3, 60)).app()) as client, ThreadPoolExecutor(8) as pool:
@@ -335,6 +336,7 @@ def test_a_full_server_looks_at_no_further_body(tiny_base):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_stopped(tiny_base, stream):
     talker = Talker(tiny_base, 0.05)
     with TestClient(make_server(talker, limits=Limits(1, 3, 0.5)).app()) as client:
@@ -347,6 +349,7 @@ def test_an_answer_that_takes_too_long_is_stopped(tiny_base, stream):
     assert talker.num_stopped == 1
 
 
+@pytest.mark.slow
 def test_requests_are_answered_in_the_order_in_which_they_came(tiny_base, log):
     talker = Talker(tiny_base, 0.05)
     with (

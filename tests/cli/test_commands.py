@@ -108,6 +108,7 @@ def test_help_shows_every_text_whole(words, capsys, monkeypatch):
     assert [text for text in texts if "".join(text.split()) not in shown] == []
 
 
+@pytest.mark.slow
 def test_aggregating_without_contributions_is_an_error_and_loads_no_torch(tmp_path):
     code = (
         "import sys; from fedmed_cli.cli.app import main; main(['init', '--names', 'A,B', '-q']);"

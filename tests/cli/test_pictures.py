@@ -112,6 +112,7 @@ def shown(**environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_pictures_go_into_a_pipe_as_they_are_without_colour():
     text = shown(PYTHONIOENCODING="utf-8", NO_COLOR="1").decode()
     assert "●" in text

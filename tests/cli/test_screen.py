@@ -48,6 +48,7 @@ def test_a_link_shows_where_it_leads(terminal, capsys):
 
 @pytest.mark.parametrize("terminal", [80], indirect=True)
 @pytest.mark.parametrize("text", [pytest.param("[[[[", marks=pytest.mark.slow), "a a "])
+@pytest.mark.slow
 def test_the_work_of_drawing_a_long_paragraph_grows_as_it_does(text, terminal):
     """Drawn again with every piece, four times the text would be sixteen times the work."""
 

@@ -26,6 +26,7 @@ def _open_umask():
 
 
 @pytest.mark.parametrize("file_format", ["jsonl", "parquet"])
+@pytest.mark.slow
 def test_what_split_writes_is_for_its_user_alone(file_format, tmp_path):
     assert main(["split", "-q", "-C", str(tmp_path / "work"), "--limit", "60", "--format", file_format]) == 0
     workspace = Workspace(tmp_path / "work")

@@ -99,6 +99,7 @@ def test_redact_replaces_in_every_file(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["block", "redact"])
+@pytest.mark.slow
 def test_a_hospital_scans_its_own_file(mode, tmp_path, tiny_base, fails, capsys):
     home = tmp_path / "hospital"
     argv = ["init", "-q", "--names", "A,B", "--base", str(tiny_base), "--lora-r", "4", "--max-length", "128"]

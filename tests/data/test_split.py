@@ -115,6 +115,7 @@ def edited(words, rng, share):
     return " ".join(words)
 
 
+@pytest.mark.slow
 def test_planted_near_duplicates_stay_on_one_side(tmp_path):
     rng = random.Random(1)
     rows = make_rows(3000, length=40)
@@ -394,6 +395,7 @@ WHITE = st.text(st.sampled_from(list(" \t\n\r\u00a0\u2003\x1f")), min_size=1, ma
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=6), min_size=1, max_size=5), st.data())
+@pytest.mark.slow
 def test_keys_are_equal_for_texts_that_are_equal_up_to_case_and_white_space(words, data):
     def written():
         return "".join(data.draw(WHITE) + data.draw(st.sampled_from([str, str.upper, str.swapcase]))(w) for w in words)
@@ -449,6 +451,7 @@ ROW = st.fixed_dictionaries(
     sizes=st.booleans(),
     seed=st.integers(0, 2**40),
 )
+@pytest.mark.slow
 def test_every_example_is_in_one_set_or_in_the_counted_rest(
     rows, by, hospitals, group, near, phi, file_format, sizes, seed, tmp_path_factory
 ):

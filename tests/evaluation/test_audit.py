@@ -141,6 +141,7 @@ def test_what_was_memorised_is_found_and_noise_hides_it(tiny_base, tmp_path, cap
     assert len(list((workspace.private / "replaced").glob("audit-A.json-*"))) == 1
 
 
+@pytest.mark.slow
 def test_numbers_only_and_the_sentence_says_what_they_mean(train, split_workspace, tiny_base, capsys):
     train("--canaries", "12")
     assert main(["audit", "--site", "A", "-C", str(split_workspace.root), "--base", str(tiny_base)]) == 0
@@ -157,6 +158,7 @@ def test_numbers_only_and_the_sentence_says_what_they_mean(train, split_workspac
         assert b"included" not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_plan_that_limits_the_audit_keeps_pack_from_handing_over(tiny_base, tmp_path, fails, monkeypatch):
     monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path / "config"))
     root = tmp_path / "work"

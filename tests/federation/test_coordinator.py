@@ -32,6 +32,7 @@ def weights_read(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [[], ["--weights", "tokens"], ["--output", "again"], ["--dry-run"]], ids=str)
+@pytest.mark.slow
 def test_aggregate_reads_each_contribution_once(options, trained_workspace, tiny_base, weights_read, monkeypatch):
     monkeypatch.chdir(trained_workspace.root)
     assert main(["aggregate", "-q", "--base", str(tiny_base), *options]) == 0

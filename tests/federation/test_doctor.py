@@ -526,6 +526,7 @@ def test_a_file_system_that_takes_nothing(site):
         (["--dp-noise-multiplier", "1", "--gradient-accumulation-steps", "4"], 3),
     ],
 )
+@pytest.mark.slow
 def test_the_forecast_is_of_the_training_that_the_options_ask_for(more, steps, site, capsys):
     site.more = more
     diagnosis, found = examine(site, capsys)
@@ -545,6 +546,7 @@ def test_without_a_plan_the_machine_is_examined(tmp_path, capsys):
     assert diagnosis.not_checked["base"] == "there is no valid plan"
 
 
+@pytest.mark.slow
 def test_a_key_with_a_passphrase_is_known_by_its_public_half(site, tmp_path, capsys):
     signer = create(tmp_path / "locked", "secret", "B")
     site.change_plan(sites={"keys": site.plan.sites.keys | {"B": signer.public}})
@@ -563,6 +565,7 @@ def test_words_of_an_unknown_error_are_shown_only_where_they_cannot_be_a_patient
     assert make_check(Check("x", look, "do y"), examined)[0].seen == "ValueError: Jane Doe takes warfarin"
 
 
+@pytest.mark.slow
 def test_the_lines_for_people_name_the_remedy(site, capsys):
     site.data = None
     site.key.unlink()

@@ -46,6 +46,7 @@ def own_rows(tmp_path, patients=30):
     return path
 
 
+@pytest.mark.slow
 def test_a_contribution_states_what_it_promises_and_tells_no_loss_of_a_step(train, split_workspace, book):
     assert train(*PRIVATE) == 0
     folder = gate.read_contribution(split_workspace.contribution("A"), split_workspace.read_plan())
@@ -63,10 +64,12 @@ def test_a_contribution_states_what_it_promises_and_tells_no_loss_of_a_step(trai
     assert NO_GUARANTEE not in card
 
 
+@pytest.mark.slow
 def test_without_it_the_card_says_that_nothing_is_promised(trained_workspace):
     assert NO_GUARANTEE in (trained_workspace.contribution("A") / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_record_that_promises_privacy_and_tells_losses_is_refused(train, split_workspace):
     assert train(*PRIVATE) == 0
     path = split_workspace.contribution("A") / "contribution.json"
@@ -79,6 +82,7 @@ def test_a_record_that_promises_privacy_and_tells_losses_is_refused(train, split
         Contribution.from_dict(value | {"privacy": privacy}, "it")
 
 
+@pytest.mark.slow
 def test_training_again_spends_again_and_the_budget_ends_it(train, train_a, book, fails):
     assert train(*PRIVATE) == 0
     assert train(*PRIVATE) == 0
@@ -120,6 +124,7 @@ def test_more_units_a_step_than_there_are(fails, train_a):
     assert "but the site has" in fails(3, *argv)
 
 
+@pytest.mark.slow
 def test_patients_are_the_unit_and_every_training_on_them_is_entered(
     tmp_path, tiny_base, trained_workspace, book, capsys
 ):
@@ -152,6 +157,7 @@ def test_an_empty_ledger_says_so(capsys, tmp_path, book):
     assert "no training on records of patients" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_after_a_kill_draws_other_noise_and_is_entered_once(
     train, book, monkeypatch, split_workspace
 ):
@@ -195,6 +201,7 @@ def test_a_round_with_privacy_shows_what_each_site_promises(split_workspace, tin
     assert "Differential privacy of round 1, as the sites state it" in page
 
 
+@pytest.mark.slow
 def test_the_gate_reads_what_the_plan_asks_of_the_total(train, split_workspace):
     assert train(*PRIVATE) == 0
     assert train(*PRIVATE) == 0

@@ -227,6 +227,7 @@ def test_training_lowers_the_loss_on_examples_it_never_saw(split_workspace, tiny
     assert len(record.losses) == 40
 
 
+@pytest.mark.slow
 def test_a_hospital_with_its_own_file(tiny_base, split_workspace, tmp_path, capsys):
     home = tmp_path / "hospital"
     argv = ["init", "-q", "--names", "A,B", "--base", str(tiny_base), "--lora-r", "4", "--max-length", "256"]

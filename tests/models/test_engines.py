@@ -95,6 +95,7 @@ def test_llama_cpp_gives_every_adapter_the_probabilities_of_peft(llama, lm, adap
 
 
 @pytest.mark.parametrize("kind", ["llama.cpp", "transformers"])
+@pytest.mark.slow
 def test_an_engine_behaves_as_the_chat_expects(kind, llama, lm, adapters, request):
     engine = llama if kind == "llama.cpp" else TransformersEngine(lm)
     engine.prepare(adapters[:1])
@@ -191,6 +192,7 @@ def test_the_plain_tokenizer_gives_the_tokens_of_transformers(tiny_base):
 
 @pytest.mark.real_base
 @pytest.mark.network
+@pytest.mark.slow
 def test_the_plain_tokenizer_gives_the_tokens_of_transformers_for_the_embedded_base():
     same_tokenizer(bases.find(bundled_base.NAME, None, None, print).folder)
 

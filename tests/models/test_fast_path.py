@@ -167,6 +167,7 @@ def test_models_of_the_llama_family_take_all_operations(config, options):
         (transformers.GPT2Config, {"n_embd": 32, "n_head": 4, "n_layer": 2}, LINEAR, "it has no such layer"),
     ],
 )
+@pytest.mark.slow
 def test_an_operation_that_computes_something_else_is_declined_with_the_reason(config, options, operation, reason):
     path = decide(decoder_of(config(**SMALL | options)), CPU)
     assert operation not in path.used

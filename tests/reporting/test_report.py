@@ -106,6 +106,7 @@ def check_structure(text):
     return root
 
 
+@pytest.mark.slow
 def test_the_golden_workspace_gives_a_report_with_the_numbers_of_its_records(golden):
     root = check_structure(written(golden))
     record = Aggregate.read(golden.global_adapter(1) / "aggregate.json")
@@ -168,6 +169,7 @@ def test_matrix_of_hospitals_is_shown_before_the_shared_test_set(golden):
     assert "There is no reports/compare.json" in section(root, "comparison").text
 
 
+@pytest.mark.slow
 def test_all_that_a_comparison_can_hold_is_shown(golden):
     compared = Comparison.read(golden.reports / "compare.json")
     rate = Rate(Interval(0.412, 0.39, 0.43), Interval(0.0512, 0.01, 0.09))
@@ -317,6 +319,7 @@ def test_a_hospitals_own_workspace_shows_its_data_and_its_contribution(trained_w
     assert "waiting in adapters/" in section(root, "bytes").text
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_read_are_named_and_the_rest_is_shown(golden, capsys):
     (golden.reports / "compare.json").write_text('{"format": "fedmed/comparison"')
     (golden.reports / "compare-x y.json").write_text("{}")
@@ -353,6 +356,7 @@ def test_no_plan_is_an_error(tmp_path, fails):
     assert "is not a fedmed workspace" in fails(3, "report", "-C", tmp_path)
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_tables_stand_in_the_place_of_plots(golden, monkeypatch, capsys):
     with_plots = table(parse(written(golden)), "Training loss by step")
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
@@ -366,6 +370,7 @@ def test_without_matplotlib_the_tables_stand_in_the_place_of_plots(golden, monke
     assert "matplotlib is not installed" in root.text
 
 
+@pytest.mark.slow
 def test_another_file_is_not_overwritten_but_a_report_is(golden, tmp_path, fails):
     mine = tmp_path / "mine.html"
     mine.write_text("<p>mine")
@@ -421,6 +426,7 @@ def test_records_that_do_not_follow_from_each_other_are_marked(golden):
     assert "its record was changed since" in table(parse(written(golden)), "Rounds by the records alone")[2][2]
 
 
+@pytest.mark.slow
 def test_a_comparison_of_an_older_global_adapter_is_said(golden):
     path = golden.reports / "compare.json"
     value = json.loads(path.read_text())
@@ -488,6 +494,7 @@ def poison(workspace):
     workspace.plan_path.write_text(plan)
 
 
+@pytest.mark.slow
 def test_nothing_foreign_becomes_markup(golden):
     poison(golden)
     text = written(golden)
@@ -534,6 +541,7 @@ def test_long_curves_are_means_of_shares():
     assert bins[-1] == pytest.approx(np.mean(losses[100:]), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_what_was_kept_and_agreed_is_said(golden):
     path = golden.round(1) / "A/contribution.json"
     path.write_bytes(replace(Contribution.read(path), kept_step=1).to_bytes())
@@ -546,6 +554,7 @@ def test_what_was_kept_and_agreed_is_said(golden):
     assert "over 4 rounds" in section(root, "plan").text
 
 
+@pytest.mark.slow
 def test_many_sites_and_long_names_give_a_report(golden):
     path = golden.data / "split.json"
     record = SplitRecord.read(path)

@@ -26,6 +26,7 @@ def by_hand(accountant, mechanisms, delta):
 
 
 @pytest.mark.parametrize(("rate", "noise", "steps"), SETTINGS)
+@pytest.mark.slow
 def test_it_is_that_of_the_library_called_step_by_step(rate, noise, steps):
     found = accounting.epsilon([Mechanism(rate, noise, steps)], 1e-5)
     assert found == pytest.approx(by_hand(pld.PLDAccountant(), [Mechanism(rate, noise, steps)], 1e-5), rel=0.01)

@@ -309,6 +309,7 @@ def test_a_training_that_breaks_off_at_any_step_ends_with_the_same_bytes(ready, 
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_options_is_kept_aside_and_said(ready):
     whole = run_site(ready, per_device_train_batch_size=3)
     with pytest.raises(Killed):
@@ -320,6 +321,7 @@ def test_a_checkpoint_of_other_options_is_kept_aside_and_said(ready):
     assert list((ready[0].private / "replaced").glob("*.npz*"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_kept_aside_and_said(ready):
     whole = run_site(ready)
     with pytest.raises(Killed):
@@ -379,6 +381,7 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
     assert f"site A: keeps the adapter of step {best} of 8, the best on other examples" in said
 
 
+@pytest.mark.slow
 def test_early_stopping_stops_and_resumes_to_the_same_bytes(ready):
     workspace, plan, lm, _ = ready
     wild = (workspace, training_with(plan, learning_rate=1.0), lm, None)

@@ -50,6 +50,7 @@ def test_another_order_and_a_file_that_has_grown_are_the_same_records(rows, book
     assert later.total_epsilon > later.epsilon
 
 
+@pytest.mark.slow
 def test_other_records_have_an_account_of_their_own(book):
     enter(book)
     others = [dataclasses.replace(row, answer="Something else.") for row in ROWS]
@@ -88,6 +89,7 @@ def test_what_holds_for_examples_does_not_hold_for_groups_but_the_other_way_roun
     assert enter(book).total_epsilon is not None
 
 
+@pytest.mark.slow
 def test_what_is_left_is_counted_in_trainings_like_the_newest(book):
     epsilon = enter(book).epsilon
     (spent,) = list_spent(book.read(), 3 * epsilon)
@@ -170,6 +172,7 @@ def test_a_kill_at_any_write_forgets_nothing_that_could_leave(step, book, monkey
     assert book.read()[-1].round == 3
 
 
+@pytest.mark.slow
 def test_many_processes_at_once_enter_one_after_the_other(book):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: enter(book, round_number=number), range(1, 13)))

@@ -114,6 +114,7 @@ def argv(workspace, command):
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.slow
 def test_with_a_pinned_key_nothing_else_is_taken(workspace, fails, reader, wrong):
     name, command = READERS[reader]
     path = workspace.root / name
@@ -146,6 +147,7 @@ def without_key_of_b(workspace):
 
 
 @pytest.mark.parametrize("reader", READERS)
+@pytest.mark.slow
 def test_without_a_pinned_key_it_is_said_or_refused_on_request(workspace, fails, capsys, reader):
     name, command = READERS[reader]
     without_key_of_b(workspace)
@@ -157,6 +159,7 @@ def test_without_a_pinned_key_it_is_said_or_refused_on_request(workspace, fails,
     assert "site B" in message or "--require-signatures" in message
 
 
+@pytest.mark.slow
 def test_the_report_leaves_a_forged_comparison_out_and_names_it(workspace, fails):
     forge(workspace.reports / "compare-B.json")
     fails(7, "report", "-C", workspace.root)
@@ -168,6 +171,7 @@ def test_the_report_leaves_a_forged_comparison_out_and_names_it(workspace, fails
     assert "0.0001" not in page.text
 
 
+@pytest.mark.slow
 def test_the_report_says_what_nothing_proves(workspace):
     without_key_of_b(workspace)
     assert main(["report", "-q", "-C", str(workspace.root)]) == 0
@@ -261,6 +265,7 @@ def test_a_table_far_larger_than_what_stands_in_it_is_refused(workspace, fails, 
         assert message in fails(3, *argv(workspace, command), "-C", workspace.root)
 
 
+@pytest.mark.slow
 def test_a_waiting_contribution_is_reported_only_with_its_signature(workspace, fails):
     record = workspace.contribution("B") / "contribution.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"round": 999_999}))
@@ -289,6 +294,7 @@ def test_a_matrix_that_nobody_could_read_again_is_not_written(workspace, fails):
 
 
 @pytest.mark.parametrize("command", ["compare merge reports/compare-A.json reports/compare-B.json", "report"])
+@pytest.mark.slow
 def test_a_difference_of_0_beside_its_interval_is_shown(workspace, command):
     for site in factories.SITES:
         path = workspace.reports / f"compare-{site}.json"

@@ -297,6 +297,7 @@ def test_a_hospital_has_only_the_global_adapters(signed, capsys):
     assert "round 3: cannot be recomputed" in err
 
 
+@pytest.mark.slow
 def test_verifying_never_loads_torch_and_takes_one_folder(signed, tmp_path, capsys, fails):
     from helpers.processes import run
 
