@@ -23,6 +23,7 @@ from fedmed_cli.models.engines.llama_cpp import LlamaCpp
 from fedmed_cli.models.export import export as exporting
 from fedmed_cli.models.export import forms
 from fedmed_cli.models.export.open_source import FORM_NAMES
+from fedmed_cli.models.prompts import prompt_ids, prompt_messages
 from fedmed_cli.records.digests import sha256_file
 from fedmed_cli.records.export import Export
 from fedmed_cli.records.lora import Lora
@@ -220,10 +221,23 @@ def test_an_existing_folder_is_left_alone(round_workspace, tmp_path, fails):
     assert "exists already" in fails(6, *argv)
 
 
+def text_by_llama_cpp_alone(model, lora, messages, max_tokens):
+    """The greedy answer of llama.cpp's own chat, which applies the file's own template."""
+    xllamacpp = pytest.importorskip("xllamacpp")  # not on every platform
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)] if lora else []
+    params.n_ctx, params.n_parallel, params.n_gpu_layers, params.verbosity = 512, 1, 0, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(params)
+    reply = server.handle_chat_completions({"messages": messages, "temperature": 0.0, "max_tokens": max_tokens})
+    return reply["choices"][0]["message"]["content"]
+
+
 @pytest.mark.slow
 @pytest.mark.real_base
 @pytest.mark.network
-def test_the_embedded_base_merged_as_gguf_gives_the_text_of_the_adapter_beside_it(tmp_path, monkeypatch, capsys):
+def test_llama_cpp_alone_gives_the_gguf_forms_of_the_embedded_base_the_text_of_the_chat(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(exporting, "NUM_ANSWERS", 2)
     plan = replace(make_plan(signed=False), base=bundled_base.BASE, lora=Lora())
     workspace = make_workspace(tmp_path / "work", plan, num_rounds=1, mailbox=False)
@@ -240,11 +254,16 @@ def test_the_embedded_base_merged_as_gguf_gives_the_text_of_the_adapter_beside_i
     assert modelfile.startswith("FROM ./base.gguf\nADAPTER ./adapter.gguf\n")
     assert f'SYSTEM """{plan.prompt.system}"""' in modelfile
     local = bases.find_for_plan(plan.base, None, None, print)
-    ids = list(range(1000, 1030))
+    question = "What are the symptoms of asthma?"
     texts = []
-    for path, adapters in ((tmp_path / "merged-gguf/model.gguf", []), (tmp_path / "ollama/base.gguf", [adapter])):
-        engine = LlamaCpp(path, local)
+    for model, lora, adapters in (
+        (tmp_path / "merged-gguf/model.gguf", None, []),
+        (tmp_path / "ollama/base.gguf", tmp_path / "ollama/adapter.gguf", [adapter]),
+    ):
+        engine = LlamaCpp(model, local)
         engine.prepare(adapters)
+        ids = prompt_ids(prompt_messages(plan.prompt, question), engine.tokenizer)
         texts.append(text_of(engine, ids, adapters[0] if adapters else None, Sampling(5)))
         engine.close()
+        assert texts[-1] == text_by_llama_cpp_alone(model, lora, prompt_messages(plan.prompt, question), 5)
     assert all(texts)
