@@ -6,6 +6,7 @@ walks as many steps as one site, with the examples of all sites' steps in each: 
 
 from __future__ import annotations
 
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from fedmed_cli.records.comparison import Pooled
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.loop import Trained, order_seed, train
 from fedmed_cli.training.options import TrainingOptions
 from fedmed_cli.workspace import Workspace, utc_now
@@ -60,7 +62,8 @@ def pooled_adapter(
 ) -> Adapter:
     """A pooled adapter of this workspace's rounds, trained now or taken from `reports/pooled/`.
 
-    It starts from the plan's initial adapter. The caller holds the lock.
+    It starts from the plan's initial adapter; a training that was interrupted goes on from its checkpoint. The caller
+    holds the lock.
     """
     rows, bound = wanted.rows, wanted.bound
     digest = examples.set_digest(rows)
@@ -81,7 +84,10 @@ def pooled_adapter(
     say(f"training the {bound} adapter: {wanted.steps} steps of {size} out of {len(usable):,} examples of all sites")
     started = time.perf_counter()
     start = archive.starting_adapter(workspace, plan, 1)
-    trained = _train(lm, plan, start, usable, wanted, seed, step)
+    environment = {**lm.environment(), "machine": platform.machine()}
+    identity = {"plan": plan.digest, "examples, steps or options": key, "machine or software": environment}
+    checkpoints = Checkpoints(workspace, workspace.private / "checkpoints" / f"{bound}.npz", identity, say)
+    trained = _train(lm, plan, start, usable, wanted, seed, checkpoints, say, step)
     say(f"{bound}: {trained.num_tokens:,} answer tokens; the federation's rounds used {wanted.tokens:,}")
     record = Pooled(
         key=key,
@@ -109,6 +115,7 @@ def pooled_adapter(
     )
     files = {f"adapter/{name}": data for name, data in adapter_files(trained.adapter, readme).items()}
     workspace.replace_folder(folder, {**files, RECORD_NAME: record.to_bytes()})
+    checkpoints.remove()
     return trained.adapter
 
 
@@ -119,6 +126,8 @@ def _train(
     encoded: Sequence[Encoded],
     wanted: PooledInput,
     seed: int,
+    checkpoints: Checkpoints,
+    say: Say,
     step: Callable[[Step], None] | None,
 ) -> Trained:
     """Train on everything at once: one schedule over all steps, and no pull to where a round began."""
@@ -128,7 +137,18 @@ def _train(
         per_device_train_batch_size=wanted.batch_size,
         gradient_accumulation_steps=wanted.accumulation,
     )
-    return train(lm, replace(plan, training=training), start, encoded, wanted.steps, options, seed=seed, progress=step)
+    return train(
+        lm,
+        replace(plan, training=training),
+        start,
+        encoded,
+        wanted.steps,
+        options,
+        seed=seed,
+        checkpoints=checkpoints,
+        progress=step,
+        say=say,
+    )
 
 
 def gather(

@@ -85,6 +85,37 @@ def test_it_is_the_adapter_that_plain_training_on_all_examples_gives(round_works
 
 
 @pytest.mark.slow
+def test_a_training_that_was_interrupted_goes_on_and_gives_the_same_adapter(round_workspace, argv, monkeypatch, capsys):
+    from fedmed_cli.training import checkpoints
+
+    assert main([*argv, "-q"]) == 0
+    whole = Pooled.read(round_workspace.reports / "pooled/pooled.json")
+    shutil.rmtree(round_workspace.reports / "pooled")
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0)
+    save = checkpoints.Checkpoints.save
+
+    def save_and_stop(self, state):
+        save(self, state)
+        if state.step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+        assert main([*argv, "-q"]) == 130
+    assert not (round_workspace.reports / "pooled").exists()
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "resuming from the checkpoint at step 5 of 9" in capsys.readouterr().err
+    again = Pooled.read(round_workspace.reports / "pooled/pooled.json")
+    assert (again.adapter, again.losses, again.num_trained_tokens) == (
+        whole.adapter,
+        whole.losses,
+        whole.num_trained_tokens,
+    )
+    assert not (round_workspace.private / "checkpoints/pooled.npz").exists()
+
+
+@pytest.mark.slow
 def test_it_is_trained_once_and_anew_after_another_round(round_workspace, tiny_base, argv, monkeypatch, capsys):
     from fedmed_cli.federation import pooled
 
