@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import AggregationSettings as AggregationSettings
-    from fedmed_cli.data.row_index import IndexOptions as IndexOptions
     from fedmed_cli.data.sources import Source as Source
+    from fedmed_cli.data.split_options import IndexOptions as IndexOptions
     from fedmed_cli.data.split_options import SplitOptions as SplitOptions
     from fedmed_cli.errors import FedmedError as FedmedError
     from fedmed_cli.events import Events as Events
@@ -50,7 +50,7 @@ _PUBLIC = {
     "CompareOptions": "federation.steps",
     "Events": "events",
     "FedmedError": "errors",
-    "IndexOptions": "data.row_index",
+    "IndexOptions": "data.split_options",
     "Plan": "records.plan",
     "PlanOptions": "federation.plan",
     "Source": "data.sources",

@@ -24,7 +24,7 @@ from fedmed_cli.records.combining import METHODS, ROBUST_MEANS, WEIGHTINGS, list
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import AggregationSettings
     from fedmed_cli.cli.screen import Screen
-    from fedmed_cli.data.row_index import IndexOptions
+    from fedmed_cli.data.split_options import IndexOptions
     from fedmed_cli.federation import plan as planning
     from fedmed_cli.models.base_model import BaseModel
     from fedmed_cli.training.options import SiteSettings
@@ -257,7 +257,7 @@ class DataOptions:
     def parsed(self) -> tuple[Mapping[str, str] | None, IndexOptions]:
         """The columns' names, and what to look for, as the core takes them; UsageError names what does not fit."""
         from fedmed_cli.data.identifiers import MODES
-        from fedmed_cli.data.row_index import IndexOptions
+        from fedmed_cli.data.split_options import IndexOptions
 
         if self.data is None and (self.columns or self.group_by):
             raise UsageError("--columns and --group-by go with --data")

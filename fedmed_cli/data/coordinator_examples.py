@@ -19,11 +19,11 @@ def half(workspace: Workspace, use: Literal["decide", "report"]) -> list[Example
 
     A number that chose the weights is never the number reported. Empty where the coordinator has none.
     """
-    from fedmed_cli.data.examples import read_jsonl
-
     path = workspace.data / EXAMPLES_NAME
     if not path.exists():
         return []
+    from fedmed_cli.data.examples import read_jsonl
+
     group_by, side = workspace.group_column(), 0 if use == "decide" else 1
     rows = read_jsonl(path)
     return [row for row in rows if int(sha256_json(["half", row.group(group_by)])[:8], 16) % 2 == side]

@@ -13,14 +13,15 @@ import numpy as np
 import pyarrow
 import pyarrow.compute as pc
 
-from fedmed_cli.data import identifiers, screening
-from fedmed_cli.data.bad_rows import DEFAULT_MAX_BAD, BadRows
+from fedmed_cli.data import screening
+from fedmed_cli.data.bad_rows import BadRows
 from fedmed_cli.data.batches import Batch, Texts, as_texts
 from fedmed_cli.data.disclosure import list_columns
 from fedmed_cli.data.leakage_groups import Ints, Keys, merge_equal
-from fedmed_cli.data.near_duplicates import SIMILARITY, MinHashIndex
+from fedmed_cli.data.near_duplicates import MinHashIndex
 from fedmed_cli.data.same_text import group_key, group_name, keyed_hash, question_key, text_key
 from fedmed_cli.data.sources import Source
+from fedmed_cli.data.split_options import IndexOptions
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Say
 
@@ -29,18 +30,6 @@ from fedmed_cli.events import Say
 MAX_SHA_ORDER = 100_000
 
 Read = Callable[[], Iterator[Batch]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexOptions:
-    """What to look for in the data. `column` is the one whose values are divided among sites."""
-
-    group_by: str | None = None
-    label: str | None = None
-    column: str | None = None
-    near_duplicates: float | None = SIMILARITY
-    phi: identifiers.Mode = "warn"
-    max_bad: float = DEFAULT_MAX_BAD
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from fedmed_cli.data import examples, identifiers, row_index, screening
 from fedmed_cli.data.batches import as_texts, json_lines
 from fedmed_cli.data.examples import Example
-from fedmed_cli.data.row_index import Index, IndexOptions
+from fedmed_cli.data.row_index import Index
 from fedmed_cli.data.same_text import keyed_hash
 from fedmed_cli.data.sources import Source
+from fedmed_cli.data.split_options import IndexOptions
 from fedmed_cli.errors import ConflictError, InputError
 from fedmed_cli.events import Say
 from fedmed_cli.records.plan import Plan

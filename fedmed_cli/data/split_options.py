@@ -1,14 +1,18 @@
-"""How `fedmed split` divides: its options that are not the plan's, checked."""
+"""What is looked for in data, and how `fedmed split` divides them: the options that are not the plan's, checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from fedmed_cli.data.row_index import IndexOptions
+from fedmed_cli.data.bad_rows import DEFAULT_MAX_BAD
+from fedmed_cli.data.near_duplicates import SIMILARITY
 from fedmed_cli.data.topics import DEFAULT_TOPICS
 from fedmed_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from fedmed_cli.data import identifiers
 
 Method = Literal["iid", "quantity", "dirichlet", "pathological", "column"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -16,6 +20,18 @@ Format = Literal["jsonl", "parquet"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 DEFAULT_SHARES = {"validation": 0.1, "coordinator": 0.1, "test": 0.2}
 MAX_PARQUET_SITES = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions:
+    """What to look for in the data. `column` is the one whose values are divided among sites."""
+
+    group_by: str | None = None
+    label: str | None = None
+    column: str | None = None
+    near_duplicates: float | None = SIMILARITY
+    phi: identifiers.Mode = "warn"
+    max_bad: float = DEFAULT_MAX_BAD
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.data.batches import Batch
 from fedmed_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from fedmed_cli.data.batches import Batch
 
 DEFAULT_TOPICS = 10
 SAMPLE_ROWS = 20_000

@@ -1,7 +1,8 @@
 """The steps of a federation, each one call: what the commands run, and what `import fedmed_cli` offers.
 
 Each takes the workspace's lock, checks everything that can be checked without a model, and loads torch and the base
-model last. The data classes that they take and return are documented where they are defined.
+model last; what reads data is imported where it is needed, for pyarrow takes longer to load than adapters to combine.
+The data classes that they take and return are documented where they are defined.
 """
 
 from __future__ import annotations
@@ -14,12 +15,8 @@ from typing import TYPE_CHECKING
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.folder import AdapterFolder
 from fedmed_cli.aggregation.state import AggregationSettings
-from fedmed_cli.data import coordinator_examples, site_data
-from fedmed_cli.data import split as splitting
-from fedmed_cli.data.row_index import IndexOptions
-from fedmed_cli.data.sources import Source
-from fedmed_cli.data.split import SplitResult
-from fedmed_cli.data.split_options import SplitOptions
+from fedmed_cli.data import coordinator_examples
+from fedmed_cli.data.split_options import IndexOptions, SplitOptions
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
@@ -38,6 +35,8 @@ from fedmed_cli.workspace.durable import write_file
 
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import Evaluator
+    from fedmed_cli.data.sources import Source
+    from fedmed_cli.data.split import SplitResult
     from fedmed_cli.federation.personalising import PersonalResult
     from fedmed_cli.federation.site import SiteResult
     from fedmed_cli.records.signatures import Signer
@@ -90,6 +89,8 @@ def split(
 
     Where `options` name no label or group, the columns of `source` that are known to be that are used.
     """
+    from fedmed_cli.data import split as splitting
+
     label = options.label or options.column or source.label_column
     options = replace(options, label=label, group_by=options.group_by or source.group_column)
     with workspace.lock():
@@ -130,6 +131,8 @@ def train_site(
             folder, is_new = accept_global(workspace, plan, global_adapter, require_signatures, events.say)
             round_number = folder.record.round + 1
         start = folder.adapter if folder else archive.starting_adapter(workspace, plan, round_number)
+        from fedmed_cli.data import site_data
+
         if source is not None:
             examples = site_data.file_data(workspace, plan, site, source, options, events.say)
         else:
@@ -219,6 +222,8 @@ def personalise(
         if not newest:
             raise InputError("there is no global adapter yet", hint="give the coordinator's to 'fedmed train-local'")
         start = archive.archived_global(workspace, plan, newest)
+        from fedmed_cli.data import site_data
+
         examples = site_data.workspace_data(workspace, site)
         base.find(plan.base)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedmed_cli.data import examples, row_index, site_data
 from fedmed_cli.data.sources import Source
+from fedmed_cli.data.split_options import IndexOptions
 from fedmed_cli.federation.doctor.findings import Examined, Seen
 from fedmed_cli.intervals import FEW_GROUPS
 
@@ -29,7 +30,7 @@ def check_data(examined: Examined) -> Seen:
             return "WARN", f"there are no examples of site {site} to look at", remedy
         source = Source([str(file)], {"question": "question", "answer": "answer"})
     began = time.perf_counter()
-    options = request.options if request.data else row_index.IndexOptions(group_by=examined.group_by)
+    options = request.options if request.data else IndexOptions(group_by=examined.group_by)
     index = row_index.build(
         source,
         options,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from fedmed_cli.data.examples import Example
-from fedmed_cli.data.row_index import Index, IndexOptions
+from fedmed_cli.data.row_index import Index
+from fedmed_cli.data.split_options import IndexOptions
 from fedmed_cli.errors import FedmedError, InputError
 from fedmed_cli.models.bases import LocalBase
 from fedmed_cli.records.codec import Record

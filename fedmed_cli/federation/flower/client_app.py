@@ -18,8 +18,8 @@ from flwr.clientapp import ClientApp
 
 from fedmed_cli.adapters.bundle import pack
 from fedmed_cli.adapters.folder import ContributionFolder
-from fedmed_cli.data.row_index import IndexOptions
 from fedmed_cli.data.sources import Source
+from fedmed_cli.data.split_options import IndexOptions
 from fedmed_cli.errors import ConflictError, FedmedError, UsageError
 from fedmed_cli.events import Events
 from fedmed_cli.federation import steps
