@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.factories import make_plan, make_workspace
-from helpers.processes import run
+from helpers.processes import HEAVY, run
 
 from fedmed_cli.models import bundled_base
 from fedmed_cli.records.lora import Lora
@@ -25,6 +25,12 @@ def test_aggregate_by_tokens(trained_workspace):
     code, out, loaded = run(trained_workspace.root, "aggregate", "--weights", "tokens", "--json")
     assert (code, loaded) == (0, [])
     assert set(json.loads(out)["sites"]) == {"A", "B", "C"}
+
+
+def test_aggregate_without_examples_loads_nothing_that_reads_data(tmp_path):
+    workspace = make_workspace(tmp_path / "work", make_plan(signed=False))
+    code, _, loaded = run(workspace.root, "aggregate", "-q", heavy=(*HEAVY, "pyarrow"))
+    assert (code, loaded) == (0, [])
 
 
 def test_inspect_adapter(round_workspace):
