@@ -21,6 +21,11 @@ def test_help_split_and_init(argv, tmp_path):
     assert (code, loaded) == (0, [])
 
 
+def test_help_loads_no_numbers_either(tmp_path):
+    code, _, loaded = run(tmp_path, "--help", heavy=(*HEAVY, "numpy", "pyarrow"))
+    assert (code, loaded) == (0, [])
+
+
 def test_aggregate_by_tokens(trained_workspace):
     code, out, loaded = run(trained_workspace.root, "aggregate", "--weights", "tokens", "--json")
     assert (code, loaded) == (0, [])

@@ -9,8 +9,6 @@ import typer
 
 from fedmed_cli.cli import options as o
 from fedmed_cli.errors import UsageError
-from fedmed_cli.evaluation import site_matrix
-from fedmed_cli.workspace.durable import write_file
 
 
 def merge(
@@ -23,7 +21,9 @@ def merge(
     Example: fedmed compare merge reports/compare-*.json
     """
     from fedmed_cli.adapters.signers import SignaturePolicy
+    from fedmed_cli.evaluation import site_matrix
     from fedmed_cli.reporting.tables.comparison import matrix_parts
+    from fedmed_cli.workspace.durable import write_file
 
     screen, place = common.open()
     plan = place.read_plan()
