@@ -115,6 +115,7 @@ def test_the_openai_client_streams(sdk):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("stop", ["drink", [" enough", "and drink"], ["nowhere"]])
+@pytest.mark.slow
 def test_stop_texts_end_an_answer_and_are_not_in_it(client, stop, stream):
     reply = client.post(CHAT, json=body(stop=stop, stream=stream))
     if stream:

@@ -440,6 +440,7 @@ def test_a_coordinator_with_too_few_examples_weighs_by_tokens(trained_workspace,
     assert json.loads(capsys.readouterr().out)["weights"] == "tokens"
 
 
+@pytest.mark.slow
 def test_an_archived_round_is_combined_anew_with_the_default_rules(round_workspace, tiny_base, tmp_path, capsys):
     argv = ["aggregate", "--json", "--output", str(tmp_path / "again"), "--exclude", "A", "--base", str(tiny_base)]
     assert main([*argv, "-C", str(round_workspace.root)]) == 0

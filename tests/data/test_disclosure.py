@@ -107,6 +107,7 @@ def check_nothing_shown(capsys, name, workspace, *argv):
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.slow
 def test_no_cell_of_a_file_is_shown(name, tmp_path, capsys, split_once, tiny_base):
     path, inner = tmp_path / name, tmp_path / "work"
     path.write_bytes(FILES[name])

@@ -142,6 +142,7 @@ def test_planted_near_duplicates_stay_on_one_side(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["iid", "dirichlet", "quantity", "pathological", "column:label"])
+@pytest.mark.slow
 def test_planted_groups_and_same_texts_stay_together(by, tmp_path):
     rows = make_rows(2000)
     for n in range(0, 300, 2):
@@ -228,6 +229,7 @@ def test_dirichlet_keeps_a_least_size(tmp_path):
     assert record.min_size == 250
 
 
+@pytest.mark.slow
 def test_each_site_has_its_few_labels(tmp_path, fails):
     path = write(tmp_path / "x.jsonl", make_rows(2000, labels=6))
     argv = ["--by", "pathological", "--label", "label", "--hospitals", "4"]
@@ -248,6 +250,7 @@ def test_assigned_values(tmp_path):
     assert {row["label"] for row in sets["South/train.jsonl"]} == {"label 1", "label 2"}
 
 
+@pytest.mark.slow
 def test_topics_where_there_is_no_label(tmp_path, capsys):
     rng = random.Random(0)
     topics = [WORDS[n * 40 : n * 40 + 40] for n in range(5)]

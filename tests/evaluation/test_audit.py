@@ -35,6 +35,7 @@ def test_the_true_positive_rate_is_at_no_more_than_the_false_alarms():
     assert found.tpr.mean == pytest.approx(0.75)
 
 
+@pytest.mark.slow
 def test_intervals_by_groups_are_wider_than_by_examples():
     rng = np.random.default_rng(2)
     per_group = rng.normal(0, 1, 20).repeat(10)
@@ -181,6 +182,7 @@ def test_a_plan_that_limits_the_audit_keeps_pack_from_handing_over(tiny_base, tm
     assert "is of another adapter" in fails(7, *pack)
 
 
+@pytest.mark.slow
 def test_without_held_out_examples_there_is_no_audit(train, split_workspace, tiny_base, fails):
     train()
     for path in split_workspace.site_data("A").glob("*"):

@@ -111,6 +111,7 @@ def files(*roots):
     }
 
 
+@pytest.mark.slow
 def test_a_sound_site_has_no_warning_and_no_failure_and_nothing_is_changed(site, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FEDMED_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()

@@ -250,6 +250,7 @@ def test_a_hospital_with_its_own_file(tiny_base, split_workspace, tmp_path, caps
     assert set(Comparison.read(home / "reports/compare-B.json").scores) == {"base", "B"}
 
 
+@pytest.mark.slow
 def test_an_accepted_global_adapter_is_filed_and_a_different_one_refused(round_workspace, tiny_base, tmp_path, fails):
     root, home = round_workspace.root, tmp_path / "B"
     (home / "data").mkdir(parents=True)

@@ -108,6 +108,7 @@ def behaviour(local):
 
 
 @pytest.mark.parametrize("name", PROBES)
+@pytest.mark.slow
 def test_a_changed_folder_is_refused_or_loads_as_the_plans_base(name, folder, tiny_base):
     honest = describe(tiny_base)
     PROBES[name](folder)

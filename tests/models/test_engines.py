@@ -116,6 +116,7 @@ def test_an_engine_behaves_as_the_chat_expects(kind, llama, lm, adapters, reques
     assert text_of(engine, PROMPTS[0], None, Sampling(24)) == plain[0]
 
 
+@pytest.mark.slow
 def test_transformers_gives_the_greedy_tokens_of_its_own_model(lm, adapters):
     engine = TransformersEngine(lm)
     for adapter in (None, adapters[0]):
@@ -219,6 +220,7 @@ def choose(plan, tiny_base):
     return run
 
 
+@pytest.mark.slow
 def test_llama_cpp_is_taken_where_there_is_a_gguf(choose, tiny_gguf):
     assert choose("auto")[0] == choose("transformers")[0] == "transformers"
     for name in ("auto", "llama.cpp"):

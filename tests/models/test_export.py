@@ -61,6 +61,7 @@ def test_the_forms_are_those_of_the_command():
 @pytest.mark.parametrize(
     ("form", "adapter"), [("gguf", "B"), ("ollama", "global"), ("merged", "A"), ("vllm", "global")]
 )
+@pytest.mark.slow
 def test_each_form_is_compared_and_its_record_names_where_it_comes_from(
     form, adapter, run, tmp_path, round_workspace, capsys
 ):
@@ -101,6 +102,7 @@ def test_what_is_made_of_a_private_adapter_says_so_and_is_for_its_user_alone(
     fails(3, "pack", target, "-o", tmp_path / "it.fedmed.tar")
 
 
+@pytest.mark.slow
 def test_the_gguf_holds_what_llama_cpp_reads(run, tmp_path, round_workspace):
     assert run("gguf") == 0
     reader = gguf.GGUFReader(tmp_path / "gguf/adapter.gguf")
@@ -168,6 +170,7 @@ def zeroed(adapter):
 
 
 @pytest.mark.parametrize("spoil", [spoil_nothing, spoil_rows, spoil_scale])
+@pytest.mark.slow
 def test_an_export_that_does_something_else_is_not_kept(spoil, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(forms.FORMS, "gguf", replace(forms.FORMS["gguf"], write=spoil))
     before = sorted(tmp_path.iterdir())

@@ -272,6 +272,7 @@ def test_operations_are_on_the_model_for_the_time_of_the_block():
 
 
 @pytest.mark.parametrize("config", [transformers.LlamaConfig, transformers.Qwen3Config])
+@pytest.mark.slow
 def test_a_models_hidden_states_and_gradients_stay_the_same(config):
     lm = loaded(config(**SMALL))
     lm.decoder.double()

@@ -124,6 +124,7 @@ def test_components_that_aggregation_left_at_zero_learn_again(ready, monkeypatch
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.slow
 def test_gradients_with_rank_and_alpha_patterns_are_those_of_peft(use_rslora, ready, tiny_base, monkeypatch):
     _, plan, lm, encoded = ready
     targets = ("q_proj", "v_proj", "gate_proj", "down_proj")
@@ -139,6 +140,7 @@ def test_gradients_with_rank_and_alpha_patterns_are_those_of_peft(use_rslora, re
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.slow
 def test_gradients_are_those_of_a_plain_peft_pass(name, ready, tiny_base, monkeypatch):
     _, plan, lm, encoded = ready
     given, changes = VARIANTS[name]
@@ -405,6 +407,7 @@ def four_bit(ready, tiny_base):
     return ready[0], ready[1], lm, ready[3]
 
 
+@pytest.mark.slow
 def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeypatch):
     """bitsandbytes repacks layers whose flag is set at the first forward without gradients, and loses the gradient."""
     import bitsandbytes
@@ -417,6 +420,7 @@ def test_4_bit_layers_stay_differentiable_on_every_cpu(ready, tiny_base, monkeyp
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
 
 
+@pytest.mark.slow
 def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch):
     workspace, plan, lm, encoded = four_bit
     start = moved(archive.starting_adapter(workspace, plan, 1))
@@ -428,6 +432,7 @@ def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch)
     assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in before)
 
 
+@pytest.mark.slow
 def test_a_site_trains_in_4_bits_and_its_record_says_so(split_workspace, tiny_base):
     argv = ["train-local", "-q", "-C", str(split_workspace.root), "--site", "A", "--base", str(tiny_base)]
     assert main([*argv, "--load-in-4bit", "--max-steps", "2"]) == 0
@@ -438,6 +443,7 @@ def test_a_site_trains_in_4_bits_and_its_record_says_so(split_workspace, tiny_ba
 # --- the command ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_epochs_and_live_metrics(split_workspace, tiny_base):
     argv = ["train-local", "-q", "-C", str(split_workspace.root), "--site", "A", "--base", str(tiny_base)]
     argv += ["--num-train-epochs", "0.5", "--per-device-train-batch-size", "3", "--logging-steps", "4"]

@@ -73,6 +73,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("share", [None, 0.5])
+@pytest.mark.slow
 def test_clipped_sums_are_those_of_a_loop_over_single_units(name, share, ready, monkeypatch):
     """`share` of the units' median norm is the clip norm; None clips nothing."""
     plan, lm, encoded = ready

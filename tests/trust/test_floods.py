@@ -55,6 +55,7 @@ def test_of_many_plain_files_the_first_are_named_and_the_rest_is_counted(workspa
 
 
 @pytest.mark.parametrize("command", ["status", "verify", "report"])
+@pytest.mark.slow
 def test_of_many_bundles_that_are_none_the_first_are_named_and_the_rest_is_counted(workspace, shows, command):
     fill(workspace, "junk-{:02d}" + BUNDLE_SUFFIX)
     code, shown = shows(command)
@@ -113,6 +114,7 @@ def test_who_holds_the_lock_is_a_number_or_unknown(workspace, shows, kind):
 
 
 @pytest.mark.parametrize("values", [{}, {"event": 1}, {"event": "round", "coordinator_before": "x"}])
+@pytest.mark.slow
 def test_a_metric_that_is_none_is_named_or_not_shown(workspace, shows, values):
     line = {"format": "fedmed/metric", "version": 1, "round": 1, "coordinator_after": 2.0} | values
     (workspace.root / "metrics.jsonl").write_text(json.dumps(line) + "\n")
@@ -147,6 +149,7 @@ def test_json_steers_no_terminal_either(workspace, shows):
 
 
 @pytest.mark.parametrize("command", ["status", "status --json", "report", "verify", "aggregate --dry-run"])
+@pytest.mark.slow
 def test_names_that_are_not_utf_8(workspace, shows, command):
     for place, name in (
         (workspace.adapters, b"\xff.fedmed.tar"),

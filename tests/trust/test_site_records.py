@@ -126,6 +126,7 @@ def test_with_a_pinned_key_nothing_else_is_taken(workspace, fails, reader, wrong
 
 
 @pytest.mark.parametrize("command", ["compare merge reports/compare-A.json reports/compare-B.json", "report", "verify"])
+@pytest.mark.slow
 def test_what_is_signed_as_the_plan_says_is_taken(workspace, command, capsys):
     assert main([*argv(workspace, command), "-C", str(workspace.root), "--require-signatures"]) == 0
     assert "nothing proves" not in capsys.readouterr().err
@@ -180,6 +181,7 @@ def test_the_report_says_what_nothing_proves(workspace):
     assert note in section(page, "overview").text
 
 
+@pytest.mark.slow
 def test_a_comparison_under_another_sites_name_is_left_out(workspace):
     for name in ("compare-B.json", "compare-B.json.sig"):
         shutil.copy(workspace.reports / name.replace("B", "A"), workspace.reports / name)
@@ -252,6 +254,7 @@ TABLES = {
 
 @pytest.mark.parametrize("what", TABLES)
 @pytest.mark.parametrize("command", ["compare merge reports/compare-A.json reports/compare-B.json", "report"])
+@pytest.mark.slow
 def test_a_table_far_larger_than_what_stands_in_it_is_refused(workspace, fails, command, what, capsys):
     path = workspace.reports / "compare-B.json"
     value = json.loads(path.read_text())
@@ -278,6 +281,7 @@ def test_a_waiting_contribution_is_reported_only_with_its_signature(workspace, f
     assert "999999" not in (workspace.reports / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_matrix_that_nobody_could_read_again_is_not_written(workspace, fails):
     for site in "AB":
         path = workspace.reports / f"compare-{site}.json"
@@ -306,6 +310,7 @@ def test_a_difference_of_0_beside_its_interval_is_shown(workspace, command):
     assert main([*argv(workspace, command), "-C", str(workspace.root)]) == 0
 
 
+@pytest.mark.slow
 def test_a_round_that_no_federation_reaches_is_refused_and_not_counted_to(workspace):
     """The figure of rounds would take each number up to it."""
     path = workspace.reports / "compare-B.json"
