@@ -120,6 +120,8 @@ def train_site(
     unsigned global adapter is refused. What the training costs in privacy goes into `ledger` (None: the user's own),
     but for the bundled corpus, which is of nobody.
     """
+    from fedmed_cli.data import site_data
+
     plan = workspace.read_plan()
     check_site(plan, site)
     base = base or BaseModel(say=events.say)
@@ -131,8 +133,6 @@ def train_site(
             folder, is_new = accept_global(workspace, plan, global_adapter, require_signatures, events.say)
             round_number = folder.record.round + 1
         start = folder.adapter if folder else archive.starting_adapter(workspace, plan, round_number)
-        from fedmed_cli.data import site_data
-
         if source is not None:
             examples = site_data.file_data(workspace, plan, site, source, options, events.say)
         else:
@@ -214,6 +214,8 @@ def personalise(
 
     It is written only where it is better than the global adapter on examples that chose nothing.
     """
+    from fedmed_cli.data import site_data
+
     plan = workspace.read_plan()
     check_site(plan, site)
     base = base or BaseModel(say=events.say)
@@ -222,8 +224,6 @@ def personalise(
         if not newest:
             raise InputError("there is no global adapter yet", hint="give the coordinator's to 'fedmed train-local'")
         start = archive.archived_global(workspace, plan, newest)
-        from fedmed_cli.data import site_data
-
         examples = site_data.workspace_data(workspace, site)
         base.find(plan.base)
 

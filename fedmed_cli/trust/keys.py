@@ -82,9 +82,7 @@ def _keep_comments(place: Workspace, old: bytes, new: bytes) -> None:
     kept = place.private / "replaced" / f"{PLAN_NAME}-{short(sha256_bytes(old))}"
     place.make_private()
     write_file(kept, old)
-    place.say(
-        f"{place.plan_path}: is written anew without its comments; as it was it is kept in {place.relative(kept)}"
-    )
+    place.say(f"{place.plan_path}: rewritten without its comments; the previous file is kept in {place.relative(kept)}")
 
 
 def read_site_record(kind: type[R], path: Path, plan: Plan, policy: SignaturePolicy) -> tuple[R, bytes]:

@@ -149,7 +149,7 @@ def test_comments_stay_where_only_a_signature_is_made_and_are_kept_elsewhere_els
     assert "# ours" not in workspace.plan_path.read_text()
     (kept,) = (workspace.private / "replaced").iterdir()
     assert kept.read_text() == text
-    assert f"without its comments; as it was it is kept in {workspace.relative(kept)}" in capsys.readouterr().err
+    assert f"without its comments; the previous file is kept in {workspace.relative(kept)}" in capsys.readouterr().err
     assert main([*stranger[:3], factories.SIGNERS["B"].public, *stranger[4:]]) == 0
     assert "comments" not in capsys.readouterr().err
 
