@@ -9,21 +9,19 @@ of PEFT in bfloat16.
 
 import argparse
 import contextlib
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-
-import torch
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.data import examples
-from fedmed_cli.evaluation import measuring
-from fedmed_cli.models import bases, bundled_base, language_model
+from fedmed_cli.models.base_model import BaseModel
+from fedmed_cli.models.engines.choose import choose_engine
 from fedmed_cli.models.engines.engine import Sampling
-from fedmed_cli.models.engines.llama_cpp import LlamaCpp
-from fedmed_cli.models.engines.transformers_engine import TransformersEngine
 from fedmed_cli.models.prompts import encode, prompt_ids, prompt_messages
 from fedmed_cli.workspace import Workspace
 
@@ -47,8 +45,49 @@ def busy(count):
             process.kill()
 
 
+def open_workspace(folder):
+    """Plan, base model and newest global adapter of a workspace."""
+    place = Workspace(folder)
+    plan = place.read_plan()
+    return plan, BaseModel(device="cpu"), gate.read_global(place.global_adapter(place.newest_round()), plan).adapter
+
+
+def start(way, folder, count):
+    """Make `answer` of this process answer in one way, with `count` tokens at most."""
+    global answer, description
+    plan, model, adapter = open_workspace(folder)
+    if way != "generate":
+        engine = choose_engine(model, plan.base, way, None, [adapter])
+        tokenizer, description = engine.tokenizer, f"engine {engine.description}"
+    else:
+        lm = model.load(plan.base)
+        lm.model.float()
+        lm.use(adapter)
+        tokenizer, description = lm.tokenizer, "transformers generate, float32"
+
+    def answer(question):
+        ids = prompt_ids(prompt_messages(plan.prompt, question), tokenizer)
+        started = time.perf_counter()
+        if way == "generate":
+            tokens = plain_generate(lm, ids, count)
+        else:
+            tokens = sum(piece.num_tokens for piece in engine.generate(ids, adapter, Sampling(count)))
+        return tokens / (time.perf_counter() - started)
+
+
+def speed(question):
+    """Tokens a second of one answer of this process."""
+    return answer(question)
+
+
+def describe():
+    return description
+
+
 def plain_generate(lm, ids, count):
     """How many tokens transformers' own greedy generation gives, without prompt lookup."""
+    import torch
+
     tensor, eos = torch.tensor([ids]), lm.tokenizer.eos_token_id
     with torch.inference_mode():
         output = lm.model.generate(
@@ -58,18 +97,57 @@ def plain_generate(lm, ids, count):
     return output.shape[1] - len(ids)
 
 
-def engine_tokens(engine, ids, adapter, count):
-    return sum(piece.num_tokens for piece in engine.generate(ids, adapter, Sampling(count)))
+def compare_speeds(options):
+    """Each way in a process of its own: in one, they would share OpenMP's threads."""
+    spawn = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(ProcessPoolExecutor(1, spawn, start, (way, options.workspace, options.tokens)))
+            for way in ("generate", "transformers", "llama.cpp")
+        ]
+        names = [process.submit(describe).result() for process in processes]
+        speeds = {name: [] for name in names}
+        with busy(options.busy):
+            for question in QUESTIONS[: options.questions]:
+                for name, process in zip(names, processes, strict=True):
+                    speeds[name].append(process.submit(speed, question).result())
+    for name, found in speeds.items():
+        ratio = statistics.median(a / b for a, b in zip(found, speeds[names[0]], strict=True))
+        print(f"{name:70} {statistics.median(found):6.1f} tokens/s, {ratio:.2f} x", flush=True)
 
 
 def peft_losses(lm, encoded):
     """Mean loss a supervised token of each example."""
+    import torch
+
     losses = []
     for item in encoded:
         with torch.inference_mode():
             logits = lm.model(input_ids=torch.tensor([item.ids])).logits[0, item.num_prompt - 1 : -1].float()
         losses.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor(item.ids[item.num_prompt :]))))
     return losses
+
+
+def compare_losses(options):
+    from fedmed_cli.evaluation import measuring  # with torch, which no process of llama.cpp loads
+
+    plan, model, adapter = open_workspace(options.workspace)
+    lm = model.load(plan.base)
+    llama = choose_engine(model, plan.base, "llama.cpp", None, [adapter])
+    rows = measuring.sample(examples.read_jsonl(Workspace(options.workspace).data / "test.jsonl"), options.examples)
+    encoded = [item for row in rows if (item := encode(row, plan.prompt, llama.tokenizer, 512))]
+    for name, which in (("base", None), ("adapter", adapter)):
+        lm.use(which)
+        expected = peft_losses(lm, encoded)
+        found = [-statistics.mean(llama.log_probabilities(item.ids, item.num_prompt, which)) for item in encoded]
+        differences = [a - b for a, b in zip(found, expected, strict=True)]
+        print(
+            f"loss of {len(encoded)} answers, {name}: PEFT in {str(lm.dtype).removeprefix('torch.')} "
+            f"{statistics.mean(expected):.4f}, llama.cpp {statistics.mean(found):.4f}, mean difference "
+            f"{statistics.mean(differences):+.4f}, largest {max(map(abs, differences)):.4f}",
+            flush=True,
+        )
+    llama.close()
 
 
 def main():
@@ -80,47 +158,9 @@ def main():
     parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--examples", type=int, default=0)
     options = parser.parse_args()
-    place = Workspace(options.workspace)
-    plan = place.read_plan()
-    local = bases.find_for_plan(plan.base, None, None, print)
-    adapter = gate.read_global(place.global_adapter(place.newest_round()), plan).adapter
-    llama = LlamaCpp(bundled_base.ensure_gguf(bases.cache_folder(), None, print), local)
-    llama.prepare([adapter])
-    reference = language_model.load(local, "cpu")
-    reference.model.float()
-    reference.use(adapter)
-    whole = TransformersEngine(language_model.load(local, "cpu"))
-    ways = {
-        "transformers generate, float32": lambda ids: plain_generate(reference, ids, options.tokens),
-        f"engine {whole.description}": lambda ids: engine_tokens(whole, ids, adapter, options.tokens),
-        f"engine {llama.description}": lambda ids: engine_tokens(llama, ids, adapter, options.tokens),
-    }
-    speeds = {name: [] for name in ways}
-    with busy(options.busy):
-        for question in QUESTIONS[: options.questions]:
-            ids = prompt_ids(prompt_messages(plan.prompt, question), llama.tokenizer)
-            for name, way in ways.items():
-                started = time.perf_counter()
-                speeds[name].append(way(ids) / (time.perf_counter() - started))
-    first = next(iter(speeds.values()))
-    for name, found in speeds.items():
-        ratio = statistics.median(a / b for a, b in zip(found, first, strict=True))
-        print(f"{name:70} {statistics.median(found):6.1f} tokens/s, {ratio:.2f} x", flush=True)
+    compare_speeds(options)
     if options.examples:
-        rows = measuring.sample(examples.read_jsonl(place.data / "test.jsonl"), options.examples)
-        encoded = [item for row in rows if (item := encode(row, plan.prompt, llama.tokenizer, 512))]
-        for name, which in (("base", None), ("adapter", adapter)):
-            whole.lm.use(which)
-            expected = peft_losses(whole.lm, encoded)
-            found = [-statistics.mean(llama.log_probabilities(item.ids, item.num_prompt, which)) for item in encoded]
-            differences = [a - b for a, b in zip(found, expected, strict=True)]
-            print(
-                f"loss of {len(encoded)} answers, {name}: PEFT in {str(whole.lm.dtype).removeprefix('torch.')} "
-                f"{statistics.mean(expected):.4f}, llama.cpp {statistics.mean(found):.4f}, mean difference "
-                f"{statistics.mean(differences):+.4f}, largest {max(map(abs, differences)):.4f}",
-                flush=True,
-            )
-    llama.close()
+        compare_losses(options)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedmed_cli.data.examples import Example
 from fedmed_cli.records.plan import Prompt
+
+if TYPE_CHECKING:  # a chat reads no examples, and pyarrow with them takes a while to load
+    from fedmed_cli.data.examples import Example
 
 
 @dataclass(frozen=True)

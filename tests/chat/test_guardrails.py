@@ -141,6 +141,7 @@ def test_every_rule_names_its_source_and_can_speak():
         assert len(rule.source) > 5
         assert rules.notices[rule.notice].endswith(".")
         assert rule.match
+        assert all(part.expression.groups == len(part.bounds) for _, pattern in rule.match for part in pattern)
 
 
 def num_calls(text):

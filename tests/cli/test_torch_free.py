@@ -69,7 +69,8 @@ def test_chat_with_the_embedded_base(adapter, tmp_path):
     plan = make_plan(signed=False)
     plan = replace(plan, base=bundled_base.BASE, lora=Lora())
     workspace = make_workspace(tmp_path / "work", plan, num_rounds=1, mailbox=False)
-    code, out, loaded = run(workspace.root, "chat", "--json", "What is flu?", "--adapter", adapter)
+    command = ("chat", "--json", "What is flu?", "--adapter", adapter)
+    code, out, loaded = run(workspace.root, *command, heavy=(*HEAVY, "pyarrow"))
     assert (code, loaded) == (0, [])
     value = json.loads(out)
     assert value["num_tokens"] > 1

@@ -204,6 +204,23 @@ def test_a_folder_with_more_to_it_gets_the_tokenizer_of_transformers(tmp_path):
     assert type(load_tokenizer(folder)).__module__.startswith("transformers")
 
 
+def test_threads(monkeypatch):
+    cores = {}
+    monkeypatch.setattr(llama_cpp.os, "sched_getaffinity", lambda pid: range(cores["all"]), raising=False)
+    found = {}
+    for cores["all"] in (1, 2, 3, 4, 8, 64):
+        found[cores["all"]] = llama_cpp.count_threads()
+    assert found == {1: 1, 2: 2, 3: 2, 4: 2, 8: 4, 64: 8}
+
+
+def test_the_thread_that_loads_a_model_is_gone_when_it_answers(plan, tiny_base, monkeypatch):
+    threads = []
+    load = BaseModel.load
+    monkeypatch.setattr(BaseModel, "load", lambda *args: threads.append(threading.current_thread()) or load(*args))
+    choose_engine(BaseModel(str(tiny_base), device="cpu"), plan.base, "transformers", None)
+    assert [thread.is_alive() for thread in threads] == [False]
+
+
 # --- which of them is taken --------------------------------------------------------------------------
 
 

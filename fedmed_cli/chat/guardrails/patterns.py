@@ -1,4 +1,4 @@
-"""The patterns of rules.toml, compiled once to expressions over plain words."""
+"""The patterns of rules.toml, turned once into expressions over plain words."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from fedmed_cli.chat.guardrails.normalise import Speller, plain_words, word_span
 class Part:
     """A part of a pattern: its expression, the bounds on the numbers in it, whether it may appear anywhere."""
 
-    expression: re.Pattern[str]
+    source: str  # of the expression
     bounds: tuple[tuple[float, bool], ...]  # (value, at least?) for each group
     anywhere: bool
+
+    @functools.cached_property
+    def expression(self) -> re.Pattern[str]:
+        """Compiled when it is asked for: most questions need few of the rules, and all of them take half a second."""
+        return re.compile(self.source)
 
     def spans(self, plain: str) -> Iterator[tuple[int, int]]:
         """First and last + 1 word of each place in a sentence's plain words."""
@@ -40,7 +45,7 @@ ANY = "*"  # the first word of a pattern that begins with a number or an ending
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of rules.toml, compiled. `match`: each pattern with the words it can begin with ("abc*": so begun)."""
+    """A row of rules.toml. `match`: each pattern with the words it can begin with ("abc*": so begun)."""
 
     id: str
     kind: Kind
@@ -130,8 +135,8 @@ class _Compiler:
 
     def _part(self, text: str, anywhere: bool) -> Part:
         self.bounds = []
-        expression = re.compile(r"(?<= )" + self._phrase(text))
-        return Part(expression, tuple(self.bounds), anywhere)
+        source = r"(?<= )" + self._phrase(text)
+        return Part(source, tuple(self.bounds), anywhere)
 
     def _phrase(self, text: str) -> str:
         """Each word with the blank after it, so that optional words and gaps need no care."""
@@ -188,7 +193,7 @@ class _Compiler:
 
 @functools.cache
 def load() -> GuardrailRules:
-    """The rules that ship with fedmed, read and compiled once."""
+    """The rules that ship with fedmed, read once."""
     folder = resources.files(__package__)
     table: dict[str, Any] = tomllib.loads((folder / "rules.toml").read_text(encoding="utf-8"))
     compiler = _Compiler(table["names"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fedmed_cli.adapters.adapter import Adapter
@@ -73,6 +74,12 @@ def find_gguf(model: BaseModel, local: LocalBase, gguf: Path | None) -> Path:
 def _transformers(model: BaseModel, base: Base, adapters: Sequence[Adapter]) -> Engine:
     from fedmed_cli.models.engines.transformers_engine import TransformersEngine
 
-    engine = TransformersEngine(model.load(base))
-    engine.prepare(adapters)
-    return engine
+    def load() -> Engine:
+        engine = TransformersEngine(model.load(base))
+        engine.prepare(adapters)
+        return engine
+
+    # OpenMP gives each thread that computes threads of its own, which stay. Those of the thread that loads must be gone
+    # when another one answers: with more threads than cores they sleep at each wait, and answers take twice as long.
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(load).result()

@@ -61,7 +61,7 @@ def _missing_instructions() -> str | None:
 def _package() -> ModuleType:
     """The package, its threads told to spin less while they wait: spinning, they starve where a core is busy."""
     before = os.environ.get("GOMP_SPINCOUNT")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when OpenMP is loaded
+    os.environ.setdefault("GOMP_SPINCOUNT", "800")  # read when OpenMP is loaded
     try:
         return importlib.import_module("xllamacpp")
     finally:
@@ -70,12 +70,12 @@ def _package() -> ModuleType:
 
 
 def count_threads() -> int:
-    """Half of the cores this process may use: where one of the others is busy, none of these has to wait for it."""
+    """Half of the cores this process may use, and both of two: a thread that waits for a busy core delays all."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         cores = os.cpu_count() or 1
-    return max(1, min(MAX_THREADS, cores // 2))
+    return min(cores, max(2, min(MAX_THREADS, cores // 2)))
 
 
 class LlamaCpp:
