@@ -150,7 +150,7 @@ def _write_disjoint_sets(
         near = NearDuplicates(similarity, index.num_near_duplicates, num_pairs, len(np.unique(pairs)))
         if not len(pairs) or attempt == MAX_ATTEMPTS:
             break
-        say(f"the check found {len(pairs)} pairs of near-duplicates that the search had missed: dividing again")
+        say(f"near-duplicate pairs that the search missed and the check found: {len(pairs):,}; dividing again")
         first, second = split_files.written_rows(division.assignment, len(names))[pairs].T
         index = replace(
             index,

@@ -190,7 +190,7 @@ def test_the_near_duplicates_that_the_search_missed_are_found_by_the_check(tmp_p
     monkeypatch.setattr(MinHashIndex, "unite", lambda self, group_of, similarity: (group_of, 0))
     argv = ["split", "-C", str(tmp_path / "w"), "--dataset", str(path), "--by", "iid"]
     assert main(argv) == 0
-    assert "that the search had missed: dividing again" in capsys.readouterr().err
+    assert "near-duplicate pairs that the search missed and the check found: " in capsys.readouterr().err
     record = SplitRecord.read(tmp_path / "w/data/split.json")
     assert record.near_duplicates.num_rows > 80
     assert record.near_duplicates.num_torn < 20
