@@ -63,6 +63,13 @@ class Terminal:
             time.sleep(0.05)
         raise AssertionError(f"{text!r} never came:\n" + "\n".join(self.lines()))
 
+    def wait_for_prompt(self):
+        """Until an empty prompt stands last: the terminal swallows control keys that come before the prompt reads."""
+        ends = time.monotonic() + 90
+        while "\n".join(self.lines()).split()[-1:] != ["›"]:
+            assert time.monotonic() < ends, "\n".join(self.lines())
+            time.sleep(0.05)
+
     def close(self):
         subprocess.run(["tmux", "-L", self.server, "kill-server"], capture_output=True)
 
@@ -98,6 +105,7 @@ def test_a_session_at_two_widths(chat, width):
 
     terminal.type("I have crushing chest pain and my left arm is numb")
     lines = terminal.wait("Yes.")
+    terminal.wait_for_prompt()
     assert any("Urgent" in line and line.startswith("╭") for line in lines)
     panel = [line for line in lines if line.startswith(("│", "╭", "╰"))]
     assert len({len(line.rstrip()) for line in panel}) == 1  # its right edge is straight
@@ -112,6 +120,7 @@ def test_a_session_at_two_widths(chat, width):
     terminal.wait("tokens/s")
     terminal.type("/nothing")
     terminal.wait("there is no command /nothing")
+    terminal.wait_for_prompt()
     terminal.press("C-d")
     terminal.wait("LEFT")
 
