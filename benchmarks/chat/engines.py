@@ -53,31 +53,29 @@ def open_workspace(folder):
 
 
 def start(way, folder, count):
-    """Make `answer` of this process answer in one way, with `count` tokens at most."""
+    """Make `answer` of this process answer in one way, with `count` tokens at most, and give how many they were."""
     global answer, description
     plan, model, adapter = open_workspace(folder)
-    if way != "generate":
-        engine = choose_engine(model, plan.base, way, None, [adapter])
-        tokenizer, description = engine.tokenizer, f"engine {engine.description}"
+    if way == "generate":
+        model = model.load(plan.base)
+        model.model.float()
+        model.use(adapter)
+        description = "transformers generate, float32"
     else:
-        lm = model.load(plan.base)
-        lm.model.float()
-        lm.use(adapter)
-        tokenizer, description = lm.tokenizer, "transformers generate, float32"
+        model = choose_engine(model, plan.base, way, None, [adapter])
+        description = f"engine {model.description}"
 
     def answer(question):
-        ids = prompt_ids(prompt_messages(plan.prompt, question), tokenizer)
-        started = time.perf_counter()
+        ids = prompt_ids(prompt_messages(plan.prompt, question), model.tokenizer)
         if way == "generate":
-            tokens = plain_generate(lm, ids, count)
-        else:
-            tokens = sum(piece.num_tokens for piece in engine.generate(ids, adapter, Sampling(count)))
-        return tokens / (time.perf_counter() - started)
+            return plain_generate(model, ids, count)
+        return sum(piece.num_tokens for piece in model.generate(ids, adapter, Sampling(count)))
 
 
 def speed(question):
     """Tokens a second of one answer of this process."""
-    return answer(question)
+    started = time.perf_counter()
+    return answer(question) / (time.perf_counter() - started)
 
 
 def describe():

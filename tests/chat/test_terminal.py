@@ -55,20 +55,20 @@ class Terminal:
 
     def wait(self, text, times=1):
         """The screen's lines once `text` stands there that often."""
-        ends = time.monotonic() + 90
-        while time.monotonic() < ends:
-            lines = self.lines()
-            if "\n".join(lines).count(text) >= times:
-                return lines
-            time.sleep(0.05)
-        raise AssertionError(f"{text!r} never came:\n" + "\n".join(self.lines()))
+        return self._until(lambda screen: screen.count(text) >= times, repr(text))
 
     def wait_for_prompt(self):
         """Until an empty prompt stands last: the terminal swallows control keys that come before the prompt reads."""
+        self._until(lambda screen: screen.split()[-1:] == ["›"], "an empty prompt")
+
+    def _until(self, holds, what):
         ends = time.monotonic() + 90
-        while "\n".join(self.lines()).split()[-1:] != ["›"]:
-            assert time.monotonic() < ends, "\n".join(self.lines())
+        while time.monotonic() < ends:
+            lines = self.lines()
+            if holds("\n".join(lines)):
+                return lines
             time.sleep(0.05)
+        raise AssertionError(f"{what} never came:\n" + "\n".join(self.lines()))
 
     def close(self):
         subprocess.run(["tmux", "-L", self.server, "kill-server"], capture_output=True)

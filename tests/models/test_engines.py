@@ -112,7 +112,7 @@ def test_an_engine_behaves_as_the_chat_expects(kind, llama, lm, adapters, reques
     pieces = engine.generate(PROMPTS[1], None, Sampling(300, 1.5, 3))
     next(pieces)
     pieces.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "fedmed-generate"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "fedmed-engine"]
     assert text_of(engine, PROMPTS[0], None, Sampling(24)) == plain[0]
 
 
@@ -204,13 +204,10 @@ def test_a_folder_with_more_to_it_gets_the_tokenizer_of_transformers(tmp_path):
     assert type(load_tokenizer(folder)).__module__.startswith("transformers")
 
 
-def test_threads(monkeypatch):
-    cores = {}
-    monkeypatch.setattr(llama_cpp.os, "sched_getaffinity", lambda pid: range(cores["all"]), raising=False)
-    found = {}
-    for cores["all"] in (1, 2, 3, 4, 8, 64):
-        found[cores["all"]] = llama_cpp.count_threads()
-    assert found == {1: 1, 2: 2, 3: 2, 4: 2, 8: 4, 64: 8}
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (3, 2), (4, 2), (8, 4), (64, 8)])
+def test_threads_of_llama_cpp(cores, threads, monkeypatch):
+    monkeypatch.setattr(llama_cpp.os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    assert llama_cpp.count_threads() == threads
 
 
 def test_the_thread_that_loads_a_model_is_gone_when_it_answers(plan, tiny_base, monkeypatch):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedmed_cli.adapters.adapter import Adapter
@@ -12,7 +11,7 @@ from fedmed_cli.models import bases, bundled_base
 from fedmed_cli.models.base_model import BaseModel
 from fedmed_cli.models.bases import LocalBase
 from fedmed_cli.models.engines import llama_cpp
-from fedmed_cli.models.engines.engine import Engine
+from fedmed_cli.models.engines.engine import Engine, stream
 from fedmed_cli.records.plan import Base
 
 ENGINES = ("auto", "llama.cpp", "transformers")
@@ -74,12 +73,12 @@ def find_gguf(model: BaseModel, local: LocalBase, gguf: Path | None) -> Path:
 def _transformers(model: BaseModel, base: Base, adapters: Sequence[Adapter]) -> Engine:
     from fedmed_cli.models.engines.transformers_engine import TransformersEngine
 
-    def load() -> Engine:
+    def load(give: Callable[[Engine], bool]) -> None:
         engine = TransformersEngine(model.load(base))
         engine.prepare(adapters)
-        return engine
+        give(engine)
 
     # OpenMP gives each thread that computes threads of its own, which stay. Those of the thread that loads must be gone
-    # when another one answers: with more threads than cores they sleep at each wait, and answers take twice as long.
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(load).result()
+    # when another one answers: with more threads than cores they sleep at each wait (15 tokens a second instead of 25).
+    (engine,) = stream(load)
+    return engine

@@ -6,13 +6,14 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fedmed_cli.adapters.adapter import Adapter
 
 MAX_CONTEXT = 8192  # tokens; longer ones cost memory that a chat seldom needs
 SECONDS_TO_STOP = 5
 MAX_SEED = 2**32 - 2  # llama.cpp takes the next one for a random seed
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Engine(Protocol):
         """Free memory and files; the engine is not used afterwards."""
 
 
-def stream(work: Callable[[Callable[[Piece], bool]], None]) -> Generator[Piece, None, None]:
-    """The pieces that `work` gives away while it runs in a thread, so that Ctrl-C is heard at any time.
+def stream(work: Callable[[Callable[[T], bool]], None]) -> Generator[T, None, None]:
+    """What `work` gives away, piece by piece, while it runs in a thread, so that Ctrl-C is heard at any time.
 
     `work` gets a function that takes a piece and returns whether to go on. Its errors are raised here.
     """
-    pieces: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
+    pieces: queue.SimpleQueue[T | BaseException | None] = queue.SimpleQueue()
     stopped = threading.Event()
 
-    def give(piece: Piece) -> bool:
+    def give(piece: T) -> bool:
         pieces.put(piece)
         return not stopped.is_set()
 
@@ -70,7 +71,7 @@ def stream(work: Callable[[Callable[[Piece], bool]], None]) -> Generator[Piece, 
         except BaseException as error:  # raised where the pieces are read
             pieces.put(error)
 
-    thread = threading.Thread(target=run, name="fedmed-generate", daemon=True)
+    thread = threading.Thread(target=run, name="fedmed-engine", daemon=True)
     thread.start()
     try:
         while (piece := pieces.get()) is not None:

@@ -70,7 +70,7 @@ def _package() -> ModuleType:
 
 
 def count_threads() -> int:
-    """Half of the cores this process may use, and both of two: a thread that waits for a busy core delays all."""
+    """Half of the cores this process may use, for one thread on a busy core delays all; of two cores both."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from fedmed_cli.adapters.adapter import Adapter
@@ -71,7 +71,6 @@ class TransformersEngine:
                     input_ids=prompt,
                     attention_mask=torch.ones_like(prompt),
                     generation_config=config,
-                    past_key_values=DynamicCache(config=self.lm.model.config),
                     streamer=streamer,
                 )
         except torch.OutOfMemoryError:
