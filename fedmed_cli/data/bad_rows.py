@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Say
-from fedmed_cli.records.split import BadRowCounts
+
+if TYPE_CHECKING:
+    from fedmed_cli.records.split import BadRowCounts
 
 DEFAULT_MAX_BAD = 0.001
 MAX_LINES = 100
@@ -67,4 +70,6 @@ class BadRows:
 
     def to_record(self) -> dict[str, BadRowCounts]:
         """What was skipped, as split.json and division.json keep it."""
+        from fedmed_cli.records.split import BadRowCounts
+
         return {kind: BadRowCounts(count, tuple(self.lines[kind])) for kind, count in sorted(self.counts.items())}

@@ -20,16 +20,12 @@ from fedmed_cli.data.split_options import IndexOptions, SplitOptions
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
-from fedmed_cli.federation.audit_gate import audit_path
 from fedmed_cli.federation.coordinator import RoundResult
 from fedmed_cli.federation.plan import PlanOptions, check_site, plan_for_sites
 from fedmed_cli.models.base_model import BaseModel
-from fedmed_cli.records.audit import Audit
-from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.trust.keys import write_signed
-from fedmed_cli.trust.ledger import Ledger, default_ledger_path
 from fedmed_cli.workspace import Workspace
 from fedmed_cli.workspace.durable import write_file
 
@@ -39,7 +35,10 @@ if TYPE_CHECKING:
     from fedmed_cli.data.split import SplitResult
     from fedmed_cli.federation.personalising import PersonalResult
     from fedmed_cli.federation.site import SiteResult
+    from fedmed_cli.records.audit import Audit
+    from fedmed_cli.records.comparison import Comparison
     from fedmed_cli.records.signatures import Signer
+    from fedmed_cli.trust.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -171,6 +170,9 @@ def _open_ledger(
     has_patients = source.has_patients if source is not None else workspace.has_patients(site)
     if not has_patients and settings.privacy is None and settings.budget is None and plan.privacy.max_epsilon is None:
         return None
+
+    from fedmed_cli.trust.ledger import Ledger, default_ledger_path
+
     return Ledger(path or default_ledger_path(), workspace.private / "privacy-seal.json", say)
 
 
@@ -193,6 +195,7 @@ def audit(
         folder = gate.read_contribution(workspace.contribution(site), plan, site=site, policy=None)
         base.find(plan.base)
 
+        from fedmed_cli.federation.audit_gate import audit_path
         from fedmed_cli.federation.auditing import audit_site
 
         record = audit_site(workspace, plan, base.load(plan.base), site, folder, max_eval_samples, events)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fedmed_cli.intervals import FEW_GROUPS
-from fedmed_cli.records.comparison import Rate, Score
 from fedmed_cli.records.measures import Interval, Loss
 from fedmed_cli.reporting.parts import Text
 from fedmed_cli.text import number_of_bytes
+
+if TYPE_CHECKING:
+    from fedmed_cli.records.comparison import Rate, Score
 
 MINUS = "\N{MINUS SIGN}"
 

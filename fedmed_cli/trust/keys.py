@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 from fedmed_cli.adapters.signers import SignaturePolicy, check_signature, name_party
 from fedmed_cli.errors import ConflictError, InputError, TrustError
 from fedmed_cli.records.codec import Record, read_file
-from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.measures import COORDINATOR
@@ -21,9 +20,10 @@ from fedmed_cli.workspace import PLAN_NAME, Workspace
 from fedmed_cli.workspace.durable import write_file
 
 if TYPE_CHECKING:  # loading cryptography takes longer than reading an unsigned folder
+    from fedmed_cli.records.comparison import Comparison
     from fedmed_cli.records.signatures import Signer
 
-R = TypeVar("R", Comparison, Scores, Contribution)
+R = TypeVar("R", "Comparison", Scores, Contribution)
 
 
 def config_folder() -> Path:
