@@ -3,8 +3,8 @@
     python benchmarks/privacy/price.py $MEDQUAD FOLDER [--epsilons 8 3 1] [--rounds 3] [--steps 20] [--units 64]
 
 Each row is a federation of three hospitals in FOLDER; rows that are there are not trained again. The loss is that of
-the global adapter on the coordinator's examples that chose nothing. Epsilon is of one training; the table tells what
-it is over all rounds.
+the global adapter on test examples, with paired intervals. Epsilon is of one training; the table tells what it is over
+all rounds.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ def fedmed(*argv):
 
 
 def trained(arguments, epsilon):
-    """The rounds' summaries, as `fedmed round --json` prints them."""
+    """The rounds' summaries, as `fedmed round --json` prints them, and the workspace."""
     name = f"epsilon-{epsilon:g}" if epsilon else "none"
-    path = arguments.folder / f"{name}.json"
+    path, root = arguments.folder / f"{name}.json", arguments.folder / name
     if not path.exists():
-        root = arguments.folder / name
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(arguments.folder / "split", root)
         argv = ["round", "-C", root, "--json", "--rounds", arguments.rounds, "--max-steps", arguments.steps]
@@ -35,7 +34,7 @@ def trained(arguments, epsilon):
         if epsilon:
             argv += ["--dp-epsilon", epsilon, "--dp-max-grad-norm", arguments.max_grad_norm]
         path.write_text(fedmed(*argv))
-    return json.loads(path.read_text())
+    return json.loads(path.read_text())["rounds"], root
 
 
 def main():
@@ -48,6 +47,7 @@ def main():
     parser.add_argument("--units", type=int, default=64)
     parser.add_argument("--limit", type=int, default=6000)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--test", type=int, default=200, help="test examples to measure on")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-grad-norm", type=float, default=1.0)
     arguments = parser.parse_args()
@@ -56,19 +56,29 @@ def main():
         argv = ["split", "-C", arguments.folder / "split", "--dataset", arguments.dataset, "--by", "iid"]
         argv += ["--limit", arguments.limit, "--max-length", arguments.max_length, "--phi", "off"]
         fedmed(*argv, "--learning-rate", arguments.learning_rate)
-    print("| epsilon of a training | of all rounds | noise multiplier | loss before | after | change, 95 % interval |")
+    plain = trained(arguments, None)[1]
+    rows = {f"epsilon {epsilon:g}": trained(arguments, epsilon) for epsilon in arguments.epsilons}
+    argv = ["compare", "-C", plain, "--no-answers", "--max-eval-samples", arguments.test, "--json"]
+    for name, (_, root) in rows.items():
+        argv += ["--adapter", f"{name}={root / 'rounds' / f'{arguments.rounds:03}' / 'global'}"]
+    scores = {name: one["overall"] for name, one in json.loads(fedmed(*argv))["scores"].items()}
+
+    def shown(interval):
+        return f"{interval['mean']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}]"
+
+    print("| a training | of all rounds | noise multiplier | loss | against the base | against no privacy |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for epsilon in (None, *arguments.epsilons):
-        rounds = trained(arguments, epsilon)["rounds"]
-        first, last = rounds[0]["coordinator"], rounds[-1]["coordinator"]
-        promises = [one["privacy"] for one in rounds[-1]["contributions"].values() if "privacy" in one]
-        total = f"{max(one['total_epsilon'] for one in promises):.3g}" if promises else "unbounded"
-        noise = f"{max(one['mechanism']['noise_multiplier'] for one in promises):.3g}" if promises else "0"
-        change = last["change"]
+    print(f"| base | | | {scores['base']['loss']:.4f} | | |")
+    score = scores["global"]
+    print(f"| no privacy | unbounded | | {score['loss']:.4f} | {shown(score['against_base'])} | |")
+    for name, (rounds, _) in rows.items():
+        promises = [one["privacy"] for one in rounds[-1]["contributions"].values()]
+        total = max(one["total_epsilon"] for one in promises)
+        noise = max(one["mechanism"]["noise_multiplier"] for one in promises)
+        score = scores[name]
         print(
-            f"| {epsilon or 'none'} | {total} | {noise} | {first['before']['mean']:.4f} | {last['after']['mean']:.4f} "
-            f"| {change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] |",
-            flush=True,
+            f"| {name} | {total:.3g} | {noise:.3g} | {score['loss']:.4f} | {shown(score['against_base'])} "
+            f"| {shown(score['against_global'])} |"
         )
 
 

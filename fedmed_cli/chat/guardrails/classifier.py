@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -79,12 +80,10 @@ class Model:
         for block, split in BLOCKS.items():
             known = self.features[block]
             counts = {feature: count for feature, count in Counter(split(passage)).items() if feature in known}
-            values = {feature: (1 + math.log(count)) * known[feature][0] for feature, count in counts.items()}
-            length = math.sqrt(math.fsum(value * value for value in values.values()))
-            for feature in sorted(values):
-                share = values[feature] / length
-                for position, weight in enumerate(known[feature][1]):
-                    scores[position] += share * weight
+            values = [(1 + math.log(count)) * known[feature][0] for feature, count in counts.items()]
+            length = math.sqrt(math.fsum(value * value for value in values))
+            for position, weights in enumerate(zip(*(known[feature][1] for feature in counts), strict=True)):
+                scores[position] += math.fsum(map(operator.mul, values, weights)) / length
         top = max(scores)
         parts = [math.exp(score - top) for score in scores]
         return {name: part / math.fsum(parts) for name, part in zip(CLASSES, parts, strict=True)}

@@ -21,6 +21,7 @@ from fedmed_cli.data import identifiers
 
 WINDOW = 14  # words between the parts of a pattern
 LONG_WORDS = 40
+FURTHER_RULE = 0.6  # log-odds that each further rule of a kind makes up for: a fever, a stiff neck and a rash
 FEWEST_WORDS = 3  # of a message that likeness may judge by itself: "And then?" says nothing
 
 
@@ -44,9 +45,9 @@ class Point:
 # Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held source).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
-        Kind.CRISIS: Point((-0.5, -4.3), (math.inf, 0.0), (0.0, -4.5), danger=1.0, sign=-2.5),
-        Kind.EMERGENCY: Point((0.6, -1.3), (1.4, 0.9), (0.3, -1.5)),
-        Kind.MISUSE: Point((0.2, -2.5), (0.2, -2.5)),
+        Kind.CRISIS: Point((0.2, -3.0), (4.5, 1.5), (0.5, -3.0), danger=0.5, sign=-2.5),
+        Kind.EMERGENCY: Point((0.5, -0.9), (1.5, 0.9), (0.8, -0.9)),
+        Kind.MISUSE: Point((0.8, -1.0), (0.8, -1.0)),
         Kind.DOSING: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.DIAGNOSIS: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.STOPPING: Point((1.4, -1.2), (1.4, -1.2)),
@@ -114,6 +115,7 @@ def _find_kinds(
         is_denied = kind is Kind.EMERGENCY and kind in denied and not own
         is_doubtful = is_denied or num_words > LONG_WORDS or (kind is Kind.EMERGENCY and is_history)
         alone, with_rule = point.doubtful if is_doubtful else point.plain
+        with_rule -= FURTHER_RULE * max(0, len(own) - 1)
         perhaps_alone, perhaps_with_rule = point.possible
         if is_denied:
             perhaps_alone = max(alone, perhaps_alone)
