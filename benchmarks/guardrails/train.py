@@ -154,7 +154,7 @@ def learn(rows: Sequence[Row]) -> Model:
     for block, vectorizer in union.transformer_list:
         count = len(vocabulary[block])
         features[block] = {
-            name: (round(float(rarity), 3), [round(float(weight), 1) for weight in row])
+            name: "\t".join([f"{rarity:.3f}", *(f"{weight:.1f}" for weight in row)])
             for name, rarity, row in zip(vocabulary[block], vectorizer.idf_, table[start : start + count], strict=True)
         }
         start += count
@@ -168,7 +168,7 @@ def write(model: Model, path: Path) -> None:
         "\t".join(["offset", "", "0", *map(str, model.offsets)]),
     ]
     for block, known in model.features.items():
-        lines += ["\t".join([block, name, str(known[name][0]), *map(str, known[name][1])]) for name in sorted(known)]
+        lines += [f"{block}\t{name}\t{known[name]}" for name in sorted(known)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -217,9 +217,9 @@ def test_likeness_is_the_sum_that_the_library_computes():
         for block, split in BLOCKS.items():
             known = model.features[block]
             vectorizer = TfidfVectorizer(analyzer=split, sublinear_tf=True, vocabulary=sorted(known))
-            vectorizer.idf_ = np.array([known[name][0] for name in sorted(known)])
-            weights = np.array([known[name][1] for name in sorted(known)])
-            expected = expected + vectorizer.transform([passage]).toarray()[0] @ weights
+            numbers = np.array([known[name].split("\t") for name in sorted(known)], dtype=float)
+            vectorizer.idf_ = numbers[:, 0]
+            expected = expected + vectorizer.transform([passage]).toarray()[0] @ numbers[:, 1:]
         parts = np.exp(expected - expected.max())
         found = model.shares(passage)
         assert [found[name] for name in CLASSES] == pytest.approx(parts / parts.sum(), abs=1e-9)

@@ -67,12 +67,20 @@ BLOCKS: Mapping[str, Callable[[Passage], Sequence[str]]] = {
 }
 
 
+@functools.lru_cache(maxsize=16384)
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split("\t")))
+
+
 @dataclass(frozen=True)
 class Model:
-    """`features[block][feature]` is its rarity (idf) and its weight for each class; `offsets` are the classes' own."""
+    """`features[block][feature]` has its rarity (idf) and its weight for each class; `offsets` are the classes' own.
+
+    The numbers stay text, with tabs between, until a message has the feature: most never do.
+    """
 
     offsets: Sequence[float]
-    features: Mapping[str, Mapping[str, tuple[float, Sequence[float]]]]
+    features: Mapping[str, Mapping[str, str]]
 
     def shares(self, passage: Passage) -> dict[str, float]:
         """Softmax over the classes: tf-idf in each block, at length 1, times the weights."""
@@ -80,9 +88,10 @@ class Model:
         for block, split in BLOCKS.items():
             known = self.features[block]
             counts = {feature: count for feature, count in Counter(split(passage)).items() if feature in known}
-            values = [(1 + math.log(count)) * known[feature][0] for feature, count in counts.items()]
+            rows = [_numbers(known[feature]) for feature in counts]
+            values = [(1 + math.log(count)) * row[0] for count, row in zip(counts.values(), rows, strict=True)]
             length = math.sqrt(math.fsum(value * value for value in values))
-            for position, weights in enumerate(zip(*(known[feature][1] for feature in counts), strict=True)):
+            for position, weights in enumerate(list(zip(*rows, strict=True))[1:]):
                 scores[position] += math.fsum(map(operator.mul, values, weights)) / length
         top = max(scores)
         parts = [math.exp(score - top) for score in scores]
@@ -93,17 +102,16 @@ class Model:
 def load() -> Model:
     """The model that ships with fedmed."""
     text = (resources.files(__package__) / "classifier.tsv").read_text(encoding="utf-8")
-    offsets: list[float] = []
-    features: dict[str, dict[str, tuple[float, Sequence[float]]]] = {block: {} for block in BLOCKS}
+    offsets: Sequence[float] = ()
+    features: dict[str, dict[str, str]] = {block: {} for block in BLOCKS}
     for line in text.splitlines():
         if line.startswith("#"):
             continue
-        block, feature, rarity, *weights = line.split("\t")
-        numbers = [float(weight) for weight in weights]
+        block, feature, numbers = line.split("\t", 2)
         if block == "offset":
-            offsets = numbers
+            _, *offsets = _numbers(numbers)
         else:
-            features[block][feature] = float(rarity), numbers
+            features[block][feature] = numbers
     return Model(offsets, features)
 
 
