@@ -3,8 +3,8 @@
     python benchmarks/privacy/audit.py $MEDQUAD FOLDER [--epochs 1 3 10] [--epsilon 8] [--limit 400] [--canaries 100]
 
 Each row is one training of hospital A on the same examples, in a workspace of its own in FOLDER; rows that are there
-are not trained again. Half of the canaries are trained on, once an epoch; in the last two rows there are 20 of them,
-100 times each.
+are not trained again. About half of the canaries are trained on, once an epoch; in the last two rows there are 20 of
+them, 100 times each.
 """
 
 from __future__ import annotations
@@ -12,14 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-
-def fedmed(*argv):
-    command = [sys.executable, "-m", "fedmed_cli", *map(str, argv)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+from price import fedmed
 
 
 def audited(arguments, name, options):

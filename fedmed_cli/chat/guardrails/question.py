@@ -42,7 +42,7 @@ class Point:
     sign: float = math.inf
 
 
-# Chosen on a curve, each source by a model that had not seen it (benchmarks/guardrails/train.py --held source).
+# Chosen on a grid, each source by a model that had not seen it (benchmarks/guardrails/train.py --held source).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
         Kind.CRISIS: Point((0.2, -3.0), (4.5, 1.5), (0.5, -3.0), danger=0.5, sign=-2.5),
