@@ -180,11 +180,13 @@ def find(text: str) -> list[tuple[int, int, str]]:
 
 
 def _find_windows(text: str) -> Iterator[tuple[int, int, int]]:
-    """The parts of `text` that can hold an identifier, with their digits: around digits, or all where a mark stands."""
+    """The parts of `text` that can hold an identifier, with their digits: around digits.
+
+    Where a mark stands of what needs no digits, all of it as a part without them, too.
+    """
     lower = text.lower()
     if any(mark in lower for mark in _WITHOUT_DIGITS):
-        yield 0, len(text), sum(map(str.isdigit, text))
-        return
+        yield 0, len(text), 0
     start = end = -1
     digits = 0
     for match in _DIGITS.finditer(text):

@@ -87,9 +87,12 @@ class Model:
         scores = list(self.offsets)
         for block, split in BLOCKS.items():
             known = self.features[block]
-            counts = {feature: count for feature, count in Counter(split(passage)).items() if feature in known}
-            rows = [_numbers(known[feature]) for feature in counts]
-            values = [(1 + math.log(count)) * row[0] for count, row in zip(counts.values(), rows, strict=True)]
+            rows, values = [], []
+            for feature, count in Counter(split(passage)).items():
+                if feature in known:
+                    row = _numbers(known[feature])
+                    rows.append(row)
+                    values.append(row[0] if count == 1 else (1 + math.log(count)) * row[0])
             length = math.sqrt(math.fsum(value * value for value in values))
             for position, weights in enumerate(list(zip(*rows, strict=True))[1:]):
                 scores[position] += math.fsum(map(operator.mul, values, weights)) / length

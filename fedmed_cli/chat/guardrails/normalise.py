@@ -105,19 +105,16 @@ def distance(one: str, other: str, limit: int) -> int:
     """
     if abs(len(one) - len(other)) > limit:
         return limit + 1
-    before: list[int] = []
-    last = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        row = [i]
-        for j, b in enumerate(other, 1):
-            cost = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (a != b))
-            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
-                cost = min(cost, before[j - 2] + 1)
-            row.append(cost)
-        if min(row) > limit:
-            return limit + 1
-        before, last = last, row
-    return last[-1]
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    one, other = one[same:], other[same:]
+    if not one or not other:
+        return len(one or other)
+    if not limit:
+        return 1
+    ways = [(one[1:], other[1:]), (one[1:], other), (one, other[1:])]
+    if one[:2] == other[1::-1]:
+        ways.append((one[2:], other[2:]))
+    return 1 + min(distance(*way, limit - 1) for way in ways)
 
 
 def _limit(shorter: int) -> int:
@@ -126,7 +123,7 @@ def _limit(shorter: int) -> int:
 
 
 def _letters(word: str) -> int:
-    """A bit for each letter in a word: an edit changes at most two of them."""
+    """A bit for each letter in a word: an edit changes at most two of them, one where it changes the length."""
     return functools.reduce(lambda bits, letter: bits | 1 << ord(letter) % 32, word, 0)
 
 
@@ -143,6 +140,20 @@ def _typing_errors(typed: str, known: str) -> int | None:
     return None if shorter == 4 and typed[-1] == "s" else edits
 
 
+def _is_masked(typed: str, known: str) -> bool:
+    """Whether each `*` in the typed word stands for letters of the known one."""
+    head, *middle, tail = typed.split("*")
+    if not known.startswith(head) or not known.endswith(tail):
+        return False
+    at = len(head)
+    for piece in middle:
+        at = known.find(piece, at + 1)
+        if at < 0:
+            return False
+        at += len(piece)
+    return at < len(known) - len(tail)
+
+
 class Speller:
     """Takes a mistyped word for the word of the rules that was meant.
 
@@ -153,8 +164,10 @@ class Speller:
         self.vocabulary = frozenset(vocabulary)
         self.known = self.vocabulary | frozenset(others)
         self._alike: dict[tuple[str, int], list[tuple[int, str]]] = {}  # by first letter and length
-        for word in sorted(self.vocabulary):
-            if len(word) >= 4 and word.isalpha():
+        self._masked: dict[str, list[str]] = {}  # by first letter
+        for word in sorted(word for word in self.vocabulary if len(word) >= 4):
+            self._masked.setdefault(word[0], []).append(word)
+            if word.isalpha():
                 self._alike.setdefault((word[0], len(word)), []).append((_letters(word), word))
         self._seen: dict[str, str] = {}
 
@@ -168,9 +181,9 @@ class Speller:
 
     def _guess(self, word: str) -> str:
         if "*" in word:
-            pattern = re.compile("[a-z]+".join(map(re.escape, re.split(r"\*+", word))))
-            hits = [known for known in sorted(self.vocabulary) if len(known) >= 4 and pattern.fullmatch(known)]
-            return hits[0] if hits else word.replace("*", "")
+            return next(
+                (known for known in self._masked.get(word[0], ()) if _is_masked(word, known)), word.replace("*", "")
+            )
         if len(word) < 4 or not word.isalpha():
             return word
         # Drawn-out letters shortened: "helpppp", "bleeeding".
@@ -182,8 +195,10 @@ class Speller:
             (errors, abs(length - len(word)), known)
             for first in {word[0], word[1]}  # the first two letters may be swapped
             for length in range(len(word) - 2, len(word) + 3)
+            for limit, longer in [(_limit(min(length, len(word))), abs(length - len(word)))]
+            if longer <= limit
             for letters, known in self._alike.get((first, length), ())
-            if (own ^ letters).bit_count() <= 2 * _limit(min(length, len(word)))
+            if (own ^ letters).bit_count() <= 2 * limit - longer
             and (errors := _typing_errors(word, known)) is not None
         ]
         if near:

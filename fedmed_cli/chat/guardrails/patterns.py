@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -39,20 +40,21 @@ class Part:
 
 
 Pattern = tuple[Part, ...]
+Needs = tuple[frozenset[str], ...]  # a sentence must hold a word of each set ("abc*": one so begun)
 LONGEST_STEM = 20
-ANY = "*"  # the first word of a pattern that begins with a number or an ending
+ANY = "*"  # stands for a number, or for a word of which a pattern has the ending
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of rules.toml. `match`: each pattern with the words it can begin with ("abc*": so begun)."""
+    """A row of rules.toml. `match`: each pattern with what it needs."""
 
     id: str
     kind: Kind
     level: Level
     notice: str
     source: str
-    match: tuple[tuple[frozenset[str], Pattern], ...]
+    match: tuple[tuple[Needs, Pattern], ...]
     gone: bool
     generic: bool
     sign: bool
@@ -74,24 +76,39 @@ class GuardrailRules:
         return frozenset(rule.id for rule in self.rules if rule.sign)
 
     @functools.cached_property
-    def by_first_word(self) -> Mapping[str, Sequence[tuple[int, Rule, Pattern]]]:
-        """The patterns that can begin with a word, numbered in the table's order, with their rules."""
-        table: dict[str, list[tuple[int, Rule, Pattern]]] = {}
-        pairs = [(rule, starts, pattern) for rule in self.rules for starts, pattern in rule.match]
-        for number, (rule, starts, pattern) in enumerate(pairs):
-            for start in starts:
-                table.setdefault(start, []).append((number, rule, pattern))
+    def by_word(self) -> Mapping[str, Sequence[tuple[int, Rule, Needs, Pattern]]]:
+        """The patterns that have this in their rarest need, numbered in the table's order, with their rules."""
+        pairs = [(rule, needs, pattern) for rule in self.rules for needs, pattern in rule.match]
+        times = Counter(key for _, needs, _ in pairs for need in needs for key in need)
+        times[ANY] = len(pairs)
+        table: dict[str, list[tuple[int, Rule, Needs, Pattern]]] = {}
+        for number, (rule, needs, pattern) in enumerate(pairs):
+            for key in min(needs, key=lambda need: sum(times[key] for key in need)):
+                table.setdefault(key, []).append((number, rule, needs, pattern))
         return table
 
-    def candidates(self, words: Iterable[str]) -> list[tuple[int, Rule, Pattern]]:
-        """The patterns that can match a sentence of these plain words: all that begin with one of them."""
-        keys = {ANY}
-        for word in words:
-            for part in {word, word.split("_")[0]}:
-                keys.add(part)
-                keys.update(f"{part[:size]}*" for size in range(1, min(len(part), LONGEST_STEM) + 1))
-        found = {entry[0]: entry for key in keys for entry in self.by_first_word.get(key, ())}
+    @functools.cached_property
+    def needed(self) -> frozenset[str]:
+        """All that a pattern needs."""
+        return frozenset().union(*(need for rule in self.rules for needs, _ in rule.match for need in needs))
+
+    def candidates(self, words: Iterable[str]) -> list[tuple[Rule, Pattern]]:
+        """The patterns that can match a sentence of these plain words: all whose needs they meet."""
+        keys = self.needed & {ANY}.union(*map(_keys, words))
+        found = {
+            number: (rule, pattern)
+            for key in keys
+            for number, rule, needs, pattern in self.by_word.get(key, ())
+            if not any(keys.isdisjoint(need) for need in needs)
+        }
         return [found[number] for number in sorted(found)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _keys(word: str) -> frozenset[str]:
+    """How a word may stand in `Needs`."""
+    parts = {word, word.split("_")[0]}
+    return frozenset(parts | {f"{part[:size]}*" for part in parts for size in range(1, LONGEST_STEM + 1)})
 
 
 class _Compiler:
@@ -104,34 +121,54 @@ class _Compiler:
         self.bounds: list[tuple[float, bool]] = []
         self._expanded: dict[str, str] = {}
 
-    def patterns(self, texts: Iterable[str]) -> tuple[Pattern, ...]:
-        return tuple(self._pattern(text) for text in texts)
+    def patterns(self, texts: Iterable[str]) -> tuple[tuple[Needs, Pattern], ...]:
+        """Each pattern with what it needs."""
+        return tuple(map(self._pattern, texts))
 
     def any_of(self, phrases: Iterable[str], start: str = "(?<= )") -> re.Pattern[str]:
         return re.compile(start + "(?:" + "|".join(self._phrase(phrase) for phrase in phrases) + ")")
 
-    def _pattern(self, text: str) -> Pattern:
+    def _pattern(self, text: str) -> tuple[Needs, Pattern]:
         first, *others = re.split(r" ([+&]) ", text)
         signs, parts = ["+", *others[::2]], [first, *others[1::2]]
-        return tuple(self._part(part, sign == "&") for part, sign in zip(parts, signs, strict=True))
+        needs = [need for part, sign in zip(parts, signs, strict=True) if sign == "+" for need in self._needs(part)]
+        return tuple(needs), tuple(self._part(part, sign == "&") for part, sign in zip(parts, signs, strict=True))
 
-    def starts(self, text: str) -> frozenset[str]:
-        """The words that a pattern's first part can begin with, a stem with `*`."""
-        found: set[str] = set()
+    def _needs(self, text: str) -> Iterator[frozenset[str]]:
+        """For each word that a part must have, what it can begin with: a word, or a stem with `*`."""
+        after = ""
         for word in text.split():
-            if word == "+":
-                break
-            for alternative in word.rstrip("?").split("|"):
-                if alternative in self.names:
-                    found.update(*(self.starts(phrase) for phrase in self.names[alternative].split(",")))
-                elif alternative[0] in "#*" or alternative == "YEAR":
-                    found.add(ANY)
-                elif plain := self._word(alternative, "").replace("[ _]", " ").split():
-                    stem = plain[0].removesuffix(r"[^")
-                    found.add(re.sub(r"\\(.)", r"\1", stem) + ("*" if stem != plain[0] else ""))
-            if not word.endswith("?"):
-                break
+            if word != "..":
+                starts = self._starts(word.rstrip("?"), after)
+                if not starts:
+                    raise ValueError(
+                        f"rules.toml: {word!r} in {text!r} is dropped from messages, so it asks for nothing"
+                    )
+                if not word.endswith("?"):
+                    yield starts
+                after = word
+
+    def _starts(self, word: str, after: str) -> frozenset[str]:
+        found: set[str] = set()
+        for alternative in word.split("|"):
+            if alternative in self.names:
+                found.update(*(self._first_starts(phrase) for phrase in self.names[alternative].split(",")))
+            elif alternative[0] in "#*" or alternative == "YEAR":
+                found.add(ANY)
+            elif plain := self._word(alternative, after).replace("[ _]", " ").split():
+                stem = plain[0].removesuffix(r"[^")
+                found.add(re.sub(r"\\(.)", r"\1", stem) + ("*" if stem != plain[0] else ""))
         return frozenset(found)
+
+    def _first_starts(self, phrase: str) -> frozenset[str]:
+        """What a phrase can begin with: its first word that is not optional, or an optional one before it."""
+        found: frozenset[str] = frozenset()
+        for word in phrase.split():
+            starts = self._starts(word.rstrip("?"), "")
+            found |= starts
+            if starts and not word.endswith("?"):
+                break
+        return found
 
     def _part(self, text: str, anywhere: bool) -> Part:
         self.bounds = []
@@ -204,7 +241,7 @@ def load() -> GuardrailRules:
             Level(row["level"]),
             row["notice"],
             row["source"],
-            tuple(zip(map(compiler.starts, row["match"]), compiler.patterns(row["match"]), strict=True)),
+            compiler.patterns(row["match"]),
             row.get("gone", False),
             row.get("generic", False),
             row.get("sign", False),

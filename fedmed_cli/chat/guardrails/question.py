@@ -8,6 +8,7 @@ findings everywhere. docs/guardrails.md says what was measured and what is not c
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from fedmed_cli.chat.guardrails import classifier, normalise, patterns
 from fedmed_cli.chat.guardrails.findings import MAX_CHARACTERS, OWN_SOURCE, Finding, Kind, Level, Strictness
-from fedmed_cli.chat.guardrails.patterns import GuardrailRules, Pattern, Rule
+from fedmed_cli.chat.guardrails.patterns import GuardrailRules, Part, Pattern, Rule
 from fedmed_cli.chat.guardrails.reading import Reading, Span, passages
 from fedmed_cli.data import identifiers
 
@@ -168,13 +169,20 @@ def _match_rules(message: Sequence[Reading], rules: GuardrailRules) -> tuple[lis
     """What each rule finds in a message (the first place where it is meant), and the kinds that are only denied."""
     found: dict[str, Finding] = {}
     denied: set[Kind] = set()
+
+    @functools.cache
+    def is_anywhere(part: Part) -> bool:
+        return any(part.expression.search(reading.plain) for reading in message)
+
     for reading in message:
         words = reading.sentence.words
         silent: set[str] = set()
-        for _, rule, pattern in rules.candidates(word.text for word in words):
+        for rule, pattern in rules.candidates(word.text for word in words):
             if rule.id in found or rule.id in silent:
                 continue
-            for spans in _places(pattern, reading, message):
+            if not all(is_anywhere(part) for part in pattern if part.anywhere):
+                continue
+            for spans in _places(pattern, reading):
                 if _is_denied_or_past(rule, spans, reading):
                     denied.add(rule.kind)
                 else:
@@ -189,17 +197,14 @@ def _match_rules(message: Sequence[Reading], rules: GuardrailRules) -> tuple[lis
     return [found[rule.id] for rule in rules.rules if rule.id in found], denied
 
 
-def _places(pattern: Pattern, reading: Reading, message: Sequence[Reading]) -> Iterator[list[Span]]:
-    """Word spans of a pattern's parts near each other in a sentence, for each place where its first part is."""
+def _places(pattern: Pattern, reading: Reading) -> Iterator[list[Span]]:
+    """Word spans of a pattern's own parts near each other in a sentence, for each place where its first part is."""
     found_by_part: list[list[Span]] = []
     for part in pattern:
         if not part.anywhere:
             found_by_part.append(list(part.spans(reading.plain)))
             if not found_by_part[-1]:
                 return
-    for part in pattern:
-        if part.anywhere and not any(part.expression.search(other.plain) for other in message):
-            return
     for first in found_by_part[0]:
         place = [first]
         for spans in found_by_part[1:]:
