@@ -198,8 +198,7 @@ class Speller:
             for limit, longer in [(_limit(min(length, len(word))), abs(length - len(word)))]
             if longer <= limit
             for letters, known in self._alike.get((first, length), ())
-            if (own ^ letters).bit_count() <= 2 * limit - longer
-            and (errors := _typing_errors(word, known)) is not None
+            if (own ^ letters).bit_count() <= 2 * limit - longer and (errors := _typing_errors(word, known)) is not None
         ]
         if near:
             return min(near)[-1]
