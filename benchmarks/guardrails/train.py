@@ -35,7 +35,7 @@ from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, Model
 from fedmed_cli.chat.guardrails.reading import Passage, Reading, passages
 
 ROOT = Path(__file__).parents[2]
-WRITTEN = ("development", "opened", *(f"author_{number}" for number in range(1, 16)), "stories")
+WRITTEN = ("development", "opened", *(f"author_{number}" for number in range(1, 24)), "stories")
 LESSONS = "lessons"  # written to be learnt from alone, by one who knew what was missed: never measured on
 LARGE = {"MedQuAD": ("medquad_train_10k", 1500), "MedMCQA": ("medmcqa_dev", 1500)}  # file, rows to learn from
 NUM_FEATURES = 40_000

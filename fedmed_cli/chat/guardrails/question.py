@@ -22,7 +22,7 @@ from fedmed_cli.data import identifiers
 
 WINDOW = 14  # words between the parts of a pattern
 LONG_WORDS = 40
-FURTHER_RULE = 0.6  # log-odds that each further rule of a kind makes up for: a fever, a stiff neck and a rash
+FURTHER_RULE = 0.2  # log-odds that each further rule of a kind makes up for: a fever, a stiff neck and a rash
 FEWEST_WORDS = 3  # of a message that likeness may judge by itself: "And then?" says nothing
 
 
@@ -32,29 +32,29 @@ class Point:
 
     `plain` and `doubtful` make it certain: in messages up to LONG_WORDS, and in longer ones, those that speak of months
     and years alone, where a sign may belong to a history, and those whose signs are all denied. `possible` earns a calm
-    sentence. `danger`: from where likeness to a crisis of which no word speaks means that somebody is in danger;
-    `sign`: from where a warning sign counts.
+    sentence. `danger`: from where likeness to a crisis that it does not declare means that somebody is in danger, in
+    plain and in doubtful messages; `sign`: from where a warning sign counts.
     """
 
     plain: tuple[float, float]
     doubtful: tuple[float, float]
     possible: tuple[float, float] = (math.inf, math.inf)
-    danger: float = math.inf
+    danger: tuple[float, float] = (math.inf, math.inf)
     sign: float = math.inf
 
 
 # Chosen on a grid, each source by a model that had not seen it (benchmarks/guardrails/train.py --held source).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
-        Kind.CRISIS: Point((0.2, -3.0), (4.5, 1.5), (0.5, -3.0), danger=0.5, sign=-2.5),
-        Kind.EMERGENCY: Point((0.5, -0.9), (1.5, 0.9), (0.8, -0.9)),
+        Kind.CRISIS: Point((-0.5, -2.6), (4.5, 0.0), (1.3, -1.0), danger=(0.65, 2.2), sign=-2.5),
+        Kind.EMERGENCY: Point((0.5, -0.8), (1.2, 0.5), (0.8, -0.8)),
         Kind.MISUSE: Point((0.8, -1.0), (0.8, -1.0)),
         Kind.DOSING: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.DIAGNOSIS: Point((1.4, -1.2), (1.4, -1.2)),
         Kind.STOPPING: Point((1.4, -1.2), (1.4, -1.2)),
     },
     "strict": {
-        Kind.CRISIS: Point((-1.0, -5.0), (math.inf, -1.0), (-0.5, -6.0), danger=0.0, sign=-3.0),
+        Kind.CRISIS: Point((-1.0, -4.0), (3.0, -1.0), (-0.5, -5.0), danger=(0.0, 1.0), sign=-3.0),
         Kind.EMERGENCY: Point((-0.5, -3.0), (0.3, 0.3), (-1.0, -5.0)),
         Kind.MISUSE: Point((-0.5, -3.0), (-0.5, -3.0)),
         Kind.DOSING: Point((0.4, -2.0), (0.4, -2.0)),
@@ -120,8 +120,8 @@ def _find_kinds(
         perhaps_alone, perhaps_with_rule = point.possible
         if is_denied:
             perhaps_alone = max(alone, perhaps_alone)
-        like = _kind_by_likeness(kind, message, is_personal)
-        like_from = alone if like is kind else max(alone, point.danger)
+        danger = point.danger[is_doubtful]
+        like = None if is_urgent and is_knowledge else _by_likeness(kind, message, is_personal, score, alone, danger)
         by_rule = scores["urgent" if kind is Kind.EMERGENCY else kind.value]
         firm = [finding for finding in own if by_rule > (point.sign if finding.rule in rules.signs else with_rule)]
         if firm and by_rule > with_rule:
@@ -129,25 +129,29 @@ def _find_kinds(
             yield from firm
         elif level in certain:
             continue
-        elif like and score > like_from and not (is_urgent and is_knowledge):
+        elif like:
             certain.add(level)
-            yield _by_likeness(like, level, rules.notices[kind.value if like is kind else "danger"], text)
+            yield _likeness(like, level, rules.notices[kind.value if like is kind else "danger"], text)
         elif score > perhaps_alone or (own and by_rule > perhaps_with_rule):
-            yield _by_likeness(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
+            yield _likeness(kind, Level.POSSIBLE, rules.notices[f"possible_{kind.value}"], text)
 
 
-def _kind_by_likeness(kind: Kind, message: Sequence[Reading], is_personal: bool) -> Kind | None:
-    """What likeness to a kind may declare by itself: harm only where a word speaks of it, and a crisis likewise.
+def _by_likeness(
+    kind: Kind, message: Sequence[Reading], is_personal: bool, score: float, alone: float, danger: float
+) -> Kind | None:
+    """What likeness to a kind declares by itself: harm only where a word speaks of it, and a crisis likewise.
 
-    Where all such words are denied there is none. Where there is no such word, somebody whom a message speaks of may be
-    in danger: an emergency.
+    Where all such words are denied, nothing. Where there is none, or the likeness is not enough for a crisis, somebody
+    whom a message speaks of may be in danger: an emergency.
     """
-    if kind not in (Kind.CRISIS, Kind.MISUSE) or any(reading.affirms(kind.value) for reading in message):
+    is_spoken_of = kind not in (Kind.CRISIS, Kind.MISUSE) or any(reading.affirms(kind.value) for reading in message)
+    if is_spoken_of and score > alone:
         return kind
-    return Kind.EMERGENCY if kind is Kind.CRISIS and is_personal and not _says(message, "crisis") else None
+    may_be_danger = kind is Kind.CRISIS and is_personal and (is_spoken_of or not _says(message, "crisis"))
+    return Kind.EMERGENCY if may_be_danger and score > danger else None
 
 
-def _by_likeness(kind: Kind, level: Level, notice: str, text: str) -> Finding:
+def _likeness(kind: Kind, level: Level, notice: str, text: str) -> Finding:
     return Finding(f"like-{kind.value}", kind, level, 0, len(text), notice, OWN_SOURCE)
 
 
