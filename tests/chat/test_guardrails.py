@@ -144,6 +144,12 @@ def test_every_rule_names_its_source_and_can_speak():
         assert all(part.expression.groups == len(part.bounds) for _, pattern in rule.match for part in pattern)
 
 
+def test_a_rule_may_not_ask_for_a_word_that_no_message_keeps():
+    compiler = patterns._Compiler({})
+    with pytest.raises(ValueError, match="'just' in 'just had stroke' is dropped from messages"):
+        compiler.patterns(["just had stroke"])
+
+
 def num_calls(text):
     """How many functions, Python's and C's, are called to check a question."""
     events = []
@@ -157,7 +163,15 @@ def num_calls(text):
 
 @pytest.mark.parametrize(
     "piece",
-    ["my chest does not hurt, what causes pain, ", "no chest pain ", "i want to kill myself ", "aaaa ", "1 ", "a"],
+    [
+        "my chest does not hurt, what causes pain, ",
+        "no chest pain ",
+        "i want to kill myself ",
+        "stroke. my pain. ",  # the other part of a rule may stand in any sentence
+        "aaaa ",
+        "1 ",
+        "a",
+    ],
 )
 def test_the_work_grows_no_faster_than_the_text(piece):
     short, long = (piece * 8000)[:4000], (piece * 8000)[:8000]
@@ -352,6 +366,19 @@ def test_strict_finds_all_that_standard_finds():
         if usual:
             assert strict, row
             assert order.index(strict[0].level) <= order.index(usual[0].level), row
+
+
+def test_a_crisis_between_the_lines_of_a_long_message_is_a_danger():
+    text = (
+        "We moved to Leeds for my husband's job and I don't know anybody here. I bake, I walk the dog, and nobody says "
+        "my name from Monday to Friday. Yesterday I sorted the photographs into four boxes, one for each of the "
+        "children, and put a letter into every box, and for the first time in a year I felt calm, because it will soon "
+        "be over and they won't have to worry about me."
+    )
+    (finding,) = check_question(text)
+    assert (finding.kind, finding.level) == (Kind.EMERGENCY, Level.URGENT)
+    assert finding.notice == patterns.load().notices["danger"]
+    assert not holds_answer_back([finding])
 
 
 def test_what_is_possible_does_not_hold_the_answer_back():
