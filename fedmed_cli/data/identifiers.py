@@ -180,9 +180,9 @@ def find(text: str) -> list[tuple[int, int, str]]:
 
 
 def _find_windows(text: str) -> Iterator[tuple[int, int, int]]:
-    """The parts of `text` that can hold an identifier, with their digits: around digits.
+    """The parts of `text` around digits, with how many there are.
 
-    Where a mark stands of what needs no digits, all of it as a part without them, too.
+    Where a mark of a kind without digits stands in it, the whole text comes first, as a part with 0 digits.
     """
     lower = text.lower()
     if any(mark in lower for mark in _WITHOUT_DIGITS):

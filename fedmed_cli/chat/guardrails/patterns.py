@@ -106,7 +106,7 @@ class GuardrailRules:
 
 @functools.lru_cache(maxsize=4096)
 def _keys(word: str) -> frozenset[str]:
-    """How a word may stand in `Needs`."""
+    """What `Needs` can call a word: itself, the first word of a compound, and each stem of them."""
     parts = {word, word.split("_")[0]}
     return frozenset(parts | {f"{part[:size]}*" for part in parts for size in range(1, LONGEST_STEM + 1)})
 

@@ -43,7 +43,7 @@ class Point:
     sign: float = math.inf
 
 
-# Chosen on a grid, each source by a model that had not seen it (benchmarks/guardrails/train.py --held source).
+# Searched for one after the other, each source by a model that had not seen it (docs/guardrails.md).
 POINTS: Mapping[Strictness, Mapping[Kind, Point]] = {
     "standard": {
         Kind.CRISIS: Point((-0.5, -2.6), (4.5, 0.0), (1.3, -1.0), danger=(0.65, 2.2), sign=-2.5),
