@@ -6,11 +6,13 @@
 A row is KIND:RATE[:OPTION...]. Kinds: `rounds` (fedmed's own), `pooled` and `pooled-parallel` (upper bounds, with as
 many steps as rounds have), `alone` (each hospital by itself), `relay` (each hospital starts from the one before, the
 next round in reverse, the last round averaged), `personal` (each hospital's private adapter, whatever `personalise`
-says of it). Kinds that do the last round of `rounds` again: `again` (combined in another way), `tail` (each site's
-adapter is the mean over the second half of its steps).
+says of it). Kinds that do the last round of `rounds` again: `again` (combined in another way), `fitted` (a coefficient
+for each site, projection and third of the layers), `tail` (each site's adapter is the mean over the second half of its
+steps).
 Options: `balanced` (factors as they once were), `cosine` (one decay over the three rounds), `momentum=0.5` (of the
-server), `steps=50` (local steps, with as many more rounds); of `again`: `step=1.5` (the server's), `add=0.3` (of the
-global adapter's last change), `stack` (nothing cut).
+server), `steps=50` (local steps, with as many more rounds), `warmup=10` (steps, in each round), `prox=0.01` (FedProx's
+mu), `moments` (AdamW's second moments go on from round to round, as means); of `again`: `step=1.5` (the server's),
+`add=0.3` (of the global adapter's last change), `stack` (nothing cut).
 Every row is measured on the coordinator's reporting examples, to choose by, and on test examples, to report. Rows go
 to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on.
 """
@@ -18,13 +20,17 @@ to FOLDER/rows.jsonl; what is there is not trained again, and a training that wa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import torch
+from last_round import Fit, LastRound
 
 import fedmed_cli as fedmed
 from fedmed_cli import intervals
@@ -46,7 +52,8 @@ from fedmed_cli.workspace import Workspace
 
 ROUNDS = 3
 COMBINING = ("step", "add", "stack")  # options that train nothing
-NUM_DECIDING, NUM_REPORTING, NUM_TEST = 50, 160, 240
+PLANNED = {"steps": "max_steps", "warmup": "warmup_steps", "prox": "fedprox_mu"}  # options of the plan's training
+NUM_DECIDING, NUM_FITTING, NUM_REPORTING, NUM_TEST = 50, 200, 160, 240
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,20 +116,6 @@ class Row:
         return found.get(name)
 
 
-class LastRound:
-    """What a round was made of: the sites' adapters, their weights after clipping, and the global adapters before."""
-
-    def __init__(self, place: Workspace, plan: Plan, number: int) -> None:
-        record = archive.archived_global(place, plan, number).record
-        self.server_lr = record.server_lr
-        kept = {name: one for name, one in record.sites.items() if one.weight}
-        self.names = list(kept)
-        self.weights = [one.weight * one.clip_factor for one in kept.values()]
-        self.ends = [archive.archived_contribution(place, plan, number, name).adapter for name in kept]
-        self.parent = archive.archived_global(place, plan, number - 1).adapter
-        self.before = archive.archived_global(place, plan, number - 2).adapter
-
-
 class Bench:
     """The base model, loaded once, and the workspaces of one division of the data."""
 
@@ -143,11 +136,10 @@ class Bench:
     def workspace(self, row: Row) -> tuple[Workspace, Plan]:
         """The workspace of a row's plan, which has the same examples as all others."""
         plan = self.split.read_plan()
-        training = dataclasses.replace(
-            plan.training,
-            learning_rate=row.rate,
-            max_steps=int(row.option("steps") or self.federation.steps),
-        )
+        training = dataclasses.replace(plan.training, learning_rate=row.rate, max_steps=self.federation.steps)
+        for option, name in PLANNED.items():
+            if value := row.option(option):
+                training = dataclasses.replace(training, **{name: type(getattr(training, name))(value)})
         if row.option("cosine") is not None:
             training = dataclasses.replace(training, lr_scheduler_type="cosine", lr_scheduler_rounds=ROUNDS)
         plan = dataclasses.replace(plan, training=training)
@@ -173,6 +165,10 @@ class Bench:
                 yield f"{row.text} {site}", self.personal(place, row, site)
         elif row.kind == "again":
             yield row.text, self.combine_again(place, plan, row)
+        elif row.kind == "fitted":
+            rows = measuring.sample(coordinator_examples.half(self.split, "decide"), NUM_FITTING, "focus")
+            items = measuring.prepare(self.lm, plan, rows, "focus")
+            yield row.text, Fit(self.lm, plan, LastRound(place, plan, ROUNDS), items).run()
         elif row.kind == "tail":
             for step, adapter in self.average_tails(place, plan):
                 yield f"{row.text} step {step}", adapter
@@ -191,7 +187,8 @@ class Bench:
         if momentum := row.option("momentum"):
             settings = dataclasses.replace(settings, server_momentum=float(momentum))
         last = ROUNDS * self.federation.steps // plan.training.max_steps
-        with place.lock():
+        carried = mock.patch.object(torch.optim, "AdamW", CarriedMoments(len(self.federation.names)))
+        with place.lock(), carried if row.option("moments") is not None else contextlib.nullcontext():
             rounds = simulation.run_rounds(
                 place,
                 plan,
@@ -300,6 +297,35 @@ class Bench:
             with self.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{name}: {losses.mean:.4f} on {use}", flush=True)
+
+
+class CarriedMoments:
+    """Makes AdamW optimisers whose second moments begin as the mean over all sites' in the round before.
+
+    One number for each factor of each module, since the global adapter's factors are not the sites' own
+    (after FedAdamW, arXiv 2510.27486). A training that was stopped does not go on with them.
+    """
+
+    def __init__(self, num_sites: int) -> None:
+        self.adamw, self.num_sites = torch.optim.AdamW, num_sites
+        self.made: list[torch.optim.Optimizer] = []
+
+    def __call__(self, parameters: Sequence[torch.nn.Parameter], **options: float) -> torch.optim.Optimizer:
+        optimizer = self.adamw(parameters, **options)
+        whole = len(self.made) // self.num_sites * self.num_sites
+        round_before = self.made[whole - self.num_sites : whole] if whole else []
+        for parameter in parameters if round_before else ():
+            states = [other.state[parameter] for other in round_before]
+            optimizer.state[parameter] = {
+                "step": states[0]["step"].clone(),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.stack([state["exp_avg_sq"].mean() for state in states])
+                .mean()
+                .expand_as(parameter)
+                .clone(),
+            }
+        self.made.append(optimizer)
+        return optimizer
 
 
 def _note_step(step: Step) -> None:
