@@ -2,6 +2,7 @@ r"""Experiments on aggregation with the embedded base model and MedQuAD, a row a
 
     python benchmarks/aggregation/experiments.py FOLDER --medquad FILE prepare integrity rare exactness \
         server-step carry
+    python benchmarks/aggregation/experiments.py FOLDER late --finished WORKSPACE
     python benchmarks/aggregation/experiments.py FOLDER table
 
 Each step appends JSON rows to FOLDER/STEP.jsonl and skips rows that are there, so a run can be stopped and
@@ -66,6 +67,7 @@ class Bench:
         self.medquad = medquad
         self.seeds = seeds
         self.float32 = float32
+        self.finished: Sequence[Path] = ()
         self.lm: language_model.LanguageModel | None = None
 
     def model(self, plan: Plan) -> language_model.LanguageModel:
@@ -171,7 +173,10 @@ def nll(losses: Losses) -> list[list[float]]:
 def forged(
     plan: Plan, one: AcceptedContribution, change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> AcceptedContribution:
-    adapter = plan_adapter(plan, {m: change(a, b) for m, (a, b) in one.adapter.factors.items()})
+    return sent_as(one, plan_adapter(plan, {m: change(a, b) for m, (a, b) in one.adapter.factors.items()}))
+
+
+def sent_as(one: AcceptedContribution, adapter: Adapter) -> AcceptedContribution:
     return AcceptedContribution(adapter, dataclasses.replace(one.record, adapter=adapter.digest), one.record_digest)
 
 
@@ -192,56 +197,84 @@ def lying(one: AcceptedContribution) -> AcceptedContribution:
     return dataclasses.replace(one, record=dataclasses.replace(one.record, validation_after=zero))
 
 
-def attacks(
-    fed: Federation, parent: Adapter, bad: str, one: AcceptedContribution
-) -> Iterator[tuple[str, AcceptedContribution | None]]:
-    plan, seed = fed.plan, fed.plan.training.seed
-    yield "none", None
-    yield "sign flip", forged(plan, one, lambda a, b: (a, -b))
-    yield "x 8", forged(plan, one, lambda a, b: (a, 8 * b))
+def attacks(plan: Plan, parent: Adapter, one: AcceptedContribution) -> Iterator[tuple[str, AcceptedContribution]]:
+    """What can be made of an honest contribution."""
+    seed = plan.training.seed
+    for name, times in (("sign flip", -1.0), ("x 8", 8.0)):  # of the update, not of what was there before
+        yield name, sent_as(one, COMBINE["svd"](plan, parent, [one.adapter], [times], None)[0])
     yield "noise", forged(plan, one, noise(seed))
     yield "noise, and lies about its loss", lying(forged(plan, one, noise(seed)))
     yield "A and B normal, product not", forged(plan, one, lambda a, b: (a[::-1].copy(), b))
-    where = Workspace(fed.place.root / "shuffled")
-    yield "shuffled labels", fed.train(bad, parent, 1, where, shuffled=True)
 
 
 def integrity(bench: Bench) -> None:
+    """The first round, one bad site."""
     rows = Rows(bench.root / "integrity.jsonl")
     for seed in bench.seeds:
         for num_sites in (3, 5):
             fed = bench.federation(num_sites, seed)
             bad = fed.plan.sites.names[seed % num_sites]
             parent, contributions = fed.honest()
-            for attack, evil in attacks(fed, parent, bad, contributions[bad]):
-                if not rows.missing(sites=num_sites, seed=seed, attack=attack):
-                    continue
-                sent = contributions | ({bad: evil} if evil is not None else {})
-                found = {}
-                for method, settings in COMPARED.items():
-                    if method == "tokens" and evil is not None:
-                        continue
-                    evaluator = fed.evaluator() if settings.weights == "agentic" else None
-                    found[method] = combine(fed.plan, parent, sent, settings, evaluator=evaluator)
-                losses = {method: nll(fed.test(result.adapter)) for method, result in found.items()}
-                if evil is not None:
-                    rest = {name: one for name, one in contributions.items() if name != bad}
-                    losses["oracle"] = nll(fed.test(combine(fed.plan, parent, rest, AggregationSettings()).adapter))
-                    best = combine(fed.plan, parent, rest, COMPARED["agentic"], evaluator=fed.evaluator())
-                    losses["agentic oracle"] = nll(fed.test(best.adapter))
-                losses["base"] = nll(fed.test(parent))
-                decisions = found["agentic"].decisions
-                rows.add(
-                    sites=num_sites,
-                    seed=seed,
-                    attack=attack,
-                    bad=bad,
-                    verdicts=" ".join(f"{name}:{one.verdict}" for name, one in decisions.items()),
-                    weights={name: one.weight for name, one in decisions.items()},
-                    reasons={name: list(one.reasons) for name, one in decisions.items()},
-                    groups=fed.test_set().groups,
-                    losses=losses,
-                )
+            where = Workspace(fed.place.root / "shuffled")
+            sent = {"none": None, **dict(attacks(fed.plan, parent, contributions[bad]))}
+            sent["shuffled labels"] = fed.train(bad, parent, 1, where, shuffled=True)
+            for attack, evil in sent.items():
+                key = {"sites": num_sites, "seed": seed, "attack": attack}
+                if rows.missing(**key):
+                    rows.add(**key, **attacked(fed, parent, contributions, bad, evil))
+
+
+def late(bench: Bench) -> None:
+    """The last round of federations that are there already, each of their sites the bad one in turn."""
+    rows = Rows(bench.root / "late.jsonl")
+    for folder in bench.finished:
+        place = Workspace(folder)
+        plan, number = place.read_plan(), place.newest_round()
+        fed = Federation(bench, place, plan)
+        parent = archive.archived_global(place, plan, number - 1).adapter
+        contributions = {}
+        for name in plan.sites.names:
+            one = archive.archived_contribution(place, plan, number, name)
+            contributions[name] = AcceptedContribution(one.adapter, one.record, one.record_digest)
+        for bad in plan.sites.names:
+            for attack, evil in [("none", None), *attacks(plan, parent, contributions[bad])]:
+                key = {"federation": folder.name, "bad": bad if evil else "", "attack": attack}
+                if rows.missing(**key):
+                    row = attacked(fed, parent, contributions, bad, evil)
+                    rows.add(**(row | key), sites=len(contributions), seed=folder.name)
+
+
+def attacked(
+    fed: Federation,
+    parent: Adapter,
+    contributions: Mapping[str, AcceptedContribution],
+    bad: str,
+    evil: AcceptedContribution | None,
+) -> dict:
+    """The losses of each rule where site `bad` sends `evil` (None: what it trained), and the agent's verdicts."""
+    sent = {**contributions, **({bad: evil} if evil is not None else {})}
+    found = {}
+    for method, settings in COMPARED.items():
+        if method == "tokens" and evil is not None:
+            continue
+        evaluator = fed.evaluator() if settings.weights == "agentic" else None
+        found[method] = combine(fed.plan, parent, sent, settings, evaluator=evaluator)
+    losses = {method: nll(fed.test(result.adapter)) for method, result in found.items()}
+    if evil is not None:
+        rest = {name: one for name, one in contributions.items() if name != bad}
+        losses["oracle"] = nll(fed.test(combine(fed.plan, parent, rest, AggregationSettings()).adapter))
+        best = combine(fed.plan, parent, rest, COMPARED["agentic"], evaluator=fed.evaluator())
+        losses["agentic oracle"] = nll(fed.test(best.adapter))
+    losses["base"] = nll(fed.test(parent))
+    decisions = found["agentic"].decisions
+    return {
+        "bad": bad,
+        "verdicts": " ".join(f"{name}:{one.verdict}" for name, one in decisions.items()),
+        "weights": {name: one.weight for name, one in decisions.items()},
+        "reasons": {name: list(one.reasons) for name, one in decisions.items()},
+        "groups": fed.test_set().groups,
+        "losses": losses,
+    }
 
 
 def rare(bench: Bench) -> None:
@@ -437,25 +470,9 @@ def difference(rows: Sequence[Mapping], one: str, two: str) -> str:
 
 
 def table(bench: Bench) -> None:
-    rows = Rows(bench.root / "integrity.jsonl").rows
-    heads = ["sites", "attack", "base", "uniform mean", "self-reported", "geometric median", "agentic", "oracle"]
-    heads += ["agentic − oracle (without an attack − tokens), 95 %", "agentic − agentic oracle, 95 %", "rejected"]
-    print(f"| {' | '.join(heads)} |")
-    print("| --- " * len(heads) + "|")
-    for num_sites in (3, 5):
-        for attack in dict.fromkeys(row["attack"] for row in rows):
-            own = [row for row in rows if row["sites"] == num_sites and row["attack"] == attack]
-            if own:
-                reference = "tokens" if attack == "none" else "oracle"
-                names = ["base", "uniform mean", "self-reported", "geometric median", "agentic", reference]
-                cells = [f"{pooled(own, name).mean:.4f}" for name in names]
-                rejected = sum(f"{row['bad']}:rejected" in row["verdicts"] for row in own)
-                wrong = sum(part.endswith("rejected") and not part.startswith(row["bad"]) for row in own
-                            for part in row["verdicts"].split())  # fmt: skip
-                found = f"{rejected} of {len(own)}" + (f", and {wrong} honest" if wrong else "")
-                second = "" if attack == "none" else difference(own, "agentic", "agentic oracle")
-                cells += [difference(own, "agentic", reference), second, found]
-                print(f"| {num_sites} | {attack} | {' | '.join(cells)} |")
+    for name in ("integrity", "late"):
+        if rows := Rows(bench.root / f"{name}.jsonl").rows:
+            attack_table(rows)
     rows = Rows(bench.root / "rare.jsonl").rows
     if rows:
         trials = [row for row in rows if RARE in row["rejected"].split()]
@@ -497,6 +514,25 @@ def table(bench: Bench) -> None:
             print(f"  {one} − {two}: {difference(own, one, two)}")
 
 
+def attack_table(rows: Sequence[Mapping]) -> None:
+    heads = ["sites", "attack", "before", "uniform mean", "self-reported", "geometric median", "agentic", "oracle"]
+    heads += ["agentic − oracle (without an attack − tokens), 95 %", "agentic − agentic oracle, 95 %", "rejected"]
+    print(f"\n| {' | '.join(heads)} |")
+    print("| --- " * len(heads) + "|")
+    for federation, attack in dict.fromkeys((row.get("federation", row["sites"]), row["attack"]) for row in rows):
+        own = [row for row in rows if (row.get("federation", row["sites"]), row["attack"]) == (federation, attack)]
+        reference = "tokens" if attack == "none" else "oracle"
+        names = ["base", "uniform mean", "self-reported", "geometric median", "agentic", reference]
+        cells = [f"{pooled(own, name).mean:.4f}" for name in names]
+        rejected = sum(f"{row['bad']}:rejected" in row["verdicts"] for row in own)
+        wrong = sum(part.endswith("rejected") and not part.startswith(row["bad"] or " ") for row in own
+                    for part in row["verdicts"].split())  # fmt: skip
+        found = f"{rejected} of {len(own)}" + (f", and {wrong} honest" if wrong else "")
+        second = "" if attack == "none" else difference(own, "agentic", "agentic oracle")
+        cells += [difference(own, "agentic", reference), second, found]
+        print(f"| {federation} | {attack} | {' | '.join(cells)} |")
+
+
 def narrow(row: Mapping, home: str) -> dict:
     """A row with the examples of one site alone."""
     own = [i for i, name in enumerate(row["homes"]) if name == home]
@@ -516,9 +552,11 @@ def main() -> None:
     parser.add_argument("steps", nargs="+", choices=STEPS_BY_NAME)
     parser.add_argument("--medquad", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--finished", type=Path, nargs="+", default=[], help="workspaces with rounds, for `late`")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(arguments.folder, arguments.medquad, arguments.seeds)
+    bench.finished = arguments.finished
     for step in arguments.steps:
         STEPS_BY_NAME[step](bench)
 
@@ -526,6 +564,7 @@ def main() -> None:
 STEPS_BY_NAME = {
     "prepare": prepare,
     "integrity": integrity,
+    "late": late,
     "rare": rare,
     "exactness": exactness,
     "server-step": server_step,
