@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
+from fedmed_cli.adapters.folder import ContributionFolder
 from fedmed_cli.adapters.low_rank import cut_to_rank, gram_of_innovations, update_norm
 from fedmed_cli.aggregation import shares
 from fedmed_cli.aggregation.state import AcceptedContribution, SiteState
@@ -43,19 +44,33 @@ def collect(
         gram = None
         norms = [update_norm(parent, adapter) for adapter in adapters]
     sites = {name: SiteState(contributions[name], norm) for name, norm in zip(names, norms, strict=True)}
-    _reject_empty_updates(sites, parent)
+    of_updates = norms_of_updates(parent, contributions, dict(zip(names, norms, strict=True)))
+    _reject_empty_updates(sites, of_updates)
     _compare_updates(sites, gram)
-    _shorten_updates(sites, clip)
+    _shorten_updates(sites, norm_limit(list(of_updates.values()), clip))
     _set_claimed_weights(sites, claim)
     return sites, gram
 
 
-def _reject_empty_updates(sites: Mapping[str, SiteState], parent: Adapter) -> None:
-    """An update of the adapter that the site started from, or of next to nothing: it would dilute the others."""
-    middle = statistics.median_low(site.norm for site in sites.values())
-    for site in sites.values():
-        start = cut_to_rank(parent, site.contribution.adapter.max_rank)
-        if site.norm <= EMPTY_BELOW * middle or site.contribution.record.adapter == start.digest:
+def norms_of_updates(
+    parent: Adapter,
+    contributions: Mapping[str, AcceptedContribution | ContributionFolder],
+    norms: Mapping[str, float],
+) -> dict[str, float]:
+    """The norms of those sites that sent an update at all: not what they started from, nor one of norm 0."""
+    found = {}
+    for name, norm in norms.items():
+        one = contributions[name]
+        if norm > 0 and one.record.adapter != cut_to_rank(parent, one.adapter.max_rank).digest:
+            found[name] = norm
+    return found
+
+
+def _reject_empty_updates(sites: Mapping[str, SiteState], norms: Mapping[str, float]) -> None:
+    """No update, or one of next to nothing: it would dilute the others."""
+    middle = statistics.median_low(norms.values()) if norms else 0.0
+    for name, site in sites.items():
+        if norms.get(name, 0.0) <= EMPTY_BELOW * middle:
             site.reject("it sent an empty update, which would only dilute the others")
 
 
@@ -79,21 +94,21 @@ def _compare_updates(sites: Mapping[str, SiteState], gram: np.ndarray | None) ->
 def norm_limit(norms: Sequence[float], clip: float | None) -> float:
     """The norm above which an update is shortened: `clip` times the middle one, of an even number the lower middle one.
 
-    Half of an even number may lie, and would move a mean of both. Of two sites nobody can say which one is right:
-    there the longer update may have at most LARGEST_RATIO times the norm of the other.
+    `norms` are those of sites that sent an update at all. Half of an even number may lie, and would move a mean of both.
+    Of two sites nobody can say which one is right: there the longer update may have at most LARGEST_RATIO times the
+    norm of the other.
     """
     if clip is None or len(norms) < 2:
         return math.inf
     return (clip if len(norms) > 2 else max(clip, LARGEST_RATIO)) * statistics.median_low(norms)
 
 
-def _shorten_updates(sites: Mapping[str, SiteState], clip: float | None) -> None:
-    limit = norm_limit([site.norm for site in sites.values()], clip)
+def _shorten_updates(sites: Mapping[str, SiteState], limit: float) -> None:
     for site in sites.values():
         if site.norm > limit:
             site.clip_factor = limit / site.norm
             site.reasons.append(
-                f"update norm {site.norm:.3g} is above {limit:.3g}, shortened to that (--clip {clip:g})"
+                f"update norm {site.norm:.3g} is above {limit:.3g}, the most that --clip allows: shortened to that"
             )
 
 

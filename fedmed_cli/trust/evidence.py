@@ -9,7 +9,7 @@ from pathlib import Path
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.folder import ContributionFolder
 from fedmed_cli.adapters.low_rank import gram_of_innovations, update_norm
-from fedmed_cli.aggregation.evidence import COPY_COSINE, PAIRWISE_UP_TO, norm_limit
+from fedmed_cli.aggregation.evidence import COPY_COSINE, PAIRWISE_UP_TO, norm_limit, norms_of_updates
 from fedmed_cli.errors import TrustError
 from fedmed_cli.records.aggregate import Aggregate, Truncation
 
@@ -50,7 +50,7 @@ def _pairs(
 ) -> Iterator[tuple[str, Value, Value]]:
     """What is compared, what the record states, and what follows from the contributions."""
     norms, cosines = _measure(parent, {site: contributions[site].adapter for site in sorted(record.sites)})
-    limit = norm_limit(list(norms.values()), record.clip)
+    limit = norm_limit(list(norms_of_updates(parent, contributions, norms).values()), record.clip)
     for site, decision in sorted(record.sites.items()):
         stated, claimed = decision.evidence, contributions[site].record
         before, after = claimed.validation_before, claimed.validation_after

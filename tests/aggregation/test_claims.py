@@ -194,6 +194,20 @@ def test_empty_updates_are_rejected_under_all_weights(plan, parent, weights, siz
     assert sum(one.weight for one in decisions.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("start", ["initial", "second round"])
+@pytest.mark.parametrize(("honest", "names"), [("A", "AB"), ("A", "ABC"), ("AB", "ABCD")])
+def test_sites_that_send_no_update_do_not_shorten_those_of_the_others(plan, parent, honest, names, start):
+    """Half of the sites and more may send back what they started from."""
+    if start == "second round":
+        parent = update(plan, parent, 7)
+    contributions = {site: contribution(plan, site, parent) for site in names}
+    contributions |= {site: contribution(plan, site, update(plan, parent, i)) for i, site in enumerate(honest, 1)}
+    decisions = combined(plan, parent, contributions, "uniform")
+    for site, one in decisions.items():
+        assert one.verdict == ("accepted" if site in honest else "rejected")
+        assert one.weight * one.clip_factor == pytest.approx(1 / len(honest) if site in honest else 0)
+
+
 def test_an_empty_update_of_a_lower_rank_is_rejected_too(plan, parent):
     parent = svd(plan, parent, [update(plan, parent, 7)], [1.0])[0]
     contributions = {site: contribution(plan, site, update(plan, parent, i)) for i, site in enumerate("A", 1)}

@@ -289,7 +289,7 @@ def test_an_update_that_was_blown_up_is_shortened_and_said(trained_workspace, ca
     decision = json.loads(capsys.readouterr().out)["sites"]["A"]
     assert decision["verdict"] == "clipped"
     assert decision["clip_factor"] < 0.05
-    assert "shortened to that (--clip 1.5)" in " ".join(decision["reasons"])
+    assert "the most that --clip allows: shortened to that" in " ".join(decision["reasons"])
 
 
 def test_a_claim_of_far_more_tokens_than_the_others_is_capped(trained_workspace, capsys):
