@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
+from fedmed_cli.adapters.bundle import BUNDLE_SUFFIX
 from fedmed_cli.adapters.folder import (
     CONTRIBUTION_NAME,
     AdapterFolder,
@@ -25,12 +26,15 @@ PERSONAL = "personal-"  # with a site's name, what its private adapter is called
 
 
 def site_contribution(workspace: Workspace, plan: Plan, site: str) -> ContributionFolder | None:
-    """A site's contribution to the newest round that it took part in, else the one in the mailbox, if any."""
+    """A site's contribution to the newest round that it took part in, else the one in `adapters/`, if any."""
     for number in reversed(workspace.list_rounds()):
         if (workspace.round(number) / site).is_dir():
             return archived_contribution(workspace, plan, number, site)
-    path = workspace.contribution(site)
-    return gate.read_contribution(path, plan, site=site) if path.is_dir() else None
+    folder = workspace.contribution(site)
+    for path in (folder, folder.with_name(site + BUNDLE_SUFFIX)):
+        if path.exists():
+            return gate.read_contribution(path, plan, site=site)
+    return None
 
 
 def personal_adapter(workspace: Workspace, plan: Plan, site: str) -> PersonalFolder | None:

@@ -96,6 +96,7 @@ def site_card(
     round_number: int,
     steps: int,
     num_examples: int,
+    has_canaries: bool,
     before: Loss | None,
     after: Loss | None,
     privacy: Privacy | None,
@@ -103,7 +104,8 @@ def site_card(
     """The card of a site's contribution, with what it measured on its own validation examples and what it promises."""
     title = f"Contribution of site {site} to round {round_number}"
     origin = (
-        f"Trained by fedmed for {steps:,} steps on {num_examples:,} examples of this site's own. "
+        f"Trained by fedmed for {steps:,} steps on {num_examples:,} examples of this site's own"
+        f"{', synthetic ones for an audit among them' if has_canaries else ''}. "
         "No example is in this folder."
     )
     body, results = ["", "## Privacy", "", f"{privacy}." if privacy else NO_GUARANTEE, "", "## Evaluation", ""], []

@@ -94,9 +94,9 @@ def _compare_updates(sites: Mapping[str, SiteState], gram: np.ndarray | None) ->
 def norm_limit(norms: Sequence[float], clip: float | None) -> float:
     """The norm above which an update is shortened: `clip` times the middle one, of an even number the lower middle one.
 
-    `norms` are those of sites that sent an update at all. Half of an even number may lie, and would move a mean of both.
-    Of two sites nobody can say which one is right: there the longer update may have at most LARGEST_RATIO times the
-    norm of the other.
+    `norms` are those of sites that sent an update at all. Half of an even number may lie, and would move a mean of
+    both. Of two sites nobody can say which one is right: there the longer update may have at most LARGEST_RATIO times
+    the norm of the other.
     """
     if clip is None or len(norms) < 2:
         return math.inf

@@ -16,11 +16,6 @@ TOLERANCE = 1e-12
 Mean = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
-def mean(gram: np.ndarray, weights: np.ndarray, num_malicious: int) -> np.ndarray:
-    """The weighted mean itself."""
-    return weights
-
-
 def geometric_median(gram: np.ndarray, weights: np.ndarray, num_malicious: int) -> np.ndarray:
     """The point with the least weighted sum of distances, by smoothed Weiszfeld steps (RFA, arXiv 1912.13445).
 
@@ -87,9 +82,8 @@ def _check_number(name: str, num_sites: int, fewest: int, num_malicious: int) ->
         )
 
 
-# The rows of `records/combining.ROBUST_MEANS`.
+# The rows of `records/combining.ROBUST_MEANS`, without that of the weighted mean itself.
 MEANS: dict[str, Mean] = {
-    "none": mean,
     "geometric-median": geometric_median,
     "multi-krum": multi_krum,
     "centred-clipping": centred_clipping,

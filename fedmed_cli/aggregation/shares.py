@@ -49,11 +49,9 @@ def scores_of_gains(gains: Mapping[str, float], errors: Mapping[str, float]) -> 
     return dict(zip(sites, (float(value) for value in total), strict=True))
 
 
-def weights_of_scores(
-    claimed: Mapping[str, float], scores: Mapping[str, float], temperature: float = TEMPERATURE
-) -> dict[str, float]:
-    """Weights ∝ claimed·exp(−score / temperature), bounded."""
-    tilted = normalise({site: claimed[site] * float(np.exp(-scores[site] / temperature)) for site in claimed})
+def weights_of_scores(claimed: Mapping[str, float], scores: Mapping[str, float]) -> dict[str, float]:
+    """Weights ∝ claimed·exp(−score / TEMPERATURE), bounded."""
+    tilted = normalise({site: claimed[site] * float(np.exp(-scores[site] / TEMPERATURE)) for site in claimed})
     return bound_weights(tilted, claimed)
 
 

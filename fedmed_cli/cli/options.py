@@ -259,8 +259,13 @@ class DataOptions:
         from fedmed_cli.data.identifiers import MODES
         from fedmed_cli.data.split_options import IndexOptions
 
-        if self.data is None and (self.columns or self.group_by):
-            raise UsageError("--columns and --group-by go with --data")
+        for field in dataclasses.fields(self):
+            if self.data is None and getattr(self, field.name) != field.default:
+                flag = "--" + field.name.replace("_", "-")
+                raise UsageError(
+                    f"{flag} goes with --data",
+                    hint="data/SITE/ was looked through when it was written: omit the option",
+                )
         options = IndexOptions(
             group_by=self.group_by,
             near_duplicates=parse.similarity("--near-duplicates", self.near_duplicates),
@@ -398,8 +403,13 @@ class TrainingOptions:
             parse.choice("--report-to", self.report_to, ("tensorboard",))
         if self.dp_epsilon is not None and self.dp_noise_multiplier is not None:
             raise UsageError("--dp-epsilon and --dp-noise-multiplier are alternatives", hint="omit one of them")
+        if self.canary_repeats != 1 and not self.canaries:
+            raise UsageError("--canary-repeats goes with --canaries")
         privacy = None
-        if self.dp_epsilon is not None or self.dp_noise_multiplier is not None:
+        if self.dp_epsilon is None and self.dp_noise_multiplier is None:
+            if self.dp_delta is not None or self.dp_max_grad_norm != 1:
+                raise UsageError("--dp-delta and --dp-max-grad-norm go with --dp-epsilon or --dp-noise-multiplier")
+        else:
             privacy = PrivacyOptions(self.dp_epsilon, self.dp_noise_multiplier, self.dp_delta, self.dp_max_grad_norm)
         options = Options(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Options)})
         return SiteSettings(
@@ -442,6 +452,7 @@ class AggregationOptions:
             "--clip",
             "Shorten updates longer than this multiple of the median norm (3 or more sites); 0 disables.",
             min=0.0,
+            max=100.0,
         ),
     ] = 1.5
     server_lr: Annotated[

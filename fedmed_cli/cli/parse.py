@@ -46,6 +46,8 @@ def mapping(flag: str, text: str) -> dict[str, str]:
         key, equals, value = part.partition("=")
         if not equals or not key.strip() or not value.strip():
             raise UsageError(f"{flag}: expected comma-separated NAME=COLUMN, found {part!r}")
+        if key.strip() in result:
+            raise UsageError(f"{flag}: {key.strip()[:80]!r} appears twice")
         result[key.strip()] = value.strip()
     return result
 

@@ -132,7 +132,7 @@ KINDS: dict[str, re.Pattern[str]] = {
 # What a part of a text must hold before a kind's pattern is tried on it: so many digits, and one of these marks
 # in lower case. Most texts hold none, and a scan of a million rows is then ten times as fast.
 _URL_MARKS = ("://", "www.", ".com", ".org", ".gov", ".edu", ".net", ".info", ".io")
-_NAME_MARKS = ("name is ", "name: ", "mr ", "mr. ", "mrs ", "mrs. ", " ms. ", "miss ")
+_NAME_MARKS = ("name is ", "name: ", "mr ", "mr. ", "mrs ", "mrs. ", "ms ", "ms. ", "miss ")
 _NEEDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "url": (0, _URL_MARKS),
     "email": (0, ("@",)),
@@ -153,7 +153,7 @@ _NEEDS: dict[str, tuple[int, tuple[str, ...]]] = {
     "telephone": (4, ()),
     "zip": (5, ()),
     "name": (0, _NAME_MARKS),
-    "address": (2, ()),
+    "address": (1, ()),
     "age": (0, ("9", "10", "11", "12", "inety")),
 }
 _DIGITS = re.compile(r"\d+")

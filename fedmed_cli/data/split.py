@@ -147,6 +147,8 @@ def _write_disjoint_sets(
         if similarity is None:
             break
         num_pairs, pairs = leak_check.find_near_leaks(folder, files, similarity, staged / "bands")
+        if num_pairs >= leak_check.MAX_NEAR_PAIRS:
+            say(f"the check for near-duplicates in two sets stopped at {num_pairs:,} pairs that look similar")
         near = NearDuplicates(similarity, index.num_near_duplicates, num_pairs, len(np.unique(pairs)))
         if not len(pairs) or attempt == MAX_ATTEMPTS:
             break

@@ -67,6 +67,11 @@ class SplitOptions(IndexOptions):
         for site in self.assign or ():
             if site not in self.names:
                 raise UsageError(f"--assign names site {site!r}, which is not among {', '.join(self.names)}")
+        site_of: dict[str, str] = {}
+        for site, values in (self.assign or {}).items():
+            for value in values:
+                if site_of.setdefault(value, site) != site:
+                    raise UsageError(f"--assign gives {value!r} to both {site_of[value]} and {site}")
         if self.file_format == "parquet" and len(self.names) > MAX_PARQUET_SITES:
             raise UsageError(f"--format parquet is for at most {MAX_PARQUET_SITES} hospitals")
 

@@ -82,7 +82,6 @@ def measure(
     adapters: Mapping[str, Adapter],
     questions: QuestionSet,
     *,
-    num_asked: int = NUM_ASKED,
     say: Say = lambda message: None,
     progress: StageProgress | None = None,
 ) -> MultipleChoice:
@@ -100,7 +99,7 @@ def measure(
         )
     items = encoded.questions.questions
     right = np.array([question.answer for question in items])
-    sample = items[:num_asked]
+    sample = items[:NUM_ASKED]
     starts = [0, *itertools.accumulate(len(question.options) for question in items)]
     characters = np.array([len(option) for question in items for option in question.options])
     hits: dict[str, dict[str, np.ndarray]] = {}

@@ -139,9 +139,13 @@ def _find_first_number(rows: Sequence[tuple[Mapping[str, Any], int]], path: Path
     return 0 if 0 in seen else 1
 
 
-def _make_question(text: str, options: Sequence[str], answer: int) -> Question:
+def _check_number(options: Sequence[Any]) -> None:
     if not 2 <= len(options) <= len(LETTERS):
         raise BadRow("options", f"expected 2 to {len(LETTERS)} options, found {len(options)}")
+
+
+def _make_question(text: str, options: Sequence[str], answer: int) -> Question:
+    _check_number(options)
     if not 0 <= answer < len(options):
         raise BadRow("no_answer", "expected the right option's place among the options, found another number")
     return Question(text, tuple(options), tuple(LETTERS[: len(options)]), answer)
@@ -153,6 +157,7 @@ def _read_options(row: Mapping[str, Any], first: int) -> Question:
     if isinstance(options, list) and all(isinstance(part, dict) and {"key", "value"} <= set(part) for part in options):
         options = {str(part["key"]): part["value"] for part in options}
     if isinstance(options, list):
+        _check_number(options)
         options = dict(zip(LETTERS, options, strict=False))
     if not isinstance(options, dict):
         raise BadRow("options", "expected options as an object or a list")

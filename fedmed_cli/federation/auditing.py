@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from fedmed_cli.adapters.folder import ContributionFolder
 from fedmed_cli.data import examples
-from fedmed_cli.data.canaries import read_canaries, write_canaries
-from fedmed_cli.data.examples import Example
+from fedmed_cli.data.canaries import Canaries, read_canaries, write_canaries
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import measuring
 from fedmed_cli.evaluation.audit import audit_canaries, membership, scores
@@ -17,8 +16,8 @@ from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
 
 
-def canaries_to_train_on(workspace: Workspace, lm: LanguageModel, site: str, number: int, say: Say) -> list[Example]:
-    """The canaries of a site that its coins chose; made where it has none yet."""
+def site_canaries(workspace: Workspace, lm: LanguageModel, site: str, number: int, say: Say) -> Canaries:
+    """The canaries of a site, with which of them its coins chose to train on; made where it has none yet."""
     canaries = read_canaries(workspace, site)
     if canaries is None:
         write_canaries(workspace, site, sample_canaries(lm, number))
@@ -27,7 +26,7 @@ def canaries_to_train_on(workspace: Workspace, lm: LanguageModel, site: str, num
     if len(canaries.examples) != number:
         say(f"keeps its {len(canaries.examples)} existing canaries: they stay the same in all rounds")
     say(f"trains on {len(canaries.trained_on)} canaries as well, for 'fedmed audit'")
-    return canaries.trained_on
+    return canaries
 
 
 def audit_site(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedmed_cli.adapters import archive, gate
+from fedmed_cli.adapters.bundle import is_bundle
 from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.data import site_data
 from fedmed_cli.errors import InputError
@@ -32,7 +33,7 @@ def score(
     gains = {}
     policy = SignaturePolicy(say=events.say)
     for path in sorted(workspace.adapters.glob("*")):
-        if path.is_dir() and not path.name.startswith("."):
+        if (path.is_dir() or is_bundle(path)) and not path.name.startswith("."):
             adapter = gate.read_contribution(path, plan, (round_number, parent.digest), policy=policy).adapter
             losses = measuring.measure_cached(workspace, plan, lm, adapter, items, events.measured)
             gain = paired_interval(start, losses, items.groups).mean

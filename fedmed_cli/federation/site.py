@@ -19,7 +19,7 @@ from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import measuring
 from fedmed_cli.evaluation.measuring import EvaluationSet
 from fedmed_cli.events import Events, Step
-from fedmed_cli.federation.auditing import canaries_to_train_on
+from fedmed_cli.federation.auditing import site_canaries
 from fedmed_cli.federation.private_training import PrivateRun, open_account, plan_run
 from fedmed_cli.federation.received_global import file_global
 from fedmed_cli.intervals import summarize
@@ -82,6 +82,7 @@ class Prepared:
     encoded: list[Encoded]
     units: tuple[Unit, ...]
     num_skipped: int
+    num_canaries: int
     max_steps: int
     choosing: EvaluationSet | None
     reporting: EvaluationSet | None
@@ -151,10 +152,11 @@ def prepare(task: Task, data: SiteData) -> Prepared:
     start = cut_to_rank(task.parent, plan.rank_of(task.site))
     if start.max_rank < task.parent.max_rank:
         task.say(f"trains rank {start.max_rank} of the plan's {task.parent.max_rank}")
-    rows = list(data.train)
+    rows, num_canaries = list(data.train), 0
     if settings.canaries:
-        rows += canaries_to_train_on(task.workspace, task.lm, task.site, settings.canaries, task.say)
-        rows += rows[len(data.train) :] * (settings.canary_repeats - 1)
+        canaries = site_canaries(task.workspace, task.lm, task.site, settings.canaries, task.say)
+        rows += canaries.trained_on * settings.canary_repeats
+        num_canaries = len(canaries.examples)
     each = _encode(task, rows)
     encoded = [tokens for tokens in each if tokens is not None]
     units: dict[str, list[Encoded]] = {}
@@ -167,6 +169,7 @@ def prepare(task: Task, data: SiteData) -> Prepared:
         encoded,
         tuple(map(tuple, units.values())),
         len(rows) - len(encoded),
+        num_canaries,
         settings.steps(plan, len(units) if settings.privacy else len(encoded)),
         make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
         make_evaluation_set(task, reporting, data.group_by, "measuring"),
@@ -335,6 +338,7 @@ def _make_contribution(
         round_number=task.round_number,
         steps=trained.kept_step or len(trained.losses),
         num_examples=len(prepared.encoded),
+        has_canaries=prepared.num_canaries > 0,
         before=before,
         after=after,
         privacy=privacy,
@@ -360,7 +364,7 @@ def _make_contribution(
         per_device_train_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         kept_step=trained.kept_step,
-        num_canaries=task.settings.canaries,
+        num_canaries=prepared.num_canaries,
         privacy=privacy,
         losses=tuple(round(loss, 6) for loss in losses),
         validation_before=before,

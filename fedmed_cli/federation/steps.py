@@ -17,7 +17,7 @@ from fedmed_cli.adapters.folder import AdapterFolder
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.data import coordinator_examples
 from fedmed_cli.data.split_options import IndexOptions, SplitOptions
-from fedmed_cli.errors import InputError, UsageError
+from fedmed_cli.errors import InputError
 from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
 from fedmed_cli.federation.coordinator import RoundResult
@@ -302,8 +302,8 @@ def compare(
     `progress` is told the adapter, the examples done, and their number.
     """
     plan = workspace.read_plan()
-    if site is not None and site not in plan.sites.names:
-        raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
+    if site is not None:
+        check_site(plan, site)
     base = base or BaseModel(say=events.say)
     with workspace.lock():
         from fedmed_cli.evaluation import compare as comparing

@@ -62,5 +62,7 @@ def _generate(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, max_new_
                 do_sample=False,
             )
     except torch.OutOfMemoryError:
-        raise MachineError("out of memory while answering", hint="start a new conversation") from None
+        raise MachineError(
+            "out of memory while answering", hint="take a smaller --max-new-tokens, or --device cpu"
+        ) from None
     return output

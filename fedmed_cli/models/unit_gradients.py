@@ -44,11 +44,6 @@ class UnitGradients:
         for unit, start, stop in self._segments:
             self.rows[unit, part].view(parameter.shape).add_(left[start:stop].T @ right[start:stop])
 
-    def split(self, vector: Tensor) -> Iterator[Tensor]:
-        """The parts of a vector of all parameters, one a parameter, flat."""
-        for start, stop in zip(self.offsets, self.offsets[1:], strict=False):
-            yield vector[start:stop]
-
 
 class _UnitLora(torch.autograd.Function):
     """scaling (x A^T) B^T: x (..., in), A (r, in), B (out, r) -> (..., out).

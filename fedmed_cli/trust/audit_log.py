@@ -59,8 +59,11 @@ class AuditLog:
         signer: str | None = None,
         exit_code: int | None = None,
     ) -> None:
-        """Add an event, unless it is there: after a kill a command does again what it had not written down."""
-        if self.has(event, round_number, party, digest):
+        """Add an event, unless it is there: after a kill a command does again what it had not written down.
+
+        Refusals of what has no digest cannot be told apart, so each is added.
+        """
+        if self.has(event, round_number, party, digest) and (digest is not None or event != "refused"):
             return
         key = None
         if signer is not None:

@@ -11,11 +11,12 @@ from helpers import bad_files, factories
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
-from fedmed_cli.adapters.archive import starting_adapter
+from fedmed_cli.adapters.archive import site_contribution, starting_adapter
 from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import FedmedError
 from fedmed_cli.records.digests import sha256_bytes
+from fedmed_cli.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +146,8 @@ def test_a_bundle_is_taken_wherever_a_folder_is(place, capsys):
     whole = shutil.copytree(root, out / "whole")
     shutil.rmtree(place.folder)
     shutil.move(out / "B.fedmed.tar", root / "adapters")
+    found = [site_contribution(Workspace(folder), Workspace(folder).read_plan(), "B") for folder in (root, whole)]
+    assert found[0].adapter.digest == found[1].adapter.digest
     for folder in (root, whole):
         assert main(["aggregate", "-q", "-C", str(folder)]) == 0
     weights = "rounds/001/global/adapter_model.safetensors"

@@ -423,7 +423,15 @@ def test_a_bug_of_ours_shows_frames_and_no_value(monkeypatch, tmp_path, capsys):
 def test_options_that_would_be_ignored_are_refused_or_said(trained_workspace, fails, capsys):
     root = trained_workspace.root
     assert "goes with --robust" in fails(2, "aggregate", "--num-malicious", "1", "-C", root)
-    assert "the plan has no such site" in fails(2, "compare", "--scores", "--site", "Z", "-C", root)
+    assert "the plan has no site 'Z'" in fails(3, "compare", "score", "--site", "Z", "-C", root)
+    assert main(["aggregate", "--clip", "101", "-C", str(root)]) == 2
+    assert "less than or equal to 100" in capsys.readouterr().err
+    for option in (["--phi", "redact"], ["--near-duplicates", "off"], ["--max-bad", "0.5"], ["--group-by", "patient"]):
+        for command in ("train-local", "doctor"):
+            assert f"{option[0]} goes with --data" in fails(2, command, "--site", "A", *option, "-C", root)
+    for option in (["--dp-delta", "1e-6"], ["--dp-max-grad-norm", "0.5"]):
+        assert "go with --dp-epsilon" in fails(2, "train-local", "--site", "A", *option, "-C", root)
+    assert "goes with --canaries" in fails(2, "train-local", "--site", "A", "--canary-repeats", "5", "-C", root)
     argv = ["aggregate", "--weights", "tokens", "--max-eval-samples", "5", "-C", str(root)]
     assert main(argv) == 0
     assert "nothing is measured with these settings" in capsys.readouterr().err

@@ -48,6 +48,11 @@ def test_what_is_no_identifier(text):
     assert identifiers.redact(text) == text
 
 
+@pytest.mark.parametrize("text", ["Ms Smith was seen.", "Ms. Smith was seen.", "She lives at 5 Baker Street."])
+def test_short_forms_are_found(text):
+    assert len(identifiers.find(text)) == 1
+
+
 def test_what_is_found_does_not_depend_on_the_text_around(tmp_path):
     rng = random.Random(5)
     filler = "The patient was given aspirin and sent home after a while without any complaints. " * 3

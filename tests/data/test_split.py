@@ -250,6 +250,12 @@ def test_assigned_values(tmp_path):
     assert {row["label"] for row in sets["South/train.jsonl"]} == {"label 1", "label 2"}
 
 
+def test_what_is_given_twice_is_refused(tmp_path, fails):
+    argv = ["split", "-C", tmp_path / "w", "--by", "column:label"]
+    assert "--assign gives 'y' to both A and B" in fails(2, *argv, "--assign", "A=x,y;B=y,z")
+    assert "--columns: 'question' appears twice" in fails(2, *argv, "--columns", "question=a,question=b")
+
+
 @pytest.mark.slow
 def test_topics_where_there_is_no_label(tmp_path, capsys):
     rng = random.Random(0)

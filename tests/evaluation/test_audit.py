@@ -154,9 +154,13 @@ def test_numbers_only_and_the_sentence_says_what_they_mean(train, split_workspac
     assert not any(json.loads(line)["question"] in report for line in texts)
     value = json.loads((split_workspace.contribution("A") / "contribution.json").read_text())
     assert value["num_canaries"] == 12
+    assert "synthetic ones for an audit among them" in (split_workspace.contribution("A") / "README.md").read_text()
     # The coins are in nothing that leaves.
     for path in split_workspace.contribution("A").iterdir():
         assert b"included" not in path.read_bytes()
+    train("--canaries", "50")
+    value = json.loads((split_workspace.contribution("A") / "contribution.json").read_text())
+    assert value["num_canaries"] == 12  # those that are there
 
 
 @pytest.mark.slow

@@ -278,7 +278,7 @@ def test_the_screen_names_worst_site_and_counts(compared, tiny_base, capsys):
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["--site", "Z"], 2, "--site Z: the plan has no such site (A, B, C)"),
+        (["--site", "Z"], 3, "the plan has no site 'Z'"),
         (["--by-column", "nothing"], 3, "--by-column nothing: the test examples have no such column, found "),
         (["--adapter", "pooled=rounds/001/global"], 2, "the name 'pooled' is taken"),
         (

@@ -129,6 +129,12 @@ def test_what_is_left_out_is_said(tmp_path):
     ]
 
 
+def test_more_options_than_letters_are_not_cut(tmp_path):
+    row = {"question": "Which?", "options": [f"o{n}" for n in range(12)], "answer": "o3"}
+    with pytest.raises(InputError, match="expected 2 to 10 options, found 12"):
+        read_questions(write(tmp_path / "x.jsonl", [row]), 100, print)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

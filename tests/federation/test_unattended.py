@@ -423,6 +423,14 @@ def test_an_audit_log_that_another_process_wrote_meanwhile_is_read_again(place):
     assert events(place) == [("opened", number, "coordinator") for number in (1, 2, 3)]
 
 
+def test_refusals_without_a_digest_are_each_written_down(place):
+    place.make_private()
+    log = AuditLog(place)
+    for code in (3, 4, 4):
+        log.note("refused", PLAN.digest, 1, "A", None, None, code)
+    assert [one.exit_code for one in AuditLog(place).read()] == [3, 4, 4]
+
+
 def test_a_file_that_is_too_large_is_refused_unread(place, box):
     with (box / bundle_name(1, "A")).open("wb") as file:
         file.truncate(100_000_000)

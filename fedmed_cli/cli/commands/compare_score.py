@@ -25,14 +25,13 @@ def score(
     Example: fedmed compare score --site B
     """
     from fedmed_cli.cli.signing import load_signer
-    from fedmed_cli.errors import UsageError
+    from fedmed_cli.federation.plan import check_site
     from fedmed_cli.reporting.tables.round import scores_table
     from fedmed_cli.trust.keys import signer_for, write_signed
 
     screen, place = common.open()
     plan = place.read_plan()
-    if site not in plan.sites.names:
-        raise UsageError(f"--site {site}: the plan has no such site ({', '.join(plan.sites.names)})")
+    check_site(plan, site)
     signer = signer_for(site, plan, load_signer(screen, key, place.root))
     with place.lock():
         base = model.base_model(screen)

@@ -29,7 +29,7 @@ def facts_group(facts: AdapterFacts, plan: Plan | None) -> Group:
     record = folder.record
     if isinstance(record, Contribution):
         rows += [
-            ("contribution", f"site {record.site}, round {record.round}, {record.max_steps} steps"),
+            ("contribution", f"site {record.site}, round {record.round}, {record.num_steps} steps"),
             ("claims", f"{record.num_examples:,} examples, {record.num_tokens:,} answer tokens"),
         ]
     if isinstance(record, Aggregate):

@@ -25,7 +25,8 @@ def split_parts(record: SplitRecord) -> list[Part]:
             f"machine: {how}, seed {record.seed}. {groups}, each in one set only; the check of the written files found "
             f"{checks.get('texts_in_two_sets', 'no count of')} texts and "
             f"{checks.get('groups_in_two_sets', 'no count of')} groups in two sets.{moved} "
-            f"{near_duplicates_text(record.near_duplicates)}. {identifiers_text(record.phi, record.phi_found)}."
+            f"{near_duplicates_text(record.near_duplicates)}{_check_text(record.near_duplicates)}. "
+            f"{identifiers_text(record.phi, record.phi_found)}."
         )
     ]
     rows = [
@@ -82,10 +83,14 @@ def near_duplicates_text(record: NearDuplicates | None) -> str:
     about = f"(similarity {record.similarity:g} or more)"
     if not record.num_rows:
         return f"No near-duplicates {about} were found"
-    return (
-        f"{numbers.count(record.num_rows, 'near-duplicate')} {about} kept with what they resemble; the check of the "
-        f"written files found {record.num_torn:,} in two sets"
-    )
+    return f"{numbers.count(record.num_rows, 'near-duplicate')} {about} kept with what they resemble"
+
+
+def _check_text(record: NearDuplicates | None) -> str:
+    """What the check of the written files found, which `split` makes and a division of one file does not."""
+    if record is None or not record.num_rows:
+        return ""
+    return f"; the check of the written files found {record.num_torn:,} in two sets"
 
 
 def identifiers_text(mode: str, counts: dict[str, int]) -> str:
