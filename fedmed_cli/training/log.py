@@ -66,6 +66,6 @@ def _summary_writer(workspace: Workspace, site: str, round_number: int) -> Any:
     except ImportError:
         raise MachineError(
             "--report-to tensorboard needs tensorboard, which is not installed",
-            hint="pip install 'fedmed[tensorboard]'",
+            hint="install fedmed with its extra tensorboard: pipx install '.[tensorboard]' in the checkout",
         ) from None
     return SummaryWriter(workspace.private / "tensorboard" / f"round-{round_number:03d}-{site}")

@@ -154,7 +154,7 @@ def _(root):
     send(empty(root, UNSIGNED), UNSIGNED, "A", signer=SIGNERS["A"])
 
 
-STATES["round combined, the mailbox as it was"] = after_round
+STATES["round combined, `adapters/` as it was"] = after_round
 
 
 @state("round combined, a new contribution beside old ones")
@@ -227,7 +227,7 @@ def _(root):
     send(with_mail(*SITES)(root), SIGNED, "B", name="X")
 
 
-@state("a plain file in the mailbox")
+@state("a plain file in `adapters/`")
 def _(root):
     (with_mail(*SITES)(root).adapters / "notes.txt").write_text("by hand")
 

@@ -45,7 +45,7 @@ def serve(
 ) -> None:
     """Serve the model over HTTP: an OpenAI-compatible API and a page at /, both behind the guardrails.
 
-    For research evaluation, not for clinical use: answers can be wrong. Needs fedmed[serve].
+    For research evaluation, not for clinical use: answers can be wrong. Needs the extra serve (docs/serve.md).
 
     Example: fedmed serve --port 8000
     """
@@ -70,7 +70,7 @@ def serve(
         if (error.name or "").startswith("fedmed_cli"):
             raise
         raise MachineError(
-            f"fedmed serve needs the package {error.name}", hint="install it with pip install 'fedmed[serve]'"
+            f"fedmed serve needs the package {error.name}", hint="install fedmed with its extra serve: pipx install '.[serve]' in the checkout"
         ) from None
     parse.choice("--engine", engine, ENGINES)
     strictness = parse.choice("--guardrails", guardrails, STRICTNESS)
