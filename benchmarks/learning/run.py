@@ -1,7 +1,7 @@
 """What brings three unlike hospitals nearer to training on all records in one place, a row at a time.
 
     python benchmarks/learning/run.py FOLDER --medquad FILE train rounds:2e-4 rounds:5e-4 pooled:5e-4 relay:5e-4
-    python benchmarks/learning/run.py FOLDER table [--on report]
+    python benchmarks/learning/run.py FOLDER table [--on report] [--bound pooled:1e-3] [--against rounds:2e-4]
 
 A row is KIND:RATE[:OPTION...]. Kinds: `rounds` (fedmed's own), `pooled` and `pooled-parallel` (upper bounds, with as
 many steps as rounds have), `alone` (each hospital by itself), `relay` (each hospital starts from the one before, the
@@ -350,8 +350,11 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def table(path: Path, seed: int, use: str, bound: str | None) -> None:
-    """Each row's loss, its difference to the base, and its share of the bound's gain, overall and by site."""
+def table(path: Path, seed: int, use: str, bound: str | None, against: str | None) -> None:
+    """Each row's loss, its difference from the base and its share of the bound's gain, and its loss at each site.
+
+    With `against`, differences from that row instead, at each site too.
+    """
     rows = {one["name"]: one for one in read(path) if one["seed"] == seed and one["on"] == use}
     losses = {name: Losses(np.array(one["nll"]), np.array(one["num_tokens"])) for name, one in rows.items()}
     groups, homes = rows["base"]["groups"], rows["base"]["homes"]
@@ -362,20 +365,27 @@ def table(path: Path, seed: int, use: str, bound: str | None) -> None:
         bound = min(bounds, key=lambda name: losses[name].mean)
     print(f"{len(groups)} examples of the {use} set, {len(set(groups))} groups; the bound is {bound}\n")
     print(
-        "| row | loss | against the base | of the bound's gain | of its gain over the best alone | "
+        f"| row | loss | against {against or 'base'} | of the bound's gain | of its gain over the best alone | "
         + " | ".join(f"on {site}" for site in sites)
         + " |"
     )
     print("| --- | --- | --- | --- | --- |" + " --- |" * len(sites))
     for name, one in sorted(losses.items(), key=lambda item: -item[1].mean):
-        change = intervals.paired_interval(one, losses["base"], groups)
-        cells = [name, f"{one.mean:.4f}", f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"]
+        other = losses[against or "base"]
+        cells = [name, f"{one.mean:.4f}", _difference(one, other, groups)]
         for start in (losses["base"], min(lone, key=lambda losses: losses.mean) if lone else None):
             cells.append(_share(start, one, losses[bound], groups) if start is not None and bound else "")
         for site in sites:
             share = [i for i, home in enumerate(homes) if home == site]
-            cells.append(f"{one.take(share).mean:.4f}")
+            mine = one.take(share)
+            own_groups = [groups[i] for i in share]
+            cells.append(_difference(mine, other.take(share), own_groups) if against else f"{mine.mean:.4f}")
         print(f"| {' | '.join(cells)} |")
+
+
+def _difference(one: Losses, other: Losses, groups: Sequence[str]) -> str:
+    change = intervals.paired_interval(one, other, groups)
+    return f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
 
 
 def _share(start: Losses, one: Losses, bound: Losses, groups: Sequence[str]) -> str:
@@ -395,11 +405,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on", choices=["report", "test"], default="test")
     parser.add_argument("--bound", help="the row that shares are of (default: the best pooled one on this set)")
+    parser.add_argument("--against", help="the row that differences are from (default: base)")
     arguments = parser.parse_args()
     name = arguments.federation
     if arguments.action == "table":
         folder = arguments.folder if name == "medquad" else arguments.folder / name
-        table(folder / "rows.jsonl", arguments.seed, arguments.on, arguments.bound)
+        table(folder / "rows.jsonl", arguments.seed, arguments.on, arguments.bound, arguments.against)
         return
     bench = Bench(arguments.folder, arguments.medquad, name, arguments.seed)
     bench.add("base", None)
