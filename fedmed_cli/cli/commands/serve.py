@@ -70,7 +70,8 @@ def serve(
         if (error.name or "").startswith("fedmed_cli"):
             raise
         raise MachineError(
-            f"fedmed serve needs the package {error.name}", hint="install fedmed with its extra serve: pipx install '.[serve]' in the checkout"
+            f"fedmed serve needs the package {error.name}",
+            hint="install fedmed with its extra serve: pipx install '.[serve]' in the checkout",
         ) from None
     parse.choice("--engine", engine, ENGINES)
     strictness = parse.choice("--guardrails", guardrails, STRICTNESS)
