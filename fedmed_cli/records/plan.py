@@ -212,7 +212,7 @@ _PLAN_COMMENTS = {
     "# with use_rslora. rank_pattern and alpha_pattern hold what some modules have instead.",
     "prompt": "Plain texts; the base model's own chat template wraps them.",
     "training": "Agreed by all sites. Device and batch size are free; max_steps is the default of a round.",
-    "privacy": "What must hold of every contribution: the privacy of all trainings on its records together (max_epsilon),\n"
+    "privacy": "What must hold of every contribution: the privacy of trainings on its records together (max_epsilon),\n"
     "# and what its audit found (max_audit_auc).",
     "sites": "Who takes part, and the fewest contributions a round may be made of. Not part of the plan digest.\n"
     "# `keys` holds the public key of a site or of the coordinator: what they send must be signed with it.",
