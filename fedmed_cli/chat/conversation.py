@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,7 +108,8 @@ class Conversation:
         system = [{"role": "system", "content": self.system}] if self.system else []
         user = prompt_messages(self.prompt, question)[-1]
         room = self.engine.context - self.settings.max_new_tokens
-        for forgotten in range(len(self.turns) + 1):
+
+        def tokens(forgotten: int) -> list[int]:
             past = [
                 message
                 for turn in self.turns[forgotten:]
@@ -116,10 +118,19 @@ class Conversation:
                     {"role": "assistant", "content": turn.answer},
                 )
             ]
-            ids = prompt_ids([*system, *past, user], self.engine.tokenizer)
-            if len(ids) <= room:
-                return ids, forgotten
-        raise InputError(f"the question does not fit into the model's context ({max(room, 0):,} tokens)")
+            return prompt_ids([*system, *past, user], self.engine.tokenizer)
+
+        ids = tokens(0)
+        if len(ids) <= room:
+            return ids, 0
+        all_turns = range(len(self.turns) + 1)
+        forgotten = bisect.bisect_left(all_turns, True, lo=1, key=lambda number: len(tokens(number)) <= room)
+        if forgotten == len(all_turns):
+            raise InputError(
+                f"the question does not fit into the model's context: {max(room, 0):,} tokens are left beside an "
+                f"answer of up to {self.settings.max_new_tokens:,}"
+            )
+        return tokens(forgotten), forgotten
 
     def guard(self, question: str) -> Guarded:
         """Check a question, as `guard` does."""

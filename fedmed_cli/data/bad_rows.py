@@ -54,7 +54,7 @@ class BadRows:
         if self.first is not None and self.total > max_bad * self.num_rows:
             hint = f"{self.total} of {self.num_rows} rows are not valid examples ({self.summary}); correct them"
             hint += " and save the file as UTF-8" if self.counts["encoding"] else ""
-            if self.total < self.num_rows:
+            if max_bad and self.total < self.num_rows:
                 hint += f", or skip them with --max-bad {min(1.0, self.total / self.num_rows * 1.01 + 0.001):.3f}"
             raise InputError(self.first, hint=hint)
 

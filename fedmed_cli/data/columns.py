@@ -28,14 +28,17 @@ PAIRS: tuple[tuple[str, str, str | None], ...] = (
 CHATS = ("messages", "conversations", "conversation")
 TEXTS = ("text",)
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant"}
-# How a single text marks its question and its answer: pairs of expressions for the two headings.
+# How a single text marks its questions (q), its answers (a) and its end: the first row whose q and a it has.
 _MARKS = tuple(
-    re.compile(pattern, re.DOTALL | re.IGNORECASE)
-    for pattern in (
-        r"###\s*(?:instruction|question|human|user|input)\s*:\s*(.+?)\s*"
-        r"###\s*(?:response|answer|assistant|output)\s*:\s*(.+?)\s*(?:</s>\s*|###.*)?\Z",
-        r"\[INST\]\s*(.+?)\s*\[/INST\]\s*(.+?)\s*(?:</s>.*)?\Z",
-        r"\A\s*(?:question|q)\s*:\s*(.+?)\s*\n\s*(?:answer|a)\s*:\s*(.+?)\s*\Z",
+    re.compile(f"(?P<q>{asked})|(?P<a>{answered})|(?P<end>{end})", re.IGNORECASE | re.MULTILINE)
+    for asked, answered, end in (
+        (
+            r"###\s*(?:instruction|question|human|user|input)\s*:",
+            r"###\s*(?:response|answer|assistant|output)\s*:",
+            r"</s>|###\s*end\b",
+        ),
+        (r"\[INST\]", r"\[/INST\]", "</s>"),
+        (r"^[ \t]*(?:question|q)\s*:", r"^[ \t]*(?:answer|a)\s*:", "</s>"),
     )
 )
 
@@ -66,7 +69,7 @@ class Layout:
         if self.kind == "chat":
             return _find_exchange(row.get(self.question), self.question)
         if self.kind == "text":
-            return _find_marked(text_of(row.get(self.question), self.question), self.question)
+            return _find_marked(text_of(row.get(self.question), self.question), self.question)[:2]
         question, answer = text_of(row.get(self.question), self.question), text_of(row.get(self.answer), self.answer)
         more = row.get(self.more) if self.more is not None else None
         if self.more is not None and isinstance(more, str) and more.strip():
@@ -163,14 +166,25 @@ def _find_exchange(value: Any, column: str) -> tuple[str, str]:
 def turns_left_out(layout: Layout, row: Mapping[str, Any]) -> int:
     """How many turns of a conversation are not in its example, the system's included."""
     value = row.get(layout.question)
-    return max(0, len(value) - 2) if layout.kind == "chat" and isinstance(value, list) else 0
+    if layout.kind == "chat" and isinstance(value, list):
+        return max(0, len(value) - 2)
+    if layout.kind == "text" and isinstance(value, str):
+        return _find_marked(value, layout.question)[2]
+    return 0
 
 
-def _find_marked(text: str, column: str) -> tuple[str, str]:
+def _find_marked(text: str, column: str) -> tuple[str, str, int]:
+    """Question, answer, and how many more turns a text has. The answer ends with the text or at the next mark."""
     for pattern in _MARKS:
-        match = pattern.search(text)
-        if match:
-            return match.group(1), match.group(2)
+        marks = list(pattern.finditer(text))
+        asked = next((i for i, mark in enumerate(marks) if mark["q"]), len(marks))
+        answered = next((i for i, mark in enumerate(marks) if mark["a"] and i > asked), None)
+        if answered is not None:
+            end = marks[answered + 1].start() if answered + 1 < len(marks) else len(text)
+            question = text[marks[asked].end() : marks[answered].start()].strip()
+            answer = text[marks[answered].end() : end].strip()
+            if question and answer:
+                return question, answer, sum(not mark["end"] for mark in marks[answered + 1 :])
     raise BadRow(
         "no_exchange",
         f"expected marks such as 'Question:' and 'Answer:', '### Instruction:' and '### Response:' or [INST] "

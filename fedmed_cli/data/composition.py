@@ -28,27 +28,31 @@ def count_sites(
     group_of = index.group_of if has_patients else np.arange(len(index), dtype=np.int32)
     assignment = division.assignment
     site_of = np.where(assignment == NOWHERE, -1, assignment // len(SETS))
-    pool = count_labels(index.label, group_of, site_of >= 0)
+    codes = index.label or Codes(np.zeros(len(index), dtype=np.int32), ("",))
+    pool = count_rows(codes, site_of >= 0)
     sizes = np.bincount(assignment[site_of >= 0], minlength=len(names) * len(SETS)).reshape(-1, len(SETS)).tolist()
     result = {}
     for number, name in enumerate(names):
         chosen = site_of == number
-        labels = count_labels(index.label, group_of, chosen)
+        labels = count_labels(codes, group_of, chosen)
         result[name] = SiteCounts(
             **dict(zip(SETS, sizes[number], strict=True)),
             labels=_keep_commonest(labels, max(1, MAX_LABELS // len(names))),
-            jensen_shannon=round(jensen_shannon(labels, pool), 6),
+            jensen_shannon=round(jensen_shannon(count_rows(codes, chosen), pool), 6),
             phi=index.identifiers.by_kind(chosen),
         )
     return result
 
 
-def count_labels(codes: Codes | None, group_of: Ints, chosen: NDArray[np.bool_]) -> dict[str, int]:
+def count_rows(codes: Codes, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many of the chosen rows have each label."""
+    return np.bincount(codes.codes[chosen], minlength=len(codes.names))
+
+
+def count_labels(codes: Codes, group_of: Ints, chosen: NDArray[np.bool_]) -> dict[str, int]:
     """Counts of the labels of the chosen rows; those that may not leave are pooled as "other"."""
-    if codes is None:
-        codes = Codes(np.zeros(len(chosen), dtype=np.int32), ("",))
     labels, groups = codes.codes[chosen], group_of[chosen]
-    num_rows = np.bincount(labels, minlength=len(codes.names)).tolist()
+    num_rows = count_rows(codes, chosen).tolist()
     pairs = np.unique(labels.astype(np.int64) * len(group_of) + groups)
     num_groups = np.bincount(pairs // len(group_of), minlength=len(codes.names)).tolist()
     counts: Counter[str] = Counter()
@@ -65,11 +69,13 @@ def _keep_commonest(labels: Mapping[str, int], most: int) -> dict[str, int]:
     return {label: count for label, count in sorted(pooled.items()) if count}
 
 
-def jensen_shannon(first: Mapping[str, int], second: Mapping[str, int]) -> float:
-    """Jensen-Shannon distance between two histograms: 0 (equal) to 1 (disjoint); Endres & Schindelin 2003."""
+def jensen_shannon(first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """Jensen-Shannon distance between two histograms: 0 (equal) to 1 (disjoint); Endres & Schindelin 2003.
+
+    Of all labels, those too that are pooled as "other" in the record: one number tells of none.
+    """
     from scipy.special import rel_entr
 
-    labels = sorted({*first, *second})
-    p, q = (np.array([counts.get(label, 0) for label in labels]) / sum(counts.values()) for counts in (first, second))
+    p, q = first / first.sum(), second / second.sum()
     divergence = (rel_entr(p, (p + q) / 2).sum() + rel_entr(q, (p + q) / 2).sum()) / 2
     return math.sqrt(max(0.0, divergence / math.log(2)))  # rounding can leave less than 0

@@ -230,6 +230,7 @@ def _read_csv(file: Any, name: str, delimiter: str | None = None) -> Iterator[Ch
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     before = csv.field_size_limit(MAX_LINE_BYTES)
     lines = _bounded_lines(text, name)
+    records = None
     try:
         header = ""
         while not header.strip():
@@ -239,6 +240,8 @@ def _read_csv(file: Any, name: str, delimiter: str | None = None) -> Iterator[Ch
         delimiter = delimiter or next((mark for mark in ",;\t" if mark in header), ",")
         records = csv.reader(itertools.chain([header], lines), delimiter=delimiter, strict=True)
         names = next(records)
+        if repeated := sorted({column for column in names if column and names.count(column) > 1}):
+            raise InputError(f"{name}: the header has {repeated[0][:80]!r} twice", hint="rename one of the columns")
         chunk: list[Row] = []
         for number, cells in enumerate((cells for cells in records if cells), 1):
             chunk.append(Row(number, _parse_cells(cells, names, number, name)))
@@ -247,7 +250,8 @@ def _read_csv(file: Any, name: str, delimiter: str | None = None) -> Iterator[Ch
                 chunk = []
         yield chunk
     except csv.Error as error:
-        raise InputError(f"{name}: is not CSV ({error})") from None
+        place = f"line {records.line_num}: " if records is not None else ""
+        raise InputError(f"{name}: {place}is not CSV ({error})") from None
     finally:
         csv.field_size_limit(before)
         text.detach()

@@ -96,7 +96,11 @@ def file_data(
         phi_found=index.identifiers.by_kind(),
         run={"created": utc_now()},
     )
-    pending = {f"{name}.jsonl": "".join(lines[row] for row in members).encode() for name, members in sets.items()}
+    pending = {
+        f"{name}.jsonl": "".join(lines[row] for row in members).encode()
+        for name, members in sets.items()
+        if len(members)
+    }
     pending = {} if _is_divided(folder, record, pending) else {**pending, DIVISION_NAME: record.to_bytes()}
     train, validation = ([rows[row] for row in sets[name]] for name in ("train", "validation"))
     return SiteData(train, validation, options.group_by, pending)

@@ -256,7 +256,7 @@ class Paired:
 
     def _share(self, start: Losses, bound: Losses) -> Interval | None:
         """The global adapter's gain on `start` over that of `bound`; None where the latter is not clearly above 0."""
-        if paired_interval(bound, start, self.groups).high >= 0:
+        if len(set(self.groups)) < 2 or paired_interval(bound, start, self.groups).high >= 0:
             return None
         gain, whole = start.nll - self.losses[GLOBAL].nll, start.nll - bound.nll
         return intervals.ratio_interval(gain, whole, start.num_tokens, self.groups)
@@ -296,5 +296,5 @@ def answers_side_by_side(
     for i, question in enumerate(questions):
         lines += ["", f"## {question}"]
         for name in adapters:
-            lines += ["", f"**{name}**", "", answers[name][i] or "(no answer)"]
+            lines += ["", f"**{name}**", "", *(f"> {line}" for line in (answers[name][i] or "(no answer)").split("\n"))]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,6 @@ from pathlib import Path
 from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation.compared_adapters import worst_sites
-from fedmed_cli.records.codec import MAX_RECORD_BYTES
 from fedmed_cli.records.comparison import Comparison, Matrix, MatrixSite
 from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.measures import OVERALL
@@ -54,7 +53,7 @@ def merge(plan: Plan, paths: Sequence[Path], policy: SignaturePolicy = Signature
         site: {name: score[OVERALL] for name, score in record.scores.items()} for site, record in records.items()
     }
     rounds = {record.round for record in records.values()}
-    matrix = Matrix(
+    return Matrix(
         plan=plan.digest,
         base_fingerprint=plan.base.fingerprint,
         round=rounds.pop() if len(rounds) == 1 else None,
@@ -73,13 +72,6 @@ def merge(plan: Plan, paths: Sequence[Path], policy: SignaturePolicy = Signature
         files=files,
         run={"created": utc_now()},
     )
-    if (size := len(matrix.to_bytes())) > MAX_RECORD_BYTES:
-        raise CombineError(
-            f"the matrix of {len(adapters):,} adapters at {len(records)} sites would take {size:,} bytes, expected at "
-            f"most {MAX_RECORD_BYTES:,}",
-            hint="let the hospitals compare fewer adapters",
-        )
-    return matrix
 
 
 def _check_record(plan: Plan, path: Path, record: Comparison, records: Mapping[str, Comparison]) -> str:

@@ -11,6 +11,7 @@ from fedmed_cli.adapters.adapter import Adapter, adapter_files, file_digests
 from fedmed_cli.adapters.folder import PERSONAL_NAME, GlobalFolder
 from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.data.site_data import SiteData
+from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import measuring
 from fedmed_cli.federation.site import (
     Task,
@@ -60,6 +61,11 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
         for half, use in zip(split_validation(site, data), ("choosing the share", "deciding"), strict=True)
     )
     assert choosing is not None and deciding is not None  # noqa: PT018  # each half has a group
+    if len(set(deciding.groups)) < 2:
+        raise InputError(
+            f"site {site}: the half of the validation examples that decides has one group, which gives no interval",
+            hint="personalise where there are more patients or groups",
+        )
     one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1))  # the rounds' own may be over
     training = replace(task, plan=one_schedule)
     prepared = prepare(training, replace(data, validation=[]))  # which this divides by itself

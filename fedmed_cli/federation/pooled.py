@@ -29,7 +29,7 @@ from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.loop import Trained, order_seed, train
-from fedmed_cli.training.options import TrainingOptions
+from fedmed_cli.training.options import MOST_STEPS, TrainingOptions
 from fedmed_cli.workspace import Workspace, utc_now
 
 RECORD_NAME = "pooled.json"
@@ -181,6 +181,8 @@ def gather(
         accumulation=accumulation,
         learning_rate=learning_rate,
     )
+    if sequential.steps > MOST_STEPS:
+        raise InputError(f"--pooled: {sequential.steps:,} steps in all rounds are more than {MOST_STEPS:,}")
     one_site = sum(max(record.num_steps for record in contributions) for contributions in rounds)
     num_sites = max(map(len, rounds))
     parallel = replace(sequential, bound=POOLED_PARALLEL, steps=one_site, batch_size=size * num_sites)

@@ -44,6 +44,12 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and cpu.has_bfloat16()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch has no type of its own for that on a CPU."""
+    words = ("can't allocate memory", "not enough memory")  # Linux and macOS, Windows
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in str(error) for part in words)
+
+
 @dataclass
 class LanguageModel:
     """A base model with at most one adapter on it at a time. `load` makes one; adapters come as factors.
@@ -267,7 +273,9 @@ def load(
             f"{base.folder}: transformers cannot load this base model ({type(error).__name__})",
             hint="fedmed needs a causal language model of an architecture that transformers has built in",
         ) from None
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise MachineError(f"not enough memory to load {base.base.name}") from None
     if tokenizer.eos_token_id is None:
         raise InputError(f"{base.folder}: the tokenizer has no end token")

@@ -261,8 +261,15 @@ class Record:
         return self.header() | body
 
     def to_bytes(self) -> bytes:
+        """The file of the record. InputError where it would be larger than what is read again."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        return (text + "\n").encode("utf-8")
+        data = (text + "\n").encode("utf-8")
+        if len(data) > MAX_RECORD_BYTES:
+            raise InputError(
+                f"this {self.FORMAT} would have {len(data):,} bytes; at most {MAX_RECORD_BYTES:,} are read again",
+                hint="fewer sites, adapters, rounds or columns at once make it smaller",
+            )
+        return data
 
     @classmethod
     def from_bytes(cls: type[T], data: bytes, name: str) -> T:

@@ -30,11 +30,11 @@ def interval(value: Interval | None, digits: int = 4, scale: float = 1) -> str:
 
 
 def loss(value: Loss | Score | None) -> str:
-    """Mean and half of its 95 % interval."""
+    """Mean and half of its 95 % interval, which one group alone has not."""
     if value is None:
         return "not measured"
     mean = value.mean if isinstance(value, Loss) else value.loss
-    return f"{mean:.4f} ± {1.96 * value.standard_error:.4f}"
+    return f"{mean:.4f} ± {1.96 * value.standard_error:.4f}" if value.num_groups > 1 else f"{mean:.4f}"
 
 
 def rate(value: Rate | None) -> str:

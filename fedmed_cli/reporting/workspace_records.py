@@ -261,7 +261,7 @@ def _read_measurements(reader: _Reader) -> dict[int, dict[str, Any]]:
 
 
 def _read_answers(reader: _Reader, path: Path) -> tuple[tuple[str, dict[str, str]], ...]:
-    """Each "## question" of a file, and by adapter what follows its "**adapter**", as `compare` writes them.
+    """Each "## question" of a file, and by adapter what is quoted after its "**adapter**", as `compare` writes them.
 
     An adapter's name is one that stands under the first question; another line of that form belongs to the answer.
     """
@@ -282,7 +282,7 @@ def _read_answers(reader: _Reader, path: Path) -> tuple[tuple[str, dict[str, str
             name = heading[1]
             questions[-1][1][name] = []
         elif questions and name:
-            questions[-1][1][name].append(line)
+            questions[-1][1][name].append(line.removeprefix("> "))
         blank = not line.strip()
     return tuple(
         (question, {name: "\n".join(lines).strip() for name, lines in answers.items()})

@@ -19,7 +19,7 @@ from fedmed_cli.adapters.adapter import Adapter, plan_adapter
 from fedmed_cli.errors import InputError, MachineError
 from fedmed_cli.events import Say, Step
 from fedmed_cli.models.fast_path import ATTENTION, LORA, OPERATIONS, fast_path
-from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.models.language_model import LanguageModel, is_out_of_memory
 from fedmed_cli.models.loss import nll_per_example
 from fedmed_cli.models.prompts import Encoded
 from fedmed_cli.records.digests import sha256_json
@@ -167,7 +167,7 @@ def train(
                 if checkpoints and (checkpoints.due(state.step) or _has_ended(state, options, max_steps)):
                     checkpoints.save(_captured(parameters, optimizer, state))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise MachineError(
             "out of memory while training",
@@ -289,10 +289,6 @@ def _restore(parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Op
             for name in ("exp_avg", "exp_avg_sq")
         }
         optimizer.state[parameter] = {"step": torch.tensor(float(state.step)), **moments}
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedmed_cli.records.plan import Plan
 
 DEFAULT_EVAL_SAMPLES = 100
+MOST_STEPS = 60_000  # of one training: its record holds the loss of each, and is read up to a million bytes
 
 
 @dataclass(frozen=True)

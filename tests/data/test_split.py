@@ -250,6 +250,20 @@ def test_assigned_values(tmp_path):
     assert {row["label"] for row in sets["South/train.jsonl"]} == {"label 1", "label 2"}
 
 
+def test_sites_with_the_same_labels_are_at_no_distance(tmp_path):
+    """Labels too few to be named in the record count for the distance all the same."""
+    labels = [(site, label, n) for site in "ABC" for label in range(40) for n in range(9)]
+    rows = [
+        {"question": f"q {site} {label} {n}", "answer": f"{site}{label}{n}", "label": f"label {label}", "from": site}
+        for site, label, n in labels
+    ]
+    path = write(tmp_path / "x.jsonl", rows)
+    argv = ["--by", "column:from", "--assign", "A=A;B=B;C=C", "--label", "label", "--near-duplicates", "off"]
+    record = split(tmp_path / "w", path, *argv)
+    assert {site.jensen_shannon for site in record.sites.values()} == {0.0}
+    assert {tuple(site.labels) for site in record.sites.values()} == {("other",)}
+
+
 def test_what_is_given_twice_is_refused(tmp_path, fails):
     argv = ["split", "-C", tmp_path / "w", "--by", "column:label"]
     assert "--assign gives 'y' to both A and B" in fails(2, *argv, "--assign", "A=x,y;B=y,z")
@@ -374,14 +388,14 @@ def test_fill_is_the_textbook_greedy_division(sizes, sites):
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 3)), min_size=2, max_size=9))
 def test_the_distance_of_labels_is_that_of_the_textbook(rows):
-    first = {str(n): count + 1 for n, (count, _) in enumerate(rows)}
-    second = {str(n): 2 * count + more + 1 for n, (count, more) in enumerate(rows)}
-    p, q = (np.array(list(counts.values())) / sum(counts.values()) for counts in (first, second))
+    first = np.array([count + 1 for count, _ in rows])
+    second = np.array([2 * count + more + 1 for count, more in rows])
+    p, q = first / first.sum(), second / second.sum()
     middle = (p + q) / 2
     divergence = float(np.sum(p * np.log2(p / middle) + q * np.log2(q / middle))) / 2
     # Of nearly the same shares nothing but rounding is left, which may be less than 0.
     assert round(composition.jensen_shannon(first, second), 6) == round(max(0.0, divergence) ** 0.5, 6)
-    assert composition.jensen_shannon({"a": 3}, {"b": 5}) == 1
+    assert composition.jensen_shannon(np.array([3, 0]), np.array([0, 5])) == 1
     assert composition.jensen_shannon(first, first) == 0
 
 

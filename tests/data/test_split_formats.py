@@ -156,6 +156,8 @@ LAYOUTS = [
     ({"text": "### Instruction:\nq\n\n### Response:\na"}, ("q", "a"), {}),
     ({"text": "<s>[INST] q [/INST] a </s>"}, ("q", "a"), {}),
     ({"text": "Question: q\nAnswer: a"}, ("q", "a"), {}),
+    ({"text": "### Question: q\n### Answer: a\n\n### Signs\nFever"}, ("q", "a\n\n### Signs\nFever"), {}),
+    ({"text": "### Instruction:\nq\n\n### Response:\na\n\n### End"}, ("q", "a"), {}),
 ]
 
 
@@ -188,6 +190,41 @@ def test_later_turns_of_a_conversation_are_counted(tmp_path):
     bad = BadRows()
     assert sum(map(len, Source([str(tmp_path / "x.jsonl")]).batches(bad))) == 1
     assert bad.turns_left_out == 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "### Human: q\n### Assistant: a\n### Human: q2\n### Assistant: a2",
+        "[INST] q [/INST] a </s>[INST] q2 [/INST] a2",
+        "Question: q\nAnswer: a\n\nQuestion: q2\nAnswer: a2",
+    ],
+)
+def test_later_turns_of_a_marked_text_are_counted_and_not_in_the_answer(text, tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    bad = BadRows()
+    ((row,),) = (
+        list(zip(one.questions, one.answers, strict=True)) for one in Source([str(tmp_path / "x.jsonl")]).batches(bad)
+    )
+    assert (row, bad.turns_left_out) == (("q", "a"), 2)
+
+
+def test_a_marked_text_takes_linear_time(tmp_path):
+    text = "### Question: q\n### Answer: a" + " \n" * 200_000 + "b"
+    (tmp_path / "x.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    assert read(tmp_path / "x.jsonl")[0].answer.endswith("b")
+
+
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("question,answer,answer\nq,a,b\n")
+    with pytest.raises(InputError, match="the header has 'answer' twice"):
+        read(tmp_path / "x.csv")
+
+
+def test_what_is_not_csv_is_named_by_its_line(tmp_path):
+    (tmp_path / "x.csv").write_text('question,answer\nq,a\n"He said "hi" to me",a\n')
+    with pytest.raises(InputError, match="line 3: is not CSV"):
+        read(tmp_path / "x.csv")
 
 
 def test_columns_for_all_else(tmp_path):

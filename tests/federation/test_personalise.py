@@ -158,6 +158,11 @@ def test_it_needs_a_round(split_workspace, fails, tiny_base):
 
 def test_it_needs_two_groups_of_validation_examples(round_workspace, fails, tiny_base):
     path = round_workspace.site_data("C") / "validation.jsonl"
-    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    lines = path.read_text().splitlines(keepends=True)
+    for count in (2, 3):  # the half that decides has one group
+        path.write_text("".join(lines[:count]))
+        message = fails(3, "personalise", "--site", "C", "-C", round_workspace.root, "--base", tiny_base)
+        assert "site C: the half of the validation examples that decides has one group" in message
+    path.write_text(lines[0])
     message = fails(3, "personalise", "--site", "C", "-C", round_workspace.root, "--base", tiny_base)
     assert "site C: 1 groups of validation examples are too few to choose with one half of them" in message

@@ -475,7 +475,7 @@ def test_options_that_contradict_each_other(argv, text, split_workspace, tiny_ba
 
 def test_out_of_memory_names_the_options_that_help(split_workspace, tiny_base, fails, monkeypatch):
     def full(*args):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     monkeypatch.setattr(loop, "nll_per_example", full)
     assert "out of memory" in fails(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import threading
 from collections.abc import AsyncGenerator, Sequence
@@ -54,6 +55,7 @@ class EngineBackend:
 
     def __init__(self, engine: Engine, prompt: Prompt, adapters: dict[str, NamedAdapter], parallel: int) -> None:
         self._threads = ThreadPoolExecutor(parallel, "fedmed-serve")
+        self._tokenizing = ThreadPoolExecutor(1, "fedmed-tokenize")  # a long conversation takes seconds
         self._engine, self._prompt, self._adapters = engine, prompt, adapters
         self._models = [Model(id, named.name, named.digest) for id, named in adapters.items()]
 
@@ -66,11 +68,15 @@ class EngineBackend:
         conversation = Conversation(self._engine, self._prompt, settings, list(ask.turns), named)
         if ask.system is not None:
             conversation.system = ask.system
-        try:
-            ids, num_forgotten = conversation.prompt_ids(ask.guarded.question)
-        except InputError as error:
-            raise BadRequest(error.message, "messages", "context_length_exceeded") from None
         loop = asyncio.get_running_loop()
+        find_ids = functools.partial(conversation.prompt_ids, ask.guarded.question)
+        try:
+            ids, num_forgotten = await loop.run_in_executor(self._tokenizing, find_ids)
+        except InputError as error:
+            has_room = ask.max_tokens < self._engine.context
+            raise BadRequest(
+                error.message, "messages" if has_room else "max_tokens", "context_length_exceeded"
+            ) from None
         pieces: asyncio.Queue[str | Last | BaseException] = asyncio.Queue()
         gone = threading.Event()
 

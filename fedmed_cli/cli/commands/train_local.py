@@ -57,7 +57,11 @@ def train_local(
     plan = place.read_plan()
     check_site(plan, site)
     columns, looked_for = examples.parsed()
-    source = Source(examples.data, columns) if examples.data else None
+
+    def find_source() -> Source | None:
+        return Source(examples.data, columns) if examples.data else None
+
+    find_source()  # what is wrong with it is said before anything is waited for
     signer = signer_for(site, plan, load_signer(screen, key, place.root))
     settings = training.site_settings(max_eval_samples)
     base = model.base_model(screen, training.load_in_4bit)
@@ -67,7 +71,7 @@ def train_local(
             result = steps.train_site(
                 place,
                 site,
-                source,
+                find_source(),  # anew in each round: a file may have grown
                 looked_for,
                 settings=settings,
                 global_adapter=global_adapter,

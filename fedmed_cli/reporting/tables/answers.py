@@ -18,7 +18,7 @@ def multiple_choice_parts(record: MultipleChoice, order: Sequence[str]) -> list[
         "model writes a letter, and an answer without one counts as wrong."
     )
     if record.num_skipped:
-        about += f" {numbers.count(record.num_skipped, 'question')} did not fit and were left out."
+        about += f" Left out: {numbers.count(record.num_skipped, 'row')}, repeated, not a question, or too long."
     by_text, by_letter = [], []
     for name in order:
         score = record.adapters[name]

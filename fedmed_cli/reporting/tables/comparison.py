@@ -175,7 +175,7 @@ def loss_cell(score: Score | None, largest: float, lowest: float) -> Cell:
     change = score.against_base
     if change is None:
         return Cell(f"{score.loss:.4f}", " ".join(kinds))
-    clear = not change.low <= 0 <= change.high
+    clear = score.num_groups > 1 and not change.low <= 0 <= change.high
     if clear:
         shade = max(1, round(SHADES * abs(change.mean) / largest)) if largest else 1
         kinds.append(f"{'better' if change.mean < 0 else 'worse'}-{shade}")
