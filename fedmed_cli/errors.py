@@ -48,6 +48,10 @@ class ConflictError(FedmedError):
     exit_code = 6
 
 
+class BusyError(ConflictError):
+    """Another fedmed works in this workspace: it ends by itself."""
+
+
 class TrustError(FedmedError):
     """A digest, signature or lineage that does not hold."""
 

@@ -31,6 +31,7 @@ from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes, short
 from fedmed_cli.records.lora import Names, unlike
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.records.privacy import LARGEST_DELTA
 
 MAX_WEIGHTS_BYTES = 4_000_000_000
 MAX_SMALL_FILE_BYTES = 1_000_000
@@ -174,7 +175,7 @@ def _parse_weights(reading: Reading) -> None:
             missing = "B" if "A" in pair else "A"
             raise InputError(f"{name}: tensor {tensor_name(module, missing)!r} is missing")
     pairs: dict[str, Factors] = {module: (factors[module]["A"], factors[module]["B"]) for module in sorted(factors)}
-    if weights[:start] == header_bytes(tensors):
+    if weights[:start] == header_bytes(tensors) and all(info.dtype == "F32" for info in tensors.values()):
         pairs = FactorsOfFile(pairs, weights, reading.digests[WEIGHTS_NAME])
     reading.adapter = Adapter(
         config.r,
@@ -321,6 +322,11 @@ def _check_privacy(reading: Reading) -> None:
             f"{reading.path}: the plan asks for differential privacy with epsilon at most "
             f"{plan.privacy.max_epsilon:g}, "
             f"found {found}"
+        )
+    assert record.privacy is not None
+    if record.privacy.delta > LARGEST_DELTA:
+        raise TrustError(
+            f"{reading.path}: an epsilon counts at a delta of at most {LARGEST_DELTA:g}, found {record.privacy.delta:g}"
         )
 
 

@@ -53,6 +53,8 @@ def combine(
     sites, gram = collect(parent, contributions, settings.clip, WEIGHTINGS[settings.weights].claim)
     momentum = (settings.server_momentum, before) if before and settings.server_momentum else None
     state = RoundState(plan, parent, sites, gram, evaluator, scores, momentum)
+    if not state.accepted:
+        raise CombineError("every contribution was rejected: there is nothing to combine")
     WEIGH[settings.weights](state)
     if not any(site.weight for site in sites.values()):
         raise CombineError("every contribution was rejected: there is nothing to combine")

@@ -40,7 +40,7 @@ def reject_and_weigh(state: RoundState) -> None:
     """
     evaluator = state.evaluator
     assert evaluator is not None
-    if len(state.sites) == 1:
+    if len(state.accepted) == len(state.sites) == 1:
         (only,) = state.sites.values()
         only.weight = 1.0
         only.reasons.append("the only contribution: there is nothing to weigh")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from fedmed_cli.aggregation.methods import Combine
 from fedmed_cli.aggregation.state import Evaluator, RoundState
 from fedmed_cli.intervals import Losses, paired_interval
+from fedmed_cli.records.combining import LARGEST_STEP
 
 LINE_SEARCH = (1.0, 1.5, 2.0, 3.0)
 
@@ -48,7 +49,7 @@ def _hurts_a_site(evaluator: Evaluator, first: Losses, second: Losses) -> bool:
 
 
 def fedexp(state: RoundState, weights: Mapping[str, float]) -> float:
-    """max(1, Σ‖D_i‖² / (2k·‖Σ w_i·D_i‖²)) over the accepted sites (FedExP, arXiv 2301.09604)."""
+    """max(1, Σ‖D_i‖² / (2k·‖Σ w_i·D_i‖²)) over the accepted sites (FedExP, arXiv 2301.09604), at most LARGEST_STEP."""
     squared = [(site.norm * site.clip_factor) ** 2 for name, site in state.sites.items() if weights[name] > 0]
     mean = state.norm(state.coefficients(weights, 1.0)) ** 2
-    return max(1.0, math.fsum(squared) / (2 * len(squared) * mean)) if mean > 0 else 1.0
+    return min(max(1.0, math.fsum(squared) / (2 * len(squared) * mean)), LARGEST_STEP) if mean > 0 else 1.0

@@ -19,7 +19,7 @@ import typer
 
 from fedmed_cli.cli import parse
 from fedmed_cli.errors import UsageError
-from fedmed_cli.records.combining import METHODS, ROBUST_MEANS, WEIGHTINGS, list_choices
+from fedmed_cli.records.combining import LARGEST_STEP, METHODS, ROBUST_MEANS, WEIGHTINGS, list_choices
 
 if TYPE_CHECKING:
     from fedmed_cli.aggregation.state import AggregationSettings
@@ -481,9 +481,10 @@ class AggregationOptions:
                 step = float(self.server_lr)
             except ValueError:
                 step = math.nan
-            if not 0 < step <= 10:
+            if not 0 < step <= LARGEST_STEP:
                 raise UsageError(
-                    f"--server-lr: expected auto or a number above 0 and at most 10, found {self.server_lr!r}"
+                    f"--server-lr: expected auto or a number above 0 and at most {LARGEST_STEP:g}, "
+                    f"found {self.server_lr!r}"
                 )
         if self.num_malicious is not None and self.robust == "none":
             raise UsageError("--num-malicious goes with --robust", hint="choose geometric-median, for example")

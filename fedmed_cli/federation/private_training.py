@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from fedmed_cli.data.examples import Example
 from fedmed_cli.data.same_text import text_key
 from fedmed_cli.data.site_data import SiteData
-from fedmed_cli.errors import ConflictError, InputError
+from fedmed_cli.errors import InputError
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.records.privacy import LedgerEntry, Mechanism, Privacy, UnitOfPrivacy
+from fedmed_cli.records.privacy import LARGEST_DELTA, LedgerEntry, Mechanism, Privacy, UnitOfPrivacy
 from fedmed_cli.training import accounting
 from fedmed_cli.training.options import PrivacyOptions
 from fedmed_cli.trust.ledger import MOST_MORE, Ledger, Spent, share_records, sketch
@@ -70,29 +70,41 @@ class Account:
     limit: float | None
 
     def check(self) -> None:
-        """ConflictError where this training would spend more than may be; nothing is written."""
+        """InputError where this training would spend more than may be; nothing is written."""
         with self.ledger.lock():
             self._total(self.ledger.read())
 
     def enter(self, adapter: str) -> Privacy | None:
-        """Write the training into the ledger, before its adapter can leave; returns the statement for its record."""
+        """Write the training into the ledger, before its adapter can leave; returns the statement for its record.
+
+        One that was entered and then killed, before its adapter was filed, is not entered again.
+        """
+        mechanism = self.run.mechanism if self.run else None
+        this = (self.site, self.plan, self.round, self.data, self.unit, mechanism, adapter)
         with self.ledger.lock():
-            total = self._total(self.ledger.read())
-            self.ledger.append(
-                lambda previous: LedgerEntry(
-                    site=self.site,
-                    plan=self.plan,
-                    round=self.round,
-                    data=self.data,
-                    sketch=self.sketch,
-                    num_units=self.num_units,
-                    unit=self.unit,
-                    mechanism=self.run.mechanism if self.run else None,
-                    adapter=adapter,
-                    created=utc_now(),
-                    previous=previous,
+            entries = self.ledger.read()
+            others = [
+                one
+                for one in entries
+                if (one.site, one.plan, one.round, one.data, one.unit, one.mechanism, one.adapter) != this
+            ]
+            total = self._total(others)
+            if len(others) == len(entries):
+                self.ledger.append(
+                    lambda previous: LedgerEntry(
+                        site=self.site,
+                        plan=self.plan,
+                        round=self.round,
+                        data=self.data,
+                        sketch=self.sketch,
+                        num_units=self.num_units,
+                        unit=self.unit,
+                        mechanism=mechanism,
+                        adapter=adapter,
+                        created=utc_now(),
+                        previous=previous,
+                    )
                 )
-            )
         if self.run is None:
             return None
         return Privacy(
@@ -119,14 +131,14 @@ class Account:
         if self.limit is None:
             return total
         if total is None:
-            raise ConflictError(
+            raise InputError(
                 f"site {self.site}: at most epsilon {self.limit:g} may be spent, but these records were trained on "
                 "before without a guarantee for this unit",
                 hint="'fedmed privacy' shows when",
             )
         if total > self.limit:
             spent = total_epsilon(earlier, self.unit, self.run.delta) or 0.0
-            raise ConflictError(
+            raise InputError(
                 f"site {self.site}: this training would bring epsilon to {total:.3g}, above the budget of "
                 f"{self.limit:g}; {spent:.3g} is spent",
                 hint="train with more noise or fewer steps, or not at all",
@@ -144,13 +156,13 @@ def open_account(
     run: PrivateRun | None,
     budget: float | None,
 ) -> Account:
-    """The account that a training is entered into. ConflictError where it would spend more than may be."""
+    """The account that a training is entered into. InputError where its delta is too large for the plan."""
     digest, sketch = describe_data(data.train)
+    if plan.privacy.max_epsilon is not None and run is not None and run.delta > LARGEST_DELTA:
+        raise InputError(f"--dp-delta: where the plan limits epsilon, expected at most {LARGEST_DELTA:g}")
     limit = min((limit for limit in (budget, plan.privacy.max_epsilon) if limit is not None), default=None)
     unit: UnitOfPrivacy = "group" if data.group_by else "example"
-    account = Account(ledger, site, plan.digest, round_number, digest, sketch, num_units, unit, run, limit)
-    account.check()
-    return account
+    return Account(ledger, site, plan.digest, round_number, digest, sketch, num_units, unit, run, limit)
 
 
 def total_epsilon(
@@ -170,7 +182,7 @@ def total_epsilon(
 
 def default_delta(num_units: int) -> float:
     """A tenth of one unit's share, at most 1e-5."""
-    return min(1e-5, 0.1 / num_units)
+    return min(LARGEST_DELTA, 0.1 / num_units)
 
 
 def list_spent(entries: Sequence[LedgerEntry], budget: float | None, delta: float | None = None) -> list[Spent]:

@@ -26,6 +26,12 @@ def accept_global(
     """
     folder = gate.read_global(path, plan, SignaturePolicy(require_signatures, say))
     number, newest = folder.record.round, workspace.newest_round()
+    if number < newest:
+        raise ConflictError(
+            f"{path}: is of round {number}, but round {newest} is filed here",
+            hint=f"if {workspace.relative(workspace.round(newest))} is not the coordinator's, move it elsewhere; "
+            "pinned keys keep strangers from filing rounds",
+        )
     if workspace.global_adapter(number).exists():
         known = archived_global(workspace, plan, number).adapter.digest
         if known != folder.adapter.digest:
@@ -41,12 +47,6 @@ def accept_global(
             f"{path}: is of round {number}, but the next round here is {newest + 1}, and nothing proves who made it",
             hint=f"if the coordinator says that it is right, copy it to {place} and omit --global; "
             "where the plan pins the coordinator's key ('fedmed keys sign'), rounds may be missed",
-        )
-    if number < newest:
-        raise ConflictError(
-            f"{path}: is of round {number}, but round {newest} is filed here",
-            hint=f"if {workspace.relative(workspace.round(newest))} is not the coordinator's, move it elsewhere; "
-            "pinned keys keep strangers from filing rounds",
         )
     return folder, True
 

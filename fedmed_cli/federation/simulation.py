@@ -94,7 +94,7 @@ def run_rounds(
                 parent,
                 round_number,
                 training,
-                ledger=_ledger(workspace, name, training),
+                ledger=_ledger(workspace, plan, name, training),
                 events=events,
             )
             contributions[name] = result.record
@@ -110,9 +110,12 @@ def run_rounds(
         yield RoundSummary(contributions, aggregated.record, before, after, change)
 
 
-def _ledger(workspace: Workspace, name: str, training: SiteSettings) -> Ledger | None:
-    """A ledger of the site for this workspace alone: a simulation spends nobody's budget."""
-    if training.privacy is None:
+def _ledger(workspace: Workspace, plan: Plan, name: str, training: SiteSettings) -> Ledger | None:
+    """A ledger of the site for this workspace alone: a simulation spends nobody's budget.
+
+    None where there is neither privacy nor a limit to it.
+    """
+    if all(wanted is None for wanted in (training.privacy, training.budget, plan.privacy.max_epsilon)):
         return None
     path = workspace.private / f"privacy-{name}.jsonl"
     return Ledger(path, path.with_suffix(".seal"))

@@ -125,8 +125,10 @@ def train_local(
     if ledger is not None:
         budget = settings.budget
         account = open_account(ledger, plan, site, round_number, data, len(prepared.units), run, budget)
-    before = _measure(task, prepared, prepared.start)
     checkpoints = make_checkpoints(task, prepared, site)
+    if account is not None and not checkpoints.is_complete(prepared.max_steps):  # else it may be entered already
+        account.check()
+    before = _measure(task, prepared, prepared.start)
     trained = train_prepared(task, prepared, run, checkpoints)
     after = _measure(task, prepared, trained.adapter)
     privacy = account.enter(trained.adapter.digest) if account else None

@@ -19,7 +19,7 @@ from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.folder import CONTRIBUTION_NAME, ContributionFolder
 from fedmed_cli.adapters.gate_steps import Reading
 from fedmed_cli.adapters.signers import SignaturePolicy, check_signer, name_party
-from fedmed_cli.errors import ConflictError, FedmedError, InputError, UsageError
+from fedmed_cli.errors import BusyError, ConflictError, FedmedError, InputError, UsageError
 from fedmed_cli.events import Say
 from fedmed_cli.federation.audit_gate import check_audit
 from fedmed_cli.federation.mailbox import GLOBAL, Entry, Mail, send
@@ -122,7 +122,7 @@ class Coordinator:
                 self._make()
             with self.workspace.lock():
                 return self._send() and self.workspace.newest_round() >= self.until
-        except ConflictError as busy:
+        except BusyError as busy:
             self.say(f"{busy.message}; waiting for it")
             return False
 
@@ -133,7 +133,9 @@ class Coordinator:
             return False
         if number != self._number:
             self._open(number)
+        names = self._plan.sites.names
         for mail in self._mail:
+            mail.wanted, mail.known = names, (*names, GLOBAL)  # a site may have joined
             for entry in mail.unread():
                 self._read(mail, entry)
         self._refusals.sum_up()
@@ -186,6 +188,10 @@ class Coordinator:
         if not target.exists():
             write_folder(target, dict(folder.files))
         self._log.note_folder("late", folder)
+        if sha256_file(target / CONTRIBUTION_NAME) != folder.record_digest:
+            place = self.workspace.relative(target)
+            self.say(f"{path}: is late and not kept: {place} has another contribution of site {site} to round {number}")
+            return
         self.say(f"{path}: is late: round {number} was made without it; kept in {self.workspace.relative(target)}")
 
     def _is_complete(self) -> bool:
@@ -262,7 +268,7 @@ class Hospital:
                 if folder := self._find_contribution(number):
                     send(self.mailbox, folder, self._log, self.say)
                     return False
-        except ConflictError as busy:
+        except BusyError as busy:
             self.say(f"{busy.message}; waiting for it")
             return False
         self.train()
@@ -285,20 +291,34 @@ class Hospital:
 
     def _read_mail(self) -> None:
         self._plan = self.workspace.read_plan()
-        for entry in reversed(list(self._mail.unread())):  # the newest first
+        self._mail.known = (*self._plan.sites.names, GLOBAL)
+        failed: set[Path] = set()
+        while self._read_unread(failed):
+            self._mail.reconsider()  # what was refused may have waited for the round that is filed now
+        self._refusals.sum_up()
+
+    def _read_unread(self, failed: set[Path]) -> bool:
+        """Whether a global adapter was filed of what has come and not `failed` before."""
+        is_any_new = False
+        entries = [entry for entry in self._mail.unread() if entry.path not in failed]
+        if COORDINATOR in self._plan.sites.keys:
+            entries.reverse()  # the newest first, for signed rounds may be missed
+        for entry in entries:
             try:
-                self._accept(entry.path)
+                is_any_new |= self._accept(entry.path)
             except FedmedError as error:
+                failed.add(entry.path)
                 if self._mail.fails(entry):
                     self._refusals.add(self._plan, self.workspace.newest_round() + 1, entry, error)
             else:
                 self._mail.settle(entry)
-        self._refusals.sum_up()
+        return is_any_new
 
-    def _accept(self, path: Path) -> None:
+    def _accept(self, path: Path) -> bool:
+        """Whether the global adapter is new, and filed."""
         known = _without_os_errors(path, partial(gate.read_global, path, self._plan, policy=None))
         if known.record.round < self.workspace.newest_round():
-            return
+            return False
         folder, is_new = accept_global(self.workspace, self._plan, path, self.require_signatures, self.say)
         if is_new:
             file_global(self.workspace, folder)
@@ -306,6 +326,7 @@ class Hospital:
             if self.site not in folder.record.sites:
                 self.say(f"round {folder.record.round} was made without a contribution of this site")
         self._log.note_folder("taken", folder)
+        return is_new
 
     def _find_contribution(self, number: int) -> ContributionFolder | None:
         """This site's contribution to a round, where it was trained already.

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+LARGEST_STEP = 10.0  # of the server
+
 
 @dataclass(frozen=True)
 class Method:

@@ -24,6 +24,9 @@ OUTSIDE = (
 )
 
 
+LARGEST_DELTA = 1e-5  # at which an epsilon counts where a plan limits it
+
+
 @dataclass(frozen=True)
 class Mechanism:
     """One training by DP-SGD: `steps` steps, in each of which every unit takes part with `sampling_rate`.

@@ -239,13 +239,11 @@ def create(path: Path, passphrase: str | None, comment: str) -> Signer:
     data = signer.private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, encryption)
     line = f"{signer.public} {comment}".strip() + "\n"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for target in (path, public_path(path)):
+        if os.path.lexists(target):
+            raise ConflictError(f"{target} exists already", hint="a new key needs another name: --key FILE")
     for target, content, mode in ((path, data, 0o600), (public_path(path), line.encode(), 0o644)):
-        try:
-            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        except FileExistsError:
-            raise ConflictError(
-                f"{target} exists already", hint="'fedmed keys show' shows it; another needs another --key FILE"
-            ) from None
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()

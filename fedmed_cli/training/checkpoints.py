@@ -95,6 +95,11 @@ class Checkpoints:
         )
         return None
 
+    def is_complete(self, max_steps: int) -> bool:
+        """Whether this very training has taken all its steps already."""
+        state = self.load()
+        return state is not None and state.step >= max_steps
+
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
 

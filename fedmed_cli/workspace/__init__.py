@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmed_cli.errors import ConflictError, InputError, TrustError
+from fedmed_cli.errors import BusyError, ConflictError, InputError, TrustError
 from fedmed_cli.events import Say
 from fedmed_cli.records.codec import parse_json, read_file
 from fedmed_cli.records.measures import COORDINATOR
@@ -230,7 +230,7 @@ class Workspace:
     def lock(self) -> Iterator[None]:
         """Keep other fedmed processes from writing here. The lock of a dead process is free.
 
-        ConflictError where another process holds it.
+        BusyError where another process holds it.
         """
         from filelock import FileLock, Timeout
 
@@ -242,7 +242,7 @@ class Workspace:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ConflictError(
+            raise BusyError(
                 f"another fedmed (process {self.lock_holder() or 'unknown'}) works in {self.root}",
                 hint="wait until it is done",
             ) from None

@@ -87,6 +87,7 @@ def test_half_precision_is_read_as_it_is_meant(place, dtype):
         for name, array in (("A", a), ("B", b)):
             wanted = tensors[f"base_model.model.{module}.lora_{name}.weight"].float().numpy()
             assert np.array_equal(array, wanted)
+    assert read.weights_digest == plan_adapter(plan, dict(read.factors)).weights_digest  # that of float32
 
 
 def test_inspect_shows_all_faults_of_a_refused_adapter_and_nothing_of_it(place, capsys):

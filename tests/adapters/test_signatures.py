@@ -136,6 +136,9 @@ def test_a_new_key_is_private_and_never_overwritten(tmp_path, capsys, fails):
     before = snapshot(tmp_path / "x")
     assert "exists already" in fails(6, "keys", "new", "--key", tmp_path / "x/id")
     assert snapshot(tmp_path / "x") == before
+    (tmp_path / "x/id").unlink()
+    assert "id.pub exists already" in fails(6, "keys", "new", "--key", tmp_path / "x/id")
+    assert not (tmp_path / "x/id").exists()  # no key that the .pub beside it does not belong to
 
 
 def test_a_private_key_never_lies_in_a_workspace(place, fails):

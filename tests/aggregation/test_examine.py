@@ -10,6 +10,7 @@ from test_combine import contribution, dense, make_plan
 
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.aggregation.combine import combine
+from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.aggregation.state import AggregationSettings, Evaluator
 from fedmed_cli.cli import options
 from fedmed_cli.errors import CombineError, InputError
@@ -224,6 +225,22 @@ def test_what_chose_the_step_is_recorded_under_any_weights(plan, parent):
     assert result.server_lr == 2.0
     assert set(result.examination.server_lr_losses) == {"1", "1.5", "2", "3"}
     assert result.examination.examples_digest == "e" * 64
+
+
+def test_fedexp_takes_no_step_that_a_record_could_not_hold(plan, parent):
+    up = update(plan, parent, 1)
+    back = COMBINE["svd"](plan, parent, [up], [-0.99], None)[0]
+    contributions = {"A": contribution(plan, "A", up), "B": contribution(plan, "B", back)}
+    result = combine(plan, parent, contributions, AggregationSettings(server_lr=None, weights="uniform"))
+    assert result.server_lr == 10
+
+
+@pytest.mark.parametrize("weights", ["agentic", "self-reported", "tokens"])
+@pytest.mark.parametrize("names", ["A", "ABC"])
+def test_without_any_update_there_is_nothing_to_combine(plan, parent, weights, names):
+    contributions = {name: contribution(plan, name, parent) for name in names}
+    with pytest.raises(CombineError, match="every contribution was rejected"):
+        combine(plan, parent, contributions, AggregationSettings(weights=weights), evaluator=evaluator(plan, parent))
 
 
 def test_fedexp_is_its_formula(plan, parent):

@@ -88,7 +88,7 @@ def test_training_again_spends_again_and_the_budget_ends_it(train, train_a, book
     assert train(*PRIVATE) == 0
     first, second = entries(book)
     assert second["adapter"] != first["adapter"]  # other draws, other noise
-    assert "above the budget of 0.001" in fails(6, *train_a, *PRIVATE, "--dp-budget", "0.001")
+    assert "above the budget of 0.001" in fails(3, *train_a, *PRIVATE, "--dp-budget", "0.001")
     assert len(entries(book)) == 2
 
 
@@ -101,7 +101,7 @@ def test_a_plan_that_asks_for_privacy_refuses_what_has_none(tiny_base, tmp_path,
     train = ["train-local", "-q", "-C", str(root), "--base", str(tiny_base), "--site"]
     assert main([*train, "A", *PRIVATE]) == 0
     assert "this training has no guarantee" in fails(3, *train, "B")
-    assert "above the budget of 3" in fails(6, *train, "B", "--dp-noise-multiplier", "0.8")
+    assert "above the budget of 3" in fails(3, *train, "B", "--dp-noise-multiplier", "0.8")
     plan = Workspace(root).read_plan()
     record = Contribution.read(root / "adapters" / "A" / "contribution.json")
     for privacy, found in (

@@ -311,6 +311,21 @@ def test_a_hospital_that_was_away_goes_on_with_the_newest_round(place, box, tmp_
     assert "round 2 was made without a contribution of this site" in said
 
 
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1)])
+def test_without_pinned_keys_a_hospital_that_was_away_files_every_round(order, box, tmp_path):
+    """Whatever came first, and was refused as long as the round before it was not there."""
+    plan = without_keys(PLAN)
+    there = make_workspace(tmp_path / "there", plan, num_rounds=3, mailbox=False)
+    home = make_workspace(tmp_path / "home", plan, mailbox=False)
+    party = Hospital(home, box, "A", 5, train=lambda: None)
+    for number in order:
+        (box / bundle_name(number, "global")).write_bytes(pack(archive.archived_global(there, plan, number).files))
+        with home.lock():
+            for _ in range(2):  # what stays as it is and does not pass is refused
+                party._read_mail()
+    assert home.newest_round() == 3
+
+
 @pytest.mark.parametrize("what", ["half", "stranger", "flipped"])
 def test_a_hospital_takes_only_the_coordinators_whole_adapter(what, place, box, tmp_path):
     for site in "BC":

@@ -30,8 +30,12 @@ def account(book, rows=ROWS, run=RUN, limit=None, unit="example", round_number=1
     return Account(book, "A", "ab" * 32, round_number, data, sketch, len(rows), unit, run, limit)
 
 
+def fresh():
+    return os.urandom(32).hex()
+
+
 def enter(*args, **options):
-    return account(*args, **options).enter("cd" * 32)
+    return account(*args, **options).enter(fresh())
 
 
 def test_trainings_on_the_same_records_compose(book):
@@ -61,21 +65,21 @@ def test_other_records_have_an_account_of_their_own(book):
 def test_a_budget_refuses_before_training_and_again_before_anything_leaves(book):
     spent = enter(book).epsilon
     limit = 1.2 * spent
-    with pytest.raises(ConflictError, match=f"above the budget of {limit:g}; {spent:.3g} is spent"):
+    with pytest.raises(InputError, match=f"above the budget of {limit:g}; {spent:.3g} is spent"):
         account(book, limit=limit).check()
     one, two = account(book, limit=1.5 * spent), account(book, limit=1.5 * spent)
     one.check()
     two.check()  # two processes at once: both were allowed to train, one may enter
-    one.enter("cd" * 32)
-    with pytest.raises(ConflictError, match="above the budget"):
-        two.enter("cd" * 32)
+    one.enter(fresh())
+    with pytest.raises(InputError, match="above the budget"):
+        two.enter(fresh())
     assert len(book.read()) == 2
 
 
 def test_a_training_without_noise_leaves_no_bound(book):
     assert enter(book, run=None) is None
     assert enter(book).total_epsilon is None
-    with pytest.raises(ConflictError, match="trained on before without a guarantee"):
+    with pytest.raises(InputError, match="trained on before without a guarantee"):
         account(book, limit=100.0).check()
     with pytest.raises(InputError, match="this training has no guarantee"):
         account(book, run=None, limit=100.0).check()
@@ -96,9 +100,19 @@ def test_what_is_left_is_counted_in_trainings_like_the_newest(book):
     assert spent.left == pytest.approx(2 * epsilon)
     assert spent.more >= 2  # epsilon grows more slowly than the number of trainings
     for number in range(spent.more):
-        account(book, limit=3 * epsilon, round_number=2 + number).enter("cd" * 32)
-    with pytest.raises(ConflictError):
+        account(book, limit=3 * epsilon, round_number=2 + number).enter(fresh())
+    with pytest.raises(InputError):
         account(book, limit=3 * epsilon).check()
+
+
+def test_a_training_that_was_entered_and_killed_before_it_was_filed_counts_once(book):
+    adapter, spent = fresh(), enter(book, round_number=1).epsilon
+    one = account(book, round_number=2, limit=1.8 * spent)
+    first = one.enter(adapter)
+    assert one.enter(adapter) == first
+    assert len(book.read()) == 2
+    with pytest.raises(InputError, match="above the budget"):
+        one.enter(fresh())
 
 
 @pytest.mark.parametrize("kind", ["taken out", "changed", "the last one", "another ledger", "no ledger"])

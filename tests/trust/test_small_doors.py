@@ -137,6 +137,14 @@ def test_a_signed_global_adapter_may_skip_rounds(tmp_path):
     assert folder.record.round == 3
 
 
+def test_an_older_global_adapter_is_not_trained_from_again(tmp_path):
+    plan = factories.make_plan()
+    coordinator = factories.make_workspace(tmp_path / "work", plan, 3, mailbox=False)
+    with pytest.raises(ConflictError, match="is of round 2, but round 3 is filed here"):
+        accept_global(coordinator, plan, coordinator.global_adapter(2))
+    assert not accept_global(coordinator, plan, coordinator.global_adapter(3))[1]
+
+
 def test_a_contribution_to_a_round_far_ahead_is_refused(tmp_path, fails):
     plan = factories.make_plan(signed=False)
     workspace = factories.make_workspace(tmp_path / "work", plan)

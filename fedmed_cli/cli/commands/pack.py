@@ -30,6 +30,7 @@ def pack(
     from fedmed_cli.federation.audit_gate import check_audit
     from fedmed_cli.records.digests import sha256_bytes
     from fedmed_cli.text import number_of_bytes
+    from fedmed_cli.workspace import Workspace
     from fedmed_cli.workspace.durable import write_file
 
     screen, place = common.open()
@@ -38,11 +39,15 @@ def pack(
     target = output or Path(folder.resolve().name + BUNDLE_SUFFIX)
     if target.exists():
         raise ConflictError(f"{target} exists already", hint="name another file with --output")
+    if not place.plan_path.exists() and len(folder.resolve().parents) > 1:
+        place = Workspace(folder.resolve().parents[1])  # the one whose adapters/ the folder lies in
     plan = place.read_plan() if place.plan_path.exists() else None
     passed = gate.read_from_anyone(folder, plan)
     gate.check_may_leave(passed)
     if plan is not None:
         check_audit(place, plan, passed)
+    else:
+        screen.say("there is no plan here: nothing says whether this may leave without an audit")
     data = pack_files(passed.files)
     write_file(target, data)
     screen.result(

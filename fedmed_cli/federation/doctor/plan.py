@@ -63,12 +63,13 @@ def check_own_key(examined: Examined) -> Seen:
     """The key on this machine: only its user can read it, and it is the one that the plan pins."""
     from fedmed_cli.records import signatures
 
-    site, keys = examined.site, examined.agreed.sites.keys
+    keys, who = examined.agreed.sites.keys, examined.site or COORDINATOR
+    name = f"site {examined.site}" if examined.site else "the coordinator"
     path = examined.request.key or default_key_path()
     if not path.exists():
         remedy = "make one with 'fedmed keys new', and have its public half pinned; or name it with --key"
         return (
-            "FAIL" if site in keys else "WARN",
+            "FAIL" if who in keys else "WARN",
             f"{path}: there is no key, so nothing that leaves here is signed",
             remedy,
         )
@@ -86,15 +87,15 @@ def check_own_key(examined: Examined) -> Seen:
         public = signatures.load(path, None).public
     whose = [name for name, key in keys.items() if key == public]
     seen = f"{path}: {signatures.fingerprint(public)}"
-    if whose and (site is None or whose == [site]):
-        return "PASS", f"{seen}, pinned for {whose[0]}", None
+    if whose == [who]:
+        return "PASS", f"{seen}, pinned for {who}", None
     if whose:
-        return "FAIL", f"{seen}, which the plan pins for {whose[0]}", f"name the key of site {site} with --key FILE"
-    if site is not None and site in keys:
-        expected = signatures.fingerprint(keys[site])
-        remedy = f"name the right key with --key FILE; a new one needs 'fedmed keys trust {site} KEY.pub --replace'"
-        return "FAIL", f"{seen}, but the plan pins {expected} for site {site}", remedy
-    remedy = f"send the coordinator its public half: fedmed keys trust {site or 'NAME'} KEY.pub"
+        return "FAIL", f"{seen}, which the plan pins for {whose[0]}", f"name the key of {name} with --key FILE"
+    if who in keys:
+        expected = signatures.fingerprint(keys[who])
+        remedy = f"name the right key with --key FILE; a new one needs 'fedmed keys trust {who} KEY.pub --replace'"
+        return "FAIL", f"{seen}, but the plan pins {expected} for {name}", remedy
+    remedy = f"send the coordinator its public half: fedmed keys trust {examined.site or 'NAME'} KEY.pub"
     return "WARN", f"{seen}, which the plan does not pin", remedy
 
 

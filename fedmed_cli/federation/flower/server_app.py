@@ -148,8 +148,9 @@ class Exchange:
     def _file(self, ask: Ask, site: str, bundle: bytes) -> None:
         """Put a bundle into the inbox, but not in place of one that passes the gate: a node may name any site."""
         target, plan = self.inbox / bundle_name(ask[2], site), self.workspace.read_plan()
+        start = archive.starting_adapter(self.workspace, plan, ask[2]).digest
         try:
-            gate.read_contribution(target, plan, site=site)
+            gate.read_contribution(target, plan, (ask[2], start), site=site)
         except FedmedError:
             write_in_place(target, bundle)
         else:
