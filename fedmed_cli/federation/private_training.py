@@ -68,6 +68,7 @@ class Account:
     unit: UnitOfPrivacy
     run: PrivateRun | None
     limit: float | None
+    group_by: str | None = None
 
     def check(self) -> None:
         """InputError where this training would spend more than may be; nothing is written."""
@@ -103,6 +104,7 @@ class Account:
                         adapter=adapter,
                         created=utc_now(),
                         previous=previous,
+                        group_by=self.group_by,
                     )
                 )
         if self.run is None:
@@ -127,7 +129,7 @@ class Account:
                 f"site {self.site}: at most epsilon {self.limit:g} may be spent, and this training has no guarantee",
                 hint="give --dp-epsilon or --dp-noise-multiplier",
             )
-        total = total_epsilon(earlier, self.unit, self.run.delta, self.run)
+        total = total_epsilon(earlier, self.unit, self.group_by, self.run.delta, self.run)
         if self.limit is None:
             return total
         if total is None:
@@ -137,7 +139,7 @@ class Account:
                 hint="'fedmed privacy' shows when",
             )
         if total > self.limit:
-            spent = total_epsilon(earlier, self.unit, self.run.delta) or 0.0
+            spent = total_epsilon(earlier, self.unit, self.group_by, self.run.delta) or 0.0
             raise InputError(
                 f"site {self.site}: this training would bring epsilon to {total:.3g}, above the budget of "
                 f"{self.limit:g}; {spent:.3g} is spent",
@@ -162,19 +164,24 @@ def open_account(
         raise InputError(f"--dp-delta: where the plan limits epsilon, expected at most {LARGEST_DELTA:g}")
     limit = min((limit for limit in (budget, plan.privacy.max_epsilon) if limit is not None), default=None)
     unit: UnitOfPrivacy = "group" if data.group_by else "example"
-    return Account(ledger, site, plan.digest, round_number, digest, sketch, num_units, unit, run, limit)
+    return Account(ledger, site, plan.digest, round_number, digest, sketch, num_units, unit, run, limit, data.group_by)
 
 
 def total_epsilon(
-    entries: Sequence[LedgerEntry], unit: UnitOfPrivacy, delta: float, run: PrivateRun | None = None
+    entries: Sequence[LedgerEntry],
+    unit: UnitOfPrivacy,
+    group_by: str | None,
+    delta: float,
+    run: PrivateRun | None = None,
 ) -> float | None:
     """The epsilon of these trainings, and of `run`, together; None where one of them promises nothing for this unit.
 
-    What holds for a group holds for each of its examples, but not the other way round.
+    What holds for a group holds for each of its examples, but not the other way round, and nothing for the groups of
+    another column: a patient has many visits.
     """
     mechanisms = [run.mechanism] if run else []
     for entry in entries:
-        if entry.mechanism is None or (unit == "group" and entry.unit == "example"):
+        if entry.mechanism is None or (unit == "group" and (entry.unit, entry.group_by) != (unit, group_by)):
             return None
         mechanisms.append(entry.mechanism)
     return accounting.epsilon(mechanisms, delta) if mechanisms else 0.0
@@ -193,14 +200,14 @@ def list_spent(entries: Sequence[LedgerEntry], budget: float | None, delta: floa
 
 def _spent(newest: LedgerEntry, entries: Sequence[LedgerEntry], budget: float | None, delta: float) -> Spent:
     shared = [entry for entry in entries if share_records(entry, newest.data, newest.sketch)]
-    epsilon = total_epsilon(shared, newest.unit, delta)
+    epsilon = total_epsilon(shared, newest.unit, newest.group_by, delta)
     left = more = None
     if budget is not None and epsilon is not None:
         left = max(0.0, budget - epsilon)
         more = bisect.bisect_right(
             range(1, MOST_MORE + 1),
             budget,
-            key=lambda n: total_epsilon([*shared, *[newest] * n], newest.unit, delta) or 0.0,
+            key=lambda n: total_epsilon([*shared, *[newest] * n], newest.unit, newest.group_by, delta) or 0.0,
         )
     return Spent(
         newest.site,

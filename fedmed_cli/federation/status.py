@@ -303,7 +303,7 @@ def _next_for_coordinator(reader: _Reader, sites: Mapping[str, SiteStatus], newe
     strange = [one.path for one in reader.refused if one.path not in of_sites]
     if strange:
         return NextStep(COORDINATOR, None, f"move {first_few(strange)} elsewhere: 'fedmed aggregate' would refuse it")
-    if all(site.has_data for site in sites.values()) and not reader.plan.sites.keys:
+    if all(site.has_data for site in sites.values()) and (refused or not reader.plan.sites.keys):
         again = reader.command(f"train-local --site {refused[0]}") if refused else reader.command("round")
         why = f"the contribution of {refused[0]} is refused: train again" if refused else "all sites' data are here"
         return NextStep(COORDINATOR, again, why)

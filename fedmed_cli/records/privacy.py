@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from fedmed_cli.records.checks import check_digest, check_known, check_range, check_site_name
-from fedmed_cli.records.codec import Record
+from fedmed_cli.records.codec import OMIT_IF_EMPTY, Record
 
 UnitOfPrivacy = Literal["example", "group"]
 
@@ -86,8 +86,8 @@ class LedgerEntry(Record):
     """A line of `privacy.jsonl`: one training that touched a hospital's records. Numbers and digests only.
 
     `data` is the digest of the training examples and `sketch` their least 64-bit digests, by which another set that
-    shares many of them is recognised. Without a `mechanism` the training had no guarantee. `previous` is the SHA-256
-    of the line before, 64 zeros in the first.
+    shares many of them is recognised. `group_by` is the column whose groups are the unit. Without a `mechanism` the
+    training had no guarantee. `previous` is the SHA-256 of the line before, 64 zeros in the first.
     """
 
     FORMAT: ClassVar[str] = "ledger"
@@ -103,6 +103,7 @@ class LedgerEntry(Record):
     adapter: str
     created: str
     previous: str
+    group_by: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
 
     def __post_init__(self) -> None:
         check_site_name(self.site)

@@ -56,7 +56,7 @@ def test_the_global_card_shows_weights_verdicts_and_what_chose_them(round_worksp
 def test_a_sites_card_shows_its_validation_loss(round_workspace, plan):
     record = Contribution.read(round_workspace.round(1) / "A/contribution.json")
     adapter = adapter_of(plan)
-    facts = {"site": "A", "round_number": 1, "steps": 3, "num_examples": 57, "privacy": None}
+    facts = {"site": "A", "round_number": 1, "steps": 3, "num_examples": 57, "has_canaries": False, "privacy": None}
     text = card.site_card(plan.base, adapter, **facts, before=record.validation_before, after=record.validation_after)
     (result,) = ModelCard(text).data.eval_results
     assert result.metric_value == round(record.validation_after.mean, 4)

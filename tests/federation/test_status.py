@@ -112,7 +112,7 @@ def _(root):
 
 @state("split done, nothing trained")
 def _(root):
-    give_data(empty(root), *SITES)
+    give_data(empty(root, UNSIGNED), *SITES)
 
 
 @state("a hospital with its own data and nobody else's")

@@ -25,9 +25,9 @@ def book(tmp_path):
     return Ledger(tmp_path / "config" / "privacy.jsonl", tmp_path / "work" / "seal.json")
 
 
-def account(book, rows=ROWS, run=RUN, limit=None, unit="example", round_number=1):
+def account(book, rows=ROWS, run=RUN, limit=None, unit="example", round_number=1, group_by=None):
     data, sketch = describe_data(rows)
-    return Account(book, "A", "ab" * 32, round_number, data, sketch, len(rows), unit, run, limit)
+    return Account(book, "A", "ab" * 32, round_number, data, sketch, len(rows), unit, run, limit, group_by)
 
 
 def fresh():
@@ -91,6 +91,13 @@ def test_what_holds_for_examples_does_not_hold_for_groups_but_the_other_way_roun
     enter(book)
     assert enter(book, run=dataclasses.replace(RUN, unit="group"), unit="group").total_epsilon is None
     assert enter(book).total_epsilon is not None
+
+
+def test_what_holds_for_the_groups_of_one_column_does_not_hold_for_those_of_another(book):
+    by = {"run": dataclasses.replace(RUN, unit="group"), "unit": "group"}
+    assert enter(book, **by, group_by="visit").total_epsilon is not None
+    assert enter(book, **by, group_by="visit").total_epsilon is not None
+    assert enter(book, **by, group_by="patient").total_epsilon is None
 
 
 @pytest.mark.slow

@@ -292,8 +292,8 @@ def test_a_matrix_that_nobody_could_read_again_is_not_written(workspace, fails):
         path.write_text(json.dumps(value))
         sign(path, site)
     command = "compare merge reports/compare-A.json reports/compare-B.json"
-    message = fails(4, *argv(workspace, command), "-C", workspace.root)
-    assert "the matrix of 2,002 adapters at 2 sites would take" in message
+    message = fails(3, *argv(workspace, command), "-C", workspace.root)
+    assert "this matrix would have" in message
     assert not (workspace.reports / "matrix.json").exists()
 
 

@@ -63,8 +63,10 @@ def check_own_key(examined: Examined) -> Seen:
     """The key on this machine: only its user can read it, and it is the one that the plan pins."""
     from fedmed_cli.records import signatures
 
-    keys, who = examined.agreed.sites.keys, examined.site or COORDINATOR
-    name = f"site {examined.site}" if examined.site else "the coordinator"
+    keys, who = examined.agreed.sites.keys, examined.site
+    if examined.request.site is None:
+        who = COORDINATOR
+    name = "the coordinator" if who == COORDINATOR else f"site {who}"
     path = examined.request.key or default_key_path()
     if not path.exists():
         remedy = "make one with 'fedmed keys new', and have its public half pinned; or name it with --key"
@@ -87,8 +89,8 @@ def check_own_key(examined: Examined) -> Seen:
         public = signatures.load(path, None).public
     whose = [name for name, key in keys.items() if key == public]
     seen = f"{path}: {signatures.fingerprint(public)}"
-    if whose == [who]:
-        return "PASS", f"{seen}, pinned for {who}", None
+    if whose and (who is None or whose == [who]):
+        return "PASS", f"{seen}, pinned for {whose[0]}", None
     if whose:
         return "FAIL", f"{seen}, which the plan pins for {whose[0]}", f"name the key of {name} with --key FILE"
     if who in keys:
