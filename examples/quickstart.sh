@@ -9,7 +9,7 @@ work="${1:-$home/.venv/quickstart}"
 "$venv/bin/python" -m pip install --quiet -c "$home/constraints.txt" -e "$home"
 fedmed="$venv/bin/fedmed"
 # Few steps and few examples, so that it takes minutes; the defaults are 100 steps and 600 test examples.
-[ -d "$work/data" ] || "$fedmed" split --workspace "$work" --learning-rate 1e-3
+[ -d "$work/data" ] || "$fedmed" split --workspace "$work"
 "$fedmed" round --workspace "$work" --rounds 1 --max-steps 8 --max-eval-samples 16
 "$fedmed" compare --workspace "$work" --max-eval-samples 96 --max-new-tokens 32
 echo "next: open $work/reports/report.html, or $fedmed chat --workspace $work"

@@ -20,7 +20,7 @@ if [ ! -d source ]; then
 fi
 
 # The coordinator writes the plan and sends it to every hospital.
-[ -f coordinator/federation.toml ] || "$fedmed" init --workspace coordinator --names A,B,C --learning-rate 1e-3
+[ -f coordinator/federation.toml ] || "$fedmed" init --workspace coordinator --names A,B,C
 for site in A B C; do
   cp coordinator/federation.toml "hospital-$site/"
 done

@@ -184,7 +184,9 @@ class PlanOptions:
     base: BaseOption = None
     revision: Annotated[str | None, _plan("--revision", "Revision of a hub id.")] = None
     max_steps: MaxStepsOption = None
-    learning_rate: Annotated[float | None, _plan("--learning-rate", "AdamW's step size [2e-4].")] = None
+    learning_rate: Annotated[
+        float | None, _plan("--learning-rate", "AdamW's step size [2e-3 for smollm2-135m, 2e-4 for others].")
+    ] = None
     lr_scheduler_type: Annotated[str | None, _plan("--lr-scheduler-type", "constant, linear or cosine [constant].")] = (
         None
     )

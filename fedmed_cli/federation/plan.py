@@ -51,12 +51,18 @@ _PROMPT = {"system_prompt": "system"}
 
 
 def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | None, say: Say) -> Plan:
-    """A new plan from the given options and the defaults. UsageError names the option that does not fit."""
+    """A new plan from the given options and the defaults. UsageError names the option that does not fit.
+
+    The learning rate is by default that of the base: larger models take smaller ones.
+    """
     given = _list_given(options)
+    base = options.base or bundled_base.NAME
+    if base == bundled_base.NAME:
+        given.setdefault("learning_rate", bundled_base.LEARNING_RATE)
     training_names = {field.name for field in dataclasses.fields(Training)}
     try:
         return Plan(
-            base=bases.describe(options.base or bundled_base.NAME, options.revision, say),
+            base=bases.describe(base, options.revision, say),
             lora=Lora(**{field: given[option] for option, field in _LORA.items() if option in given}),
             prompt=Prompt(**{field: given[option] for option, field in _PROMPT.items() if option in given}),
             training=Training(**{name: value for name, value in given.items() if name in training_names}),
