@@ -8,7 +8,7 @@ few="${3:-50}"
 fedmed="${FEDMED:-fedmed}"
 assign="A=GHR,GARD;B=NIDDK,NINDS,NHLBI;C=MPlusHealthTopics,NIHSeniorHealth,CancerGov,CDC"
 [ -d "$work/data" ] || "$fedmed" split --workspace "$work" --dataset "$MEDQUAD" --by column:source \
-  --assign "$assign" --group-by focus --near-duplicates off
+  --assign "$assign" --group-by focus --near-duplicates off --learning-rate 2e-4
 "$fedmed" round --workspace "$work" --rounds 2 --max-eval-samples "$few"
 
 set --

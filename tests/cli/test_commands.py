@@ -53,6 +53,15 @@ def test_no_plan_and_no_such_site(tmp_path, capsys):
     assert "no site 'Z'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "rate"), [([], 2e-3), (["--base", "folder"], 2e-4), (["--learning-rate", "5e-4"], 5e-4)]
+)
+def test_the_default_learning_rate_is_the_bases(argv, rate, tiny_base, tmp_path):
+    argv = [str(tiny_base) if part == "folder" else part for part in argv]
+    assert main(["init", "--names", "A,B", "-C", str(tmp_path), "--quiet", *argv]) == 0
+    assert Plan.read(tmp_path / "federation.toml").training.learning_rate == rate
+
+
 def test_a_damaged_adapter_is_refused(tmp_path, capsys):
     assert main(["init", "--names", "A,B", "-C", str(tmp_path), "--quiet"]) == 0
     plan = Plan.read(tmp_path / "federation.toml")
