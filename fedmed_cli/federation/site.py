@@ -35,7 +35,7 @@ from fedmed_cli.records.signatures import Signer
 from fedmed_cli.training.checkpoints import Checkpoints
 from fedmed_cli.training.log import log_steps
 from fedmed_cli.training.loop import Trained, order_seed, peak_memory, train
-from fedmed_cli.training.options import MOST_STEPS, SiteSettings
+from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.training.private_steps import PrivateSteps, Unit
 from fedmed_cli.trust.keys import sign_record
 from fedmed_cli.trust.ledger import Ledger
@@ -165,12 +165,6 @@ def prepare(task: Task, data: SiteData) -> Prepared:
     for row, tokens in zip(rows, each, strict=True):
         if tokens is not None:
             units.setdefault(row.group(data.group_by), []).append(tokens)
-    steps = settings.steps(plan, len(units) if settings.privacy else len(encoded))
-    if steps > MOST_STEPS and not settings.privacy:
-        raise InputError(
-            f"site {task.site}: {steps:,} steps are more than a record can hold ({MOST_STEPS:,})",
-            hint="take larger steps with --gradient-accumulation-steps, or more rounds",
-        )
     choosing, reporting = split_validation(task.site, data) if settings.options.eval_steps else ([], data.validation)
     return Prepared(
         start,
@@ -178,7 +172,7 @@ def prepare(task: Task, data: SiteData) -> Prepared:
         tuple(map(tuple, units.values())),
         len(rows) - len(encoded),
         num_canaries,
-        steps,
+        settings.steps(plan, len(units) if settings.privacy else len(encoded)),
         make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
         make_evaluation_set(task, reporting, data.group_by, "measuring"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedmed_cli.errors import InputError
 from fedmed_cli.records.plan import Plan
 
 DEFAULT_EVAL_SAMPLES = 100
@@ -73,8 +74,17 @@ class SiteSettings:
     canary_repeats: int = 1
 
     def steps(self, plan: Plan, num_examples: int) -> int:
-        """The steps of a round for a site of that many examples (or units of privacy), at least 1."""
+        """The steps of a round for a site of that many examples (or units of privacy), at least 1.
+
+        InputError where the contribution's record could not hold the loss of each.
+        """
+        steps = self.max_steps or plan.training.max_steps
         if self.max_steps is None and self.num_train_epochs is not None:
             steps_an_epoch = math.ceil(num_examples / self.options.examples_per_step)
-            return max(1, math.ceil(self.num_train_epochs * steps_an_epoch))
-        return self.max_steps or plan.training.max_steps
+            steps = max(1, math.ceil(self.num_train_epochs * steps_an_epoch))
+        if steps > MOST_STEPS and self.privacy is None:
+            raise InputError(
+                f"{steps:,} steps in a round are more than a record can hold ({MOST_STEPS:,})",
+                hint="take larger steps with --gradient-accumulation-steps, or more rounds",
+            )
+        return steps

@@ -378,7 +378,7 @@ def test_a_disk_that_is_really_full(trained_once, tmp_path, fails):
 @pytest.mark.slow
 def test_ctrl_c_while_training_leaves_the_workspace_as_it_was(split_workspace, tiny_base):
     before = snapshot(split_workspace.root)
-    argv = [sys.executable, "-m", "fedmed_cli", "train-local", "--site", "A", "--max-steps", "1000000"]
+    argv = [sys.executable, "-m", "fedmed_cli", "train-local", "--site", "A", "--max-steps", "50000"]
     process = subprocess.Popen(
         [*argv, "-C", str(split_workspace.root), "--base", str(tiny_base)],
         stdout=subprocess.PIPE,

@@ -27,7 +27,7 @@ from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Training
 from fedmed_cli.training import checkpoints, loop
 from fedmed_cli.training.loop import learning_rate
-from fedmed_cli.training.options import SiteSettings, TrainingOptions
+from fedmed_cli.training.options import PrivacyOptions, SiteSettings, TrainingOptions
 from fedmed_cli.training.passes import MAX_PADDING, forward_passes
 
 SEED = 5
@@ -501,3 +501,12 @@ def test_a_checkpoint_is_due_by_steps_or_by_the_minute(split_workspace, monkeypa
     assert timed.due(2)
     by_steps = make(split_workspace, split_workspace.private / "x.npz", {}, print, 4, _saved=0.0)
     assert [step for step in range(1, 9) if by_steps.due(step)] == [4, 8]
+
+
+def test_more_steps_than_a_record_holds_are_refused_before_they_are_taken(split_workspace):
+    plan = split_workspace.read_plan()
+    assert SiteSettings(max_steps=60_000).steps(plan, 100) == 60_000
+    for settings in (SiteSettings(max_steps=60_001), SiteSettings(num_train_epochs=10_000)):
+        with pytest.raises(InputError, match="steps in a round are more than a record can hold"):
+            settings.steps(plan, 100)
+    assert SiteSettings(max_steps=60_001, privacy=PrivacyOptions(epsilon=1.0)).steps(plan, 100) == 60_001
