@@ -137,6 +137,22 @@ def test_an_answer_that_comes_when_its_round_is_made_is_late(place, start):
     assert (place.late / "001/C").is_dir()
 
 
+def test_an_older_contribution_that_another_node_sends_again_takes_nobodys_place(place, start):
+    party, grid, exchange = start(rounds=2, deadline="0s")
+    look(party, exchange)
+    for node, site in NODES.items():
+        grid.answers[node, "1"] = answer(place, site)
+    look(party, exchange, 2)
+    assert place.newest_round() == 1
+    look(party, exchange)
+    grid.answers[3, "2"] = answer(place, "B", 1)
+    look(party, exchange)
+    for node in (1, 2):
+        grid.answers[node, "2"] = answer(place, NODES[node], 2)
+    look(party, exchange, 3)
+    assert set(archive.archived_global(place, PLAN, 2).record.sites) == {"A", "B"}
+
+
 def test_a_node_that_fails_is_asked_again_and_one_that_is_gone_is_not_waited_for(place, start):
     party, grid, exchange = start(deadline="0s")
     grid.here.discard(3)
