@@ -62,12 +62,19 @@ _has_bfloat16 = language_model.has_bfloat16
 class Bench:
     """The base model, loaded once, and the workspaces of all federations."""
 
-    def __init__(self, root: Path, medquad: Path | None, seeds: Sequence[int], float32: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        medquad: Path | None,
+        seeds: Sequence[int],
+        finished: Sequence[Path] = (),
+        float32: bool = False,
+    ) -> None:
         self.root = root
         self.medquad = medquad
         self.seeds = seeds
         self.float32 = float32
-        self.finished: Sequence[Path] = ()
+        self.finished = finished
         self.lm: language_model.LanguageModel | None = None
 
     def model(self, plan: Plan) -> language_model.LanguageModel:
@@ -555,8 +562,7 @@ def main() -> None:
     parser.add_argument("--finished", type=Path, nargs="+", default=[], help="workspaces with rounds, for `late`")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(arguments.folder, arguments.medquad, arguments.seeds)
-    bench.finished = arguments.finished
+    bench = Bench(arguments.folder, arguments.medquad, arguments.seeds, arguments.finished)
     for step in arguments.steps:
         STEPS_BY_NAME[step](bench)
 

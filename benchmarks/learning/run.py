@@ -300,7 +300,7 @@ class Bench:
 
 
 class CarriedMoments:
-    """Makes AdamW optimisers whose second moments begin as the mean over all sites' in the round before.
+    """Makes AdamW optimisers that begin with the sites' mean second moments from the round before.
 
     One number for each factor of each module, since the global adapter's factors are not the sites' own
     (after FedAdamW, arXiv 2510.27486). A training that was stopped does not go on with them.

@@ -232,9 +232,9 @@ def _read_csv(file: Any, name: str, delimiter: str | None = None) -> Iterator[Ch
     lines = _bounded_lines(text, name)
     records = None
     try:
-        header = ""
+        header, blank = "", -1
         while not header.strip():
-            header = next(lines, "")
+            header, blank = next(lines, ""), blank + 1
             if not header:
                 raise InputError(f"{name}: is empty")
         delimiter = delimiter or next((mark for mark in ",;\t" if mark in header), ",")
@@ -250,7 +250,7 @@ def _read_csv(file: Any, name: str, delimiter: str | None = None) -> Iterator[Ch
                 chunk = []
         yield chunk
     except csv.Error as error:
-        place = f"line {records.line_num}: " if records is not None else ""
+        place = f"line {blank + records.line_num}: " if records is not None else ""
         raise InputError(f"{name}: {place}is not CSV ({error})") from None
     finally:
         csv.field_size_limit(before)

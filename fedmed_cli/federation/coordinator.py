@@ -26,7 +26,7 @@ from fedmed_cli.events import Say, say_first
 from fedmed_cli.federation.staging import stage
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import read_file
-from fedmed_cli.records.combining import METHODS, WEIGHTINGS
+from fedmed_cli.records.combining import LARGEST_STEP, METHODS, WEIGHTINGS
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.records.plan import Plan
@@ -119,6 +119,8 @@ def aggregate(
                 evaluator=evaluator,
                 scores=scores,
             )
+        if settings.server_lr is None and result.server_lr == LARGEST_STEP:
+            say(f"the server's step is {LARGEST_STEP:g}: no longer one is taken")
         files = _make_files(plan, result, inputs.round_number, settings)
         record = _make_record(
             workspace, plan, settings, inputs, result, adapter.file_digests(result.adapter, files), started

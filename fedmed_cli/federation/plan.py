@@ -53,7 +53,7 @@ _PROMPT = {"system_prompt": "system"}
 def make_plan(options: PlanOptions, names: tuple[str, ...], min_sites: int | None, say: Say) -> Plan:
     """A new plan from the given options and the defaults. UsageError names the option that does not fit.
 
-    The learning rate is by default that of the base: larger models take smaller ones.
+    The embedded base has a default learning rate of its own.
     """
     given = _list_given(options)
     base = options.base or bundled_base.NAME

@@ -81,14 +81,10 @@ class Account:
         One that was entered and then killed, before its adapter was filed, is not entered again.
         """
         mechanism = self.run.mechanism if self.run else None
-        this = (self.site, self.plan, self.round, self.data, self.unit, mechanism, adapter)
+        this = (self.site, self.plan, self.round, adapter)
         with self.ledger.lock():
             entries = self.ledger.read()
-            others = [
-                one
-                for one in entries
-                if (one.site, one.plan, one.round, one.data, one.unit, one.mechanism, one.adapter) != this
-            ]
+            others = [one for one in entries if (one.site, one.plan, one.round, one.adapter) != this]
             total = self._total(others)
             if len(others) == len(entries):
                 self.ledger.append(

@@ -313,7 +313,7 @@ def test_a_hospital_that_was_away_goes_on_with_the_newest_round(place, box, tmp_
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1)])
 def test_without_pinned_keys_a_hospital_that_was_away_files_every_round(order, box, tmp_path):
-    """Whatever came first, and was refused as long as the round before it was not there."""
+    """In whatever order they come: a round that was refused is taken once the one before it is filed."""
     plan = without_keys(PLAN)
     there = make_workspace(tmp_path / "there", plan, num_rounds=3, mailbox=False)
     home = make_workspace(tmp_path / "home", plan, mailbox=False)
