@@ -20,7 +20,7 @@ from helpers.factories import make_plan, make_workspace
 from helpers.fake_server import ANSWER, Talker, make_server
 from starlette.testclient import TestClient
 
-from fedmed_cli.chat.conversation import DISCLAIMER, Guarded
+from fedmed_cli.chat.conversation import DISCLAIMER, Conversation, Guarded
 from fedmed_cli.chat.guardrails.findings import Finding, Kind, Level
 from fedmed_cli.chat.serve import app as serving
 from fedmed_cli.chat.serve import requests
@@ -364,6 +364,25 @@ def test_requests_are_answered_in_the_order_in_which_they_came(tiny_base, log):
                 time.sleep(0.005)
         assert {future.result().status_code for future in futures} == {200}
     assert [sampling.max_new_tokens for _, _, sampling in talker.asked] == [1, 2, 3, 4, 5]
+
+
+def test_a_long_conversation_that_is_tokenized_holds_nobody_up(client, monkeypatch):
+    entered, answered, in_time = threading.Event(), threading.Event(), []
+    prompt_ids = Conversation.prompt_ids
+
+    def slow_prompt_ids(self, question):
+        entered.set()
+        in_time.append(answered.wait(10))
+        return prompt_ids(self, question)
+
+    monkeypatch.setattr(Conversation, "prompt_ids", slow_prompt_ids)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(client.post, CHAT, json=body())
+        assert entered.wait(10)
+        assert client.get("/health").status_code == 200
+        answered.set()
+        assert reply.result().status_code == 200
+    assert in_time == [True]
 
 
 # --- another server behind ---------------------------------------------------------------------------

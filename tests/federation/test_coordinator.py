@@ -9,6 +9,7 @@ from helpers import factories
 
 from fedmed_cli.adapters import gate_steps
 from fedmed_cli.adapters.adapter import WEIGHTS_NAME
+from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
 from fedmed_cli.federation import coordinator
@@ -63,3 +64,21 @@ def test_more_sites_take_no_more_memory(tmp_path):
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[8] - peaks[4] < size / 2, (peaks, size)
+
+
+def test_a_step_at_its_bound_is_said(tmp_path, monkeypatch):
+    """Two updates that nearly cancel: FedExP would take a step of about 100."""
+    plan = replace(factories.make_plan(signed=False), sites=Sites(("A", "B"), 2))
+    workspace = factories.make_workspace(tmp_path, plan, mailbox=False)
+    start = factories.archive.starting_adapter(workspace, plan, 1)
+    there = factories.trained(plan, start, 1)
+    back = COMBINE["svd"](plan, start, [there], [-0.99], None)[0]
+    for site, adapter in (("A", there), ("B", back)):
+        monkeypatch.setattr(factories, "trained", lambda *_, made=adapter: made)
+        write_folder(workspace.contribution(site), factories.contribution(plan, site, start))
+    said = []
+    paths = [workspace.contribution(site) for site in "AB"]
+    settings = AggregationSettings(weights="uniform", server_lr=None)
+    result = coordinator.aggregate(workspace, paths, settings, say=said.append)
+    assert result.record.server_lr == 10
+    assert "the server's step is 10: no longer one is taken" in said
