@@ -34,6 +34,7 @@ from fedmed_cli.evaluation import measuring
 from fedmed_cli.federation import site
 from fedmed_cli.intervals import Losses, paired_interval
 from fedmed_cli.models import bases, language_model
+from fedmed_cli.models.bundled_base import LEARNING_RATE
 from fedmed_cli.records.measures import Loss
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.options import SiteSettings
@@ -45,7 +46,7 @@ ASSIGN = {
 }
 RARE = "C"  # of five sites the smallest
 MAX_CHARACTERS = 450
-STEPS, LEARNING_RATE, MAX_LENGTH = 20, "1e-3", 192
+STEPS, MAX_LENGTH = 20, 192
 NUM_TEST = NUM_DECIDING = 40
 COMPARED = {
     "uniform mean": AggregationSettings(weights="uniform", clip=None),
@@ -59,23 +60,17 @@ COMPARED = {
 _has_bfloat16 = language_model.has_bfloat16
 
 
+@dataclasses.dataclass
 class Bench:
     """The base model, loaded once, and the workspaces of all federations."""
 
-    def __init__(
-        self,
-        root: Path,
-        medquad: Path | None,
-        seeds: Sequence[int],
-        finished: Sequence[Path] = (),
-        float32: bool = False,
-    ) -> None:
-        self.root = root
-        self.medquad = medquad
-        self.seeds = seeds
-        self.float32 = float32
-        self.finished = finished
-        self.lm: language_model.LanguageModel | None = None
+    root: Path
+    medquad: Path | None
+    seeds: Sequence[int]
+    finished: Sequence[Path]
+    learning_rate: float
+    float32: bool = False
+    lm: language_model.LanguageModel | None = None
 
     def model(self, plan: Plan) -> language_model.LanguageModel:
         if self.lm is None:
@@ -99,7 +94,8 @@ class Bench:
             argv = ["split", "-q", "-C", str(place.root), "--dataset", str(short), "--by", "column:source"]
             argv += ["--assign", ASSIGN[num_sites], "--group-by", "focus", "--seed", str(seed), *extra]
             argv += ["--near-duplicates", "off"]  # questions of one form would chain into one unit
-            argv += ["--max-length", str(MAX_LENGTH), "--max-steps", str(STEPS), "--learning-rate", LEARNING_RATE]
+            argv += ["--max-length", str(MAX_LENGTH), "--max-steps", str(STEPS)]
+            argv += ["--learning-rate", f"{self.learning_rate:g}"]
             assert fedmed(argv) == 0
         return Federation(self, place, place.read_plan())
 
@@ -418,7 +414,7 @@ def carry(bench: Bench) -> None:
 
     rows = Rows(bench.root / "carry.jsonl")
     # The rest is added to the base weights, and in bfloat16 most of it would be rounded away.
-    bench = Bench(bench.root / "float32", bench.medquad, bench.seeds, float32=True)
+    bench = dataclasses.replace(bench, root=bench.root / "float32", float32=True, lm=None)
     for num_sites, seed in itertools.product((3, 5), bench.seeds):
         if not rows.missing(sites=num_sites, seed=seed):
             continue
@@ -560,9 +556,10 @@ def main() -> None:
     parser.add_argument("--medquad", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--finished", type=Path, nargs="+", default=[], help="workspaces with rounds, for `late`")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    bench = Bench(arguments.folder, arguments.medquad, arguments.seeds, arguments.finished)
+    bench = Bench(arguments.folder, arguments.medquad, arguments.seeds, arguments.finished, arguments.learning_rate)
     for step in arguments.steps:
         STEPS_BY_NAME[step](bench)
 
