@@ -63,6 +63,13 @@ def paired_interval(first: Losses, second: Losses, groups: Sequence[str]) -> Int
     return ratio_interval(first.nll - second.nll, first.num_tokens, first.num_tokens, groups)
 
 
+def share_of_gain(start: Losses, one: Losses, bound: Losses, groups: Sequence[str]) -> Interval | None:
+    """How much of the gain of `bound` on `start` `one` has; None where that gain is not clearly above 0."""
+    if len(set(groups)) < 2 or paired_interval(bound, start, groups).high >= 0:
+        return None
+    return ratio_interval(start.nll - one.nll, start.nll - bound.nll, start.num_tokens, groups)
+
+
 def mean_interval(values: np.ndarray, groups: Sequence[str]) -> Interval:
     """The mean of one value an example, with a 95 % interval from a bootstrap of groups."""
     ones = np.ones(len(values))

@@ -5,16 +5,17 @@
 
 A row is KIND:RATE[:OPTION...]. Kinds: `rounds` (fedmed's own), `pooled` and `pooled-parallel` (upper bounds, with as
 many steps as rounds have), `alone` (each hospital by itself), `relay` (each hospital starts from the one before, the
-next round in reverse, the last round averaged), `personal` (each hospital's private adapter, whatever `personalise`
-says of it). Kinds that do the last round of `rounds` again: `again` (combined in another way), `fitted` (a coefficient
-for each site, projection and third of the layers), `tail` (each site's adapter is the mean over the second half of its
-steps).
+next round in reverse, the last round averaged), `personal` (each hospital's private adapter, or the global one where
+`personalise` keeps that). Kinds that do the last round of `rounds` again: `again` (combined in another way), `fitted`
+(a coefficient for each site, projection and third of the layers), `tail` (each site's adapter is the mean over the
+second half of its steps).
 Options: `balanced` (factors as they once were), `cosine` (one decay over the three rounds), `momentum=0.5` (of the
 server), `steps=50` (local steps, with as many more rounds), `warmup=10` (steps, in each round), `prox=0.01` (FedProx's
-mu), `moments` (AdamW's second moments go on from round to round, as means); of `again`: `step=1.5` (the server's),
-`add=0.3` (of the global adapter's last change), `stack` (nothing cut).
+mu), `moments` (AdamW's second moments go on from round to round, as means); of `personal`: `own=300` (steps of its
+own); of `again`: `step=1.5` (the server's), `add=0.3` (of the global adapter's last change), `stack` (nothing cut).
 Every row is measured on the coordinator's reporting examples, to choose by, and on test examples, to report. Rows go
-to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on.
+to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on (`relay`, `tail`,
+`fitted` and `moments` begin again).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
@@ -47,11 +49,13 @@ from fedmed_cli.federation import coordinator, pooled, simulation
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models import prompts
 from fedmed_cli.records.plan import Plan, Sites
+from fedmed_cli.reporting import numbers
 from fedmed_cli.training.loop import order_seed, train
 from fedmed_cli.workspace import Workspace
 
 ROUNDS = 3
-COMBINING = ("step", "add", "stack")  # options that train nothing
+AFTER_ROUNDS = ("step", "add", "stack", "own")  # options that leave the rounds as they are
+TAIL_STEPS = (1.0, 1.5, 2.0)  # of the server
 PLANNED = {"steps": "max_steps", "warmup": "warmup_steps", "prox": "fedprox_mu"}  # options of the plan's training
 NUM_DECIDING, NUM_FITTING, NUM_REPORTING, NUM_TEST = 50, 200, 160, 240
 
@@ -103,12 +107,18 @@ class Row:
     @property
     def variant(self) -> str:
         """What the plan or the server's step has of its own: rows that share it share a workspace."""
-        parts = [part for part in self.text.split(":")[1:] if part.partition("=")[0] not in COMBINING]
+        parts = [part for part in self.text.split(":")[1:] if part.partition("=")[0] not in AFTER_ROUNDS]
         return "-".join(parts).replace("=", "-")
 
     @property
     def rate(self) -> float:
         return float(self.text.split(":")[1])
+
+    def names(self, sites: Sequence[str]) -> list[str]:
+        """What it is called in the table: one line, or several for the kinds that have several adapters."""
+        if self.kind in ("alone", "personal"):
+            return [f"{self.text} {site}" for site in sites]
+        return [f"{self.text} step {step:g}" for step in TAIL_STEPS] if self.kind == "tail" else [self.text]
 
     def option(self, name: str) -> str | None:
         """The value of an option ("" without one); None where the row has not got it."""
@@ -146,49 +156,59 @@ class Bench:
         place = Workspace(self.root / row.variant)
         if not place.data.exists():
             place.root.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(self.split.data, place.data)
             place.plan_path.write_bytes(plan.to_bytes())
+            copied = place.root / "data.part"
+            shutil.rmtree(copied, ignore_errors=True)
+            shutil.copytree(self.split.data, copied)
+            copied.rename(place.data)
         return place, plan
 
-    def adapters(self, row: Row) -> Iterator[tuple[str, Adapter]]:
-        """Train a row; its adapters by name, one a site for those that have one a site."""
+    def num_rounds(self, plan: Plan) -> int:
+        """As many as the work of ROUNDS rounds makes with this plan's steps."""
+        rounds, rest = divmod(ROUNDS * self.federation.steps, plan.training.max_steps)
+        assert not rest, f"{plan.training.max_steps} steps a round do not divide {ROUNDS * self.federation.steps}"
+        return rounds
+
+    def adapters(self, row: Row) -> Iterator[Adapter]:
+        """Train a row; its adapters, in the order of its names."""
         methods.truncate = truncate if row.option("balanced") is None else _truncate_balanced
         place, plan = self.workspace(row)
         if row.kind == "rounds":
-            *_, last = self.run_rounds(place, plan, row)
-            yield row.text, archive.archived_global(place, plan, last).adapter
+            yield self.run_rounds(place, plan, row)
         elif row.kind == "alone":
             for site in self.federation.names:
-                yield f"{row.text} {site}", self.alone(place, plan, row, site)
+                yield self.alone(place, plan, row, site)
         elif row.kind == "personal":
             for site in self.federation.names:
-                yield f"{row.text} {site}", self.personal(place, row, site)
+                yield self.personal(place, plan, row, site)
         elif row.kind == "again":
-            yield row.text, self.combine_again(place, plan, row)
+            yield self.combine_again(place, plan, row)
         elif row.kind == "fitted":
             rows = measuring.sample(coordinator_examples.half(self.split, "decide"), NUM_FITTING, "focus")
             items = measuring.prepare(self.lm, plan, rows, "focus")
-            yield row.text, Fit(self.lm, plan, LastRound(place, plan, ROUNDS), items).run()
+            yield Fit(self.lm, plan, LastRound(place, plan, self.num_rounds(plan)), items).run()
         elif row.kind == "tail":
-            for step, adapter in self.average_tails(place, plan):
-                yield f"{row.text} step {step}", adapter
+            yield from self.average_tails(place, plan)
         elif row.kind == "relay":
-            yield row.text, self.relay(place, plan)
+            yield self.relay(place, plan)
         else:
             trained = [Workspace(path) for path in sorted(self.root.iterdir())]
             trained = [one for one in trained if one.newest_round() == ROUNDS]
             assert trained, "train a row of rounds first: a bound has as many steps as they have"
             (wanted,) = pooled.gather(trained[0], trained[0].read_plan(), [row.kind], None, print)
             with place.lock():
-                yield row.text, pooled.pooled_adapter(place, plan, self.lm, wanted, print, _note_step)
+                yield pooled.pooled_adapter(place, plan, self.lm, wanted, print, _note_step)
 
-    def run_rounds(self, place: Workspace, plan: Plan, row: Row) -> Iterator[int]:
+    def run_rounds(self, place: Workspace, plan: Plan, row: Row) -> Adapter:
+        """The global adapter of the last round."""
         settings = coordinator.default_settings(place)
         if momentum := row.option("momentum"):
             settings = dataclasses.replace(settings, server_momentum=float(momentum))
-        last = ROUNDS * self.federation.steps // plan.training.max_steps
-        carried = mock.patch.object(torch.optim, "AdamW", CarriedMoments(len(self.federation.names)))
-        with place.lock(), carried if row.option("moments") is not None else contextlib.nullcontext():
+        last, moments = self.num_rounds(plan), row.option("moments") is not None
+        if moments and place.newest_round() < last:
+            assert not place.adapters.exists(), f"{place.root}: was stopped; remove it, moments do not go on"
+        carried = mock.patch.object(torch.optim, "AdamW", CarriedMoments(len(plan.sites.names)))
+        with place.lock(), carried if moments else contextlib.nullcontext():
             rounds = simulation.run_rounds(
                 place,
                 plan,
@@ -201,7 +221,7 @@ class Bench:
             )
             for summary in rounds:
                 print(f"{row.text}: round {summary.aggregate.round}, step {summary.aggregate.server_lr}", flush=True)
-        yield from range(1, last + 1)
+        return archive.archived_global(place, plan, last).adapter
 
     def alone(self, place: Workspace, plan: Plan, row: Row, site: str) -> Adapter:
         own = Workspace(place.root / "alone" / site)
@@ -211,19 +231,19 @@ class Bench:
             own.plan_path.write_bytes(own_plan.to_bytes())
             shutil.copytree(place.site_data(site), own.site_data(site))
             shutil.copy(place.data / "split.json", own.data)
-        list(self.run_rounds(own, own_plan, row))
-        return archive.archived_global(own, own_plan, ROUNDS).adapter
+        return self.run_rounds(own, own_plan, row)
 
-    def personal(self, place: Workspace, row: Row, site: str) -> Adapter:
+    def personal(self, place: Workspace, plan: Plan, row: Row, site: str) -> Adapter:
         """The private adapter, or the global one where `personalise` keeps that."""
-        result = fedmed.personalise(place, site, base=self.base, events=fedmed.Events(say=print))
+        own = row.option("own")
+        settings = fedmed.SiteSettings(fedmed.TrainingOptions(max_steps=int(own) if own else None))
+        result = fedmed.personalise(place, site, settings=settings, base=self.base, events=fedmed.Events(say=print))
         print(f"{row.text} {site}: {result.losses}, share {result.share}, {result.change}", flush=True)
-        plan = place.read_plan()
         made = archive.personal_adapter(place, plan, site)
-        return made.adapter if made else archive.archived_global(place, plan, ROUNDS).adapter
+        return made.adapter if made else archive.archived_global(place, plan, self.num_rounds(plan)).adapter
 
     def combine_again(self, place: Workspace, plan: Plan, row: Row) -> Adapter:
-        updates = LastRound(place, plan, ROUNDS)
+        updates = LastRound(place, plan, self.num_rounds(plan))
         step = float(row.option("step") or updates.server_lr)
         method = "stack" if row.option("stack") is not None else "svd"
         share = row.option("add")
@@ -231,27 +251,29 @@ class Bench:
         coefficients = [step * weight for weight in updates.weights]
         return COMBINE[method](plan, updates.parent, updates.ends, coefficients, momentum)[0]
 
-    def average_tails(self, place: Workspace, plan: Plan) -> Iterator[tuple[float, Adapter]]:
+    def average_tails(self, place: Workspace, plan: Plan) -> Iterator[Adapter]:
         """The last round again, each site's adapter the mean of its factors over the second half of its steps."""
-        updates, ends, steps = LastRound(place, plan, ROUNDS), [], plan.training.max_steps
+        number, steps = self.num_rounds(plan), plan.training.max_steps
+        updates, ends = LastRound(place, plan, number), []
         for site in updates.names:
-            sums: dict[str, list[np.ndarray]] = {}
+            seen: dict[str, list[Factors]] = defaultdict(list)
 
-            def note(step: Step, sums: dict[str, list[np.ndarray]] = sums) -> None:
+            def note(step: Step, seen: dict[str, list[Factors]] = seen) -> None:
                 if step.step > steps // 2 and step.step % 2 == 0:
                     for module, pair in self.lm.read_factors().items():
-                        sums[module] = [x + y for x, y in zip(sums.get(module, (0.0, 0.0)), pair, strict=True)]
+                        seen[module].append(pair)
 
-            seed = order_seed(plan, site, ROUNDS)
+            seed = order_seed(plan, site, number)
             encoded = self._encoded(place, plan, site)
-            train(self.lm, plan, updates.parent, encoded, steps, seed=seed, round_number=ROUNDS, progress=note)
-            count = steps // 2 // 2
-            means = {module: tuple((part / count).astype(np.float32) for part in pair) for module, pair in sums.items()}
+            train(self.lm, plan, updates.parent, encoded, steps, seed=seed, round_number=number, progress=note)
+            means = {
+                module: tuple(np.mean(parts, axis=0) for parts in zip(*seen[module], strict=True)) for module in seen
+            }
             ends.append(plan_adapter(plan, means))
             print(f"tail: site {site}", flush=True)
-        for step in (1.0, 1.5, 2.0):
+        for step in TAIL_STEPS:
             coefficients = [step * weight for weight in updates.weights]
-            yield step, COMBINE["svd"](plan, updates.parent, ends, coefficients, None)[0]
+            yield COMBINE["svd"](plan, updates.parent, ends, coefficients, None)[0]
 
     def _encoded(self, place: Workspace, plan: Plan, site: str) -> list[prompts.Encoded]:
         rows = site_data.workspace_data(place, site).train
@@ -285,10 +307,13 @@ class Bench:
         losses = measuring.measure_cached(self.split, plan, self.lm, adapter, items)
         return losses, items.groups, [examples.home_site(one) for one in items.examples]
 
+    def missing(self, name: str) -> list[str]:
+        """The sets that a row is not measured on yet."""
+        done = {one["on"] for one in read(self.results) if one["name"] == name and one["seed"] == self.seed}
+        return [use for use in ("report", "test") if use not in done]
+
     def add(self, name: str, adapter: Adapter | None) -> None:
-        for use in ("report", "test"):
-            if any(one["name"] == name and one["on"] == use and one["seed"] == self.seed for one in read(self.results)):
-                continue
+        for use in self.missing(name):
             losses, groups, homes = self.measure(use, adapter)
             row = {
                 "name": name, "seed": self.seed, "on": use, "nll": np.round(losses.nll, 5).tolist(),
@@ -355,14 +380,15 @@ def table(path: Path, seed: int, use: str, bound: str | None, against: str | Non
 
     With `against`, differences from that row instead, at each site too.
     """
-    rows = {one["name"]: one for one in read(path) if one["seed"] == seed and one["on"] == use}
+    every = [one for one in read(path) if one["seed"] == seed]
+    rows = {one["name"]: one for one in every if one["on"] == use}
     losses = {name: Losses(np.array(one["nll"]), np.array(one["num_tokens"])) for name, one in rows.items()}
     groups, homes = rows["base"]["groups"], rows["base"]["homes"]
     sites = sorted(set(homes))
     lone = [losses[name] for name in losses if name.startswith("alone:")]
-    bounds = [name for name in losses if name.startswith("pooled:")]
+    bounds = [one for one in every if one["name"].startswith("pooled:") and one["on"] == "report"]
     if bound is None and bounds:
-        bound = min(bounds, key=lambda name: losses[name].mean)
+        bound = min(bounds, key=lambda one: sum(one["nll"]))["name"]
     print(f"{len(groups)} examples of the {use} set, {len(set(groups))} groups; the bound is {bound}\n")
     print(
         f"| row | loss | against {against or 'base'} | of the bound's gain | of its gain over the best alone | "
@@ -384,15 +410,12 @@ def table(path: Path, seed: int, use: str, bound: str | None, against: str | Non
 
 
 def _difference(one: Losses, other: Losses, groups: Sequence[str]) -> str:
-    change = intervals.paired_interval(one, other, groups)
-    return f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+    return numbers.interval(intervals.paired_interval(one, other, groups))
 
 
 def _share(start: Losses, one: Losses, bound: Losses, groups: Sequence[str]) -> str:
-    if intervals.paired_interval(bound, start, groups).high >= 0:
-        return "not clear"
-    found = intervals.ratio_interval(start.nll - one.nll, start.nll - bound.nll, start.num_tokens, groups)
-    return f"{100 * found.mean:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]"
+    found = intervals.share_of_gain(start, one, bound, groups)
+    return f"{100 * found.mean:.0f} % [{100 * found.low:.0f}, {100 * found.high:.0f}]" if found else "not clear"
 
 
 def main() -> None:
@@ -404,7 +427,7 @@ def main() -> None:
     parser.add_argument("--federation", choices=FEDERATIONS, default="medquad")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--on", choices=["report", "test"], default="test")
-    parser.add_argument("--bound", help="the row that shares are of (default: the best pooled one on this set)")
+    parser.add_argument("--bound", help="the row that shares are of (default: the pooled one that is best on `report`)")
     parser.add_argument("--against", help="the row that differences are from (default: base)")
     arguments = parser.parse_args()
     name = arguments.federation
@@ -414,9 +437,11 @@ def main() -> None:
         return
     bench = Bench(arguments.folder, arguments.medquad, name, arguments.seed)
     bench.add("base", None)
-    for text in arguments.rows:
-        for name, adapter in bench.adapters(Row(text)):
-            bench.add(name, adapter)
+    for row in map(Row, arguments.rows):
+        names = row.names(bench.federation.names)
+        if any(map(bench.missing, names)):
+            for name, adapter in zip(names, bench.adapters(row), strict=True):
+                bench.add(name, adapter)
 
 
 if __name__ == "__main__":

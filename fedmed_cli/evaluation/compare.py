@@ -248,18 +248,12 @@ class Paired:
             lone = [self.losses[name] for name in alone]
             starts["best_alone"] = min(lone, key=lambda losses: losses.mean)
             starts["mean_alone"] = Losses(np.mean([losses.nll for losses in lone], axis=0), lone[0].num_tokens)
-        return {
-            bound: Shares(**{name: self._share(start, self.losses[bound]) for name, start in starts.items()})
-            for bound in BOUNDS
-            if bound in self.losses
-        }
-
-    def _share(self, start: Losses, bound: Losses) -> Interval | None:
-        """The global adapter's gain on `start` over that of `bound`; None where the latter is not clearly above 0."""
-        if len(set(self.groups)) < 2 or paired_interval(bound, start, self.groups).high >= 0:
-            return None
-        gain, whole = start.nll - self.losses[GLOBAL].nll, start.nll - bound.nll
-        return intervals.ratio_interval(gain, whole, start.num_tokens, self.groups)
+        found = {}
+        for bound in BOUNDS:
+            if bound in self.losses:
+                ends = self.losses[GLOBAL], self.losses[bound], self.groups
+                found[bound] = Shares(**{name: intervals.share_of_gain(start, *ends) for name, start in starts.items()})
+        return found
 
 
 def read_questions(path: Path | None) -> list[str]:
