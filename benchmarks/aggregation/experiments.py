@@ -230,7 +230,7 @@ def integrity(bench: Bench) -> None:
 def late(bench: Bench) -> None:
     """The last round of federations that are there already, each of their sites the bad one in turn."""
     rows = Rows(bench.root / "late.jsonl")
-    for folder in bench.finished:
+    for folder in map(Path.resolve, bench.finished):
         place = Workspace(folder)
         plan, number = place.read_plan(), place.newest_round()
         fed = Federation(bench, place, plan)
@@ -241,10 +241,10 @@ def late(bench: Bench) -> None:
             contributions[name] = AcceptedContribution(one.adapter, one.record, one.record_digest)
         for bad in plan.sites.names:
             for attack, evil in [("none", None), *attacks(plan, parent, contributions[bad])]:
-                key = {"federation": folder.name, "bad": bad if evil else "", "attack": attack}
+                key = {"federation": str(folder), "bad": bad if evil else "", "attack": attack}
                 if rows.missing(**key):
                     row = attacked(fed, parent, contributions, bad, evil)
-                    rows.add(**(row | key), sites=len(contributions), seed=folder.name)
+                    rows.add(**(row | key), sites=len(contributions), seed=str(folder))
 
 
 def attacked(

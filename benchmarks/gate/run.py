@@ -69,7 +69,7 @@ def run(folder):
             case.change(place)
             found = measured(case.argv(place))
             shutil.rmtree(folder / "work")
-            best = [found[0], *map(min, best[1:], found[1:])] if best else found
+            best = [found[0], *map(min, best[1:3], found[1:3]), max(best[3], found[3])] if best else found
         assert best[0] not in (0, 1), (case.name, best)
         results[case.name] = best
         code, seconds, busy, growth = best

@@ -8,19 +8,11 @@ finding. `--show` lists what failed: only for the development half, since prompt
 """
 
 import json
-import math
 import sys
 from collections import defaultdict
 
 from fedmed_cli.chat.guardrails.question import check_question
-
-
-def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a proportion (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
-    share = hits / total
-    middle = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
+from fedmed_cli.intervals import wilson
 
 
 def main(path: str, show: bool) -> None:
@@ -45,9 +37,9 @@ def main(path: str, show: bool) -> None:
             print(f"  {row['category']}: {row['prompt']} -> {[finding.rule for finding in findings]}")
     print(f"{len(rows)} prompts")
     for key, (hits, total) in counts.items():
-        low, high = wilson(hits, total)
+        share = wilson(hits, total)
         what = "false alarms" if key.startswith(("harmless", "knowledge", "negation")) else "recall"
-        print(f"{key:34} {what:12} {hits:4}/{total:<5} {hits / total:6.1%}  [{low:.1%}, {high:.1%}]")
+        print(f"{key:34} {what:12} {hits:4}/{total:<5} {hits / total:6.1%}  [{share.low:.1%}, {share.high:.1%}]")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from evaluate import wilson
-
 from fedmed_cli.chat.guardrails.question import check_question
+from fedmed_cli.intervals import wilson
 
 LABELS = Path(__file__).with_name("labels")
 FILES = {"consumer_questions": ("real_labels.jsonl", "level"), "misuse_requests": ("misuse_labels.jsonl", "label")}
@@ -60,8 +59,8 @@ def main() -> None:
         cells = []
         for outcome in ("urgent", "crisis", "possible", "decline"):
             hits = findings[source, label, outcome]
-            low, high = wilson(hits, total)
-            cells.append(f"{hits} = {100 * hits / total:.1f} % [{100 * max(0, low):.1f}, {100 * high:.1f}]")
+            share = wilson(hits, total)
+            cells.append(f"{hits} = {100 * hits / total:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]")
         print(f"| {source} | {label} | {total:,} | {' | '.join(cells)} |")
 
 

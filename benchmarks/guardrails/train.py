@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from evaluate import wilson
 from real import LABELS, sha
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.feature_selection import SelectKBest, chi2
@@ -33,6 +32,7 @@ from sklearn.pipeline import FeatureUnion
 from fedmed_cli.chat.guardrails import classifier, normalise, patterns, question
 from fedmed_cli.chat.guardrails.classifier import BLOCKS, CLASSES, Model
 from fedmed_cli.chat.guardrails.reading import Passage, Reading, passages
+from fedmed_cli.intervals import wilson
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = ("development", "opened", *(f"author_{number}" for number in range(1, 24)), "stories")
@@ -211,8 +211,11 @@ def held(rows: Sequence[Row], by: str, strictness: question.Strictness) -> None:
                     counts[key][0] += hit
                     counts[key][1] += 1
     for (source, what), (hits, total) in sorted(counts.items(), key=lambda item: (item[0][1], item[0][0])):
-        low, high = wilson(hits, total)
-        print(f"{what:30} {source:16} {hits:5}/{total:<6} {hits / total:7.2%}  [{low:.1%}, {high:.1%}]", flush=True)
+        share = wilson(hits, total)
+        print(
+            f"{what:30} {source:16} {hits:5}/{total:<6} {hits / total:7.2%}  [{share.low:.1%}, {share.high:.1%}]",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import json
 import shutil
 from pathlib import Path
 
-from price import fedmed
+from price import fedmed, own_folder
 
 
 def audited(arguments, name, options):
@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    arguments.folder = own_folder(arguments, "audit")
     if not (arguments.folder / "split").exists():
         argv = ["split", "-C", arguments.folder / "split", "--dataset", arguments.dataset, "--by", "iid"]
         argv += ["--hospitals", 1, "--validation-share", 0.3, "--coordinator-share", 0.1, "--test-share", 0.1]

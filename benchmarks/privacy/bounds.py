@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from audit import audited
-from price import fedmed
+from price import fedmed, own_folder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from conftest import make_tiny_llama
@@ -29,6 +29,7 @@ def main():
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--units", type=int, default=32)
     arguments = parser.parse_args()
+    arguments.folder = own_folder(arguments, "bounds")
     base, split = arguments.folder / "tiny", arguments.folder / "split"
     os.environ["FEDMED_BASE"] = str(base)
     if not split.exists():

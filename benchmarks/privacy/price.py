@@ -22,6 +22,19 @@ def fedmed(*argv):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def own_folder(arguments, program):
+    """FOLDER/PROGRAM, for these options alone: rows that were made there with others would pass for rows of these."""
+    folder = arguments.folder / program
+    folder.mkdir(parents=True, exist_ok=True)
+    of_a_row = ("folder", "epsilons", "epsilon", "epochs", "times")  # in the names of the rows
+    options = {name: str(value) for name, value in vars(arguments).items() if name not in of_a_row}
+    path = folder / "options.json"
+    if path.exists() and json.loads(path.read_text()) != options:
+        sys.exit(f"{path}: was made with other options; take another FOLDER")
+    path.write_text(json.dumps(options))
+    return folder
+
+
 def trained(arguments, epsilon):
     """The rounds' summaries, as `fedmed round --json` prints them, and the workspace."""
     name = f"epsilon-{epsilon:g}" if epsilon else "none"
@@ -51,7 +64,7 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-grad-norm", type=float, default=1.0)
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    arguments.folder = own_folder(arguments, "price")
     if not (arguments.folder / "split").exists():
         argv = ["split", "-C", arguments.folder / "split", "--dataset", arguments.dataset, "--by", "iid"]
         argv += ["--limit", arguments.limit, "--max-length", arguments.max_length, "--phi", "off"]

@@ -5,6 +5,7 @@ python compare.py MEDQUAD.jsonl.gz FOLDER PYTHON_WITH_FLWR_DATASETS [rows] [turn
 
 import json
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -21,6 +22,6 @@ for _ in range(turns):
     out = folder / "theirs"
     found["flwr-datasets"].append(run([theirs, str(HERE / "flwr_dirichlet.py"), str(data), str(out), "3", "0.5"]))
     shutil.rmtree(out)
-best = {name: {key: min(turn[key] for turn in runs) for key in runs[0]} for name, runs in found.items()}
-ratios = {key: round(best["flwr-datasets"][key] / best["fedmed"][key], 2) for key in best["fedmed"]}
+middle = {name: {key: statistics.median(turn[key] for turn in runs) for key in runs[0]} for name, runs in found.items()}
+ratios = {key: round(middle["flwr-datasets"][key] / middle["fedmed"][key], 2) for key in middle["fedmed"]}
 print(json.dumps({"rows": rows, "turns": found, "flwr-datasets / fedmed": ratios}, indent=2))

@@ -4,8 +4,8 @@
 
 oneDNN's, ATen's and MKL's own switches make a CPU compute as one of a lower class; its caches, memory and clock stay,
 so ratios count, not tokens a second. "ATen default" is torch without vector instructions of its own: only tests run
-there.
-FOLDER is where `pip install --target FOLDER --no-deps trl` put TRL. What tests and trainings said goes to cpus.log.
+there. FOLDER is where `pip install --target FOLDER --no-deps trl==1.16.0` put TRL. What tests and trainings said goes
+to cpus.log.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def trained(arguments, switches, log):
     if not is_done:
         return ["failed"] * 4
     rows = json.loads(output)["rows"]
-    ours, theirs = ([row for row in rows if row["contender"] == name] for name in ("fedmed", "TRL best"))
+    ours, theirs = ({row["seed"]: row for row in rows if row["contender"] == name} for name in ("fedmed", "TRL best"))
+    if ours.keys() != set(arguments.seeds) or theirs.keys() != ours.keys():  # a contender failed, as the log says
+        return ["failed"] * 4
+    ours, theirs = ([found[seed] for seed in arguments.seeds] for found in (ours, theirs))
     ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(ours, theirs, strict=True)]
     apart = [a["held_out_loss"] - b["held_out_loss"] for a, b in zip(ours, theirs, strict=True)]
     return [

@@ -6,7 +6,7 @@
 
 Same base, examples, batch of 2, steps, learning rate and LoRA. Each contender is a process of its own; they are
 run in turn, once for each seed. Useful tokens are those of the examples, padding not counted; the first two
-steps are not timed. FOLDER is where `pip install --target FOLDER --no-deps trl`
+steps are not timed. FOLDER is where `pip install --target FOLDER --no-deps trl==1.16.0`
 put TRL. The loss is measured by fedmed on the same 30 held-out examples, whoever trained. `--peak` compares the
 time of a step's matrix products alone, run with the same shapes, with that of the whole step; `--profile` shows
 where the time of fedmed's steps goes.
@@ -39,7 +39,7 @@ def prepare(dataset, steps, seed):
     from fedmed_cli.federation.plan import PlanOptions, make_plan
     from fedmed_cli.models import bases, prompts
 
-    plan = make_plan(PlanOptions(), ("A",), None, print_error)
+    plan = make_plan(PlanOptions(learning_rate=RATE), ("A",), None, print_error)
     local = bases.find_for_plan(plan.base, None, None, print_error)
     tokenizer = transformers.AutoTokenizer.from_pretrained(local.folder)
     lines = gzip.open(dataset, "rt", encoding="utf-8") if dataset.suffix == ".gz" else dataset.open(encoding="utf-8")
@@ -64,12 +64,12 @@ def print_error(message):
     print(message, file=sys.stderr, flush=True)
 
 
-def peft_model(local, seed, dtype="float32"):
+def peft_model(local):
     import peft
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(local.folder, dtype=getattr(torch, dtype))
+    model = transformers.AutoModelForCausalLM.from_pretrained(local.folder, dtype=torch.float32)
     return peft.get_peft_model(model, lora_config())
 
 
@@ -107,8 +107,6 @@ def with_fedmed(data, steps, seed):
 
     plan, local, _, _, pairs = data
     lm = language_model.load(local, "cpu", print_error)
-    base = peak_memory()
-    times = []
     options = training_options.TrainingOptions(BATCH)
     start = plan_adapter(plan, initial_factors(plan))
     encoded = [pair[1] for pair in pairs]
@@ -120,19 +118,18 @@ def with_fedmed(data, steps, seed):
     result = loop.train(
         lm, plan, start, encoded, steps, options, seed=seed, progress=lambda step: times.append(time.perf_counter())
     )
-    return times, counts, dict(result.adapter.factors), base
+    return times, counts, dict(result.adapter.factors)
 
 
 def with_plain_loop(data, steps, seed):
     import torch
 
     plan, local, _, _, pairs = data
-    model = peft_model(local, seed)
+    model = peft_model(local)
     start_factors(model, plan)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
-    base = peak_memory()
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
     times, counts = [time.perf_counter()], []
     for step in range(steps):
@@ -149,7 +146,7 @@ def with_plain_loop(data, steps, seed):
         optimizer.zero_grad()
         times.append(time.perf_counter())
         counts.append(sum(len(one.ids) for one in batch))
-    return times, counts, read_factors(model), base
+    return times, counts, read_factors(model)
 
 
 def with_trl(data, steps, seed, best):
@@ -220,10 +217,9 @@ def with_trl(data, steps, seed, best):
             return collate(items)
 
         trainer.data_collator = counting
-        base = peak_memory()
         trainer.train()
         counts = [seen[i] for i in range(steps)]
-        return times, counts, read_factors(trainer.model), base
+        return times, counts, read_factors(trainer.model)
 
 
 def peak_memory():
@@ -246,7 +242,7 @@ def worker(contender, dataset, steps, seed):
         found = with_plain_loop(data, steps, seed)
     else:
         found = with_trl(data, steps, seed, contender.endswith("best"))
-    times, counts, factors, _ = found
+    times, counts, factors = found
     peak = peak_memory()
     seconds = times[-1] - times[UNTIMED]
     from fedmed_cli.evaluation import measuring
@@ -275,7 +271,7 @@ def measure_peak(dataset, steps=8):
 
     data = prepare(dataset, steps, 0)
     dtype = torch.bfloat16 if language_model.has_bfloat16(torch.device("cpu")) else torch.float32
-    times, counts, _, _ = with_fedmed(data, steps, 0)
+    times, counts, _ = with_fedmed(data, steps, 0)
     seconds = times[-1] - times[UNTIMED]
     tokens = sum(counts[UNTIMED:])
     supervised = sum(one.num_supervised for _, one in data[4]) / sum(len(one.ids) for _, one in data[4])
