@@ -67,6 +67,35 @@ def test_two_groups_give_a_wide_interval_and_one_gives_none():
     assert intervals.paired_interval(losses, zeros, ["a", "a"]) == intervals.Interval(1.5, 1.5, 1.5)
 
 
+@pytest.mark.parametrize("gain", [0.25, 0.4, 1.0], ids=["weak", "fair", "strong"])
+@pytest.mark.slow
+def test_shares_of_a_gain_cover_the_truth_95_times_in_100_however_small_that_gain_is(gain):
+    """A gain of 0.25 is three of its standard errors or so; a bootstrap's intervals hold the truth 60 times in 100."""
+    generator = np.random.Generator(np.random.Philox(4))
+    covered = given = 0
+    for _ in range(NUM_SIMULATIONS):
+        groups, tokens, difference = clustered(generator, 40, False)
+        zeros = np.zeros(len(tokens))
+        noise = tokens * 0.3 * generator.normal(size=len(tokens))
+        bound = difference + (0.1 - gain) * tokens
+        one = 0.6 * bound + noise
+        found = intervals.share_of_gain(*(Losses(nll, tokens) for nll in (zeros, one, bound)), groups)
+        if found is not None:
+            given += 1
+            covered += found.low <= 0.6 <= found.high
+    assert given > 0.6 * NUM_SIMULATIONS
+    assert 0.93 <= covered / given <= 0.97
+
+
+def test_a_share_of_a_gain_that_is_not_clear_is_none():
+    start, bound = (Losses(np.array(nll), np.ones(4)) for nll in ([2.0, 2.0, 2.0, 2.0], [1.0, 1.5, 1.2, 1.4]))
+    assert intervals.share_of_gain(start, bound, bound, list("abcd")) == intervals.Interval(1.0, 1.0, 1.0)
+    assert intervals.share_of_gain(start, bound, bound, list("aaaa")) is None  # one group
+    assert intervals.share_of_gain(bound, start, start, list("abcd")) is None  # worse
+    unclear = Losses(np.array([1.0, 2.9, 1.2, 2.8]), np.ones(4))
+    assert intervals.share_of_gain(start, bound, unclear, list("abcd")) is None
+
+
 @pytest.mark.slow
 def test_many_groups_of_one_size_give_the_textbook_interval():
     values = np.random.Generator(np.random.Philox(2)).normal(3, 2, 4000)

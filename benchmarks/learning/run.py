@@ -129,8 +129,9 @@ class Row:
 class Bench:
     """The base model, loaded once, and the workspaces of one division of the data."""
 
-    def __init__(self, root: Path, medquad: Path | None, name: str, seed: int) -> None:
+    def __init__(self, root: Path, medquad: Path | None, name: str, seed: int, sites: Sequence[str]) -> None:
         self.federation, self.seed = FEDERATIONS[name], seed
+        self.sites = sites or self.federation.names
         root = root if name == "medquad" else root / name
         self.root = root / f"seed-{seed}"
         self.split = Workspace(self.root / "split")
@@ -176,10 +177,10 @@ class Bench:
         if row.kind == "rounds":
             yield self.run_rounds(place, plan, row)
         elif row.kind == "alone":
-            for site in self.federation.names:
+            for site in self.sites:
                 yield self.alone(place, plan, row, site)
         elif row.kind == "personal":
-            for site in self.federation.names:
+            for site in self.sites:
                 yield self.personal(place, plan, row, site)
         elif row.kind == "again":
             yield self.combine_again(place, plan, row)
@@ -236,7 +237,7 @@ class Bench:
     def personal(self, place: Workspace, plan: Plan, row: Row, site: str) -> Adapter:
         """The private adapter, or the global one where `personalise` keeps that."""
         own = row.option("own")
-        settings = fedmed.SiteSettings(fedmed.TrainingOptions(max_steps=int(own) if own else None))
+        settings = fedmed.SiteSettings(max_steps=int(own) if own else None)
         result = fedmed.personalise(place, site, settings=settings, base=self.base, events=fedmed.Events(say=print))
         print(f"{row.text} {site}: {result.losses}, share {result.share}, {result.change}", flush=True)
         made = archive.personal_adapter(place, plan, site)
@@ -426,6 +427,7 @@ def main() -> None:
     parser.add_argument("--medquad", type=Path)
     parser.add_argument("--federation", choices=FEDERATIONS, default="medquad")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sites", nargs="+", default=(), help="whose `alone` and `personal` to train (default: all)")
     parser.add_argument("--on", choices=["report", "test"], default="test")
     parser.add_argument("--bound", help="the row that shares are of (default: the pooled one that is best on `report`)")
     parser.add_argument("--against", help="the row that differences are from (default: base)")
@@ -435,10 +437,10 @@ def main() -> None:
         folder = arguments.folder if name == "medquad" else arguments.folder / name
         table(folder / "rows.jsonl", arguments.seed, arguments.on, arguments.bound, arguments.against)
         return
-    bench = Bench(arguments.folder, arguments.medquad, name, arguments.seed)
+    bench = Bench(arguments.folder, arguments.medquad, name, arguments.seed, arguments.sites)
     bench.add("base", None)
     for row in map(Row, arguments.rows):
-        names = row.names(bench.federation.names)
+        names = row.names(bench.sites)
         if any(map(bench.missing, names)):
             for name, adapter in zip(names, bench.adapters(row), strict=True):
                 bench.add(name, adapter)

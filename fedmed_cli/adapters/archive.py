@@ -17,12 +17,11 @@ from fedmed_cli.adapters.folder import (
 from fedmed_cli.adapters.signers import check_signer
 from fedmed_cli.errors import InputError, TrustError
 from fedmed_cli.records.aggregate import Aggregate
+from fedmed_cli.records.checks import PERSONAL
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import COORDINATOR
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
-
-PERSONAL = "personal-"  # with a site's name, what its private adapter is called
 
 
 def site_contribution(workspace: Workspace, plan: Plan, site: str) -> ContributionFolder | None:

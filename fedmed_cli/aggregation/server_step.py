@@ -29,10 +29,10 @@ def search(state: RoundState, weights: Mapping[str, float], combine: Combine) ->
 
     tried: dict[str, float] = {}
     current = LINE_SEARCH[0]
-    losses = losses_at(current)
+    first = losses = losses_at(current)
     for step in LINE_SEARCH[1:]:
         new = losses_at(step)
-        if evaluator.gain(losses, new).low <= 0 or _hurts_a_site(evaluator, losses, new):
+        if evaluator.gain(losses, new).low <= 0 or _hurts_a_site(evaluator, first, new):
             break
         current, losses = step, new
     return current, tried

@@ -11,6 +11,7 @@ from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.adapters.folder import AdapterFolder, ContributionFolder, GlobalFolder, PersonalFolder
 from fedmed_cli.errors import InputError
 from fedmed_cli.events import Progress, Say
+from fedmed_cli.records.checks import PERSONAL
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
@@ -102,6 +103,6 @@ def all_adapters(workspace: Workspace, plan: Plan) -> dict[str, NamedAdapter]:
         folders["global"] = archive.archived_global(workspace, plan, newest)
     for site in plan.sites.names:
         folders[site] = archive.site_contribution(workspace, plan, site)
-        folders[f"{archive.PERSONAL}{site}"] = archive.personal_adapter(workspace, plan, site)
+        folders[f"{PERSONAL}{site}"] = archive.personal_adapter(workspace, plan, site)
     found = {name: _describe(workspace, plan, name, folder) for name, folder in folders.items() if folder}
     return {"base": BASE, **found}

@@ -16,13 +16,14 @@ from fedmed_cli.data.disclosure import check_not_group, list_columns, may_leave
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.evaluation import generated, mcq, measuring
-from fedmed_cli.evaluation.compared_adapters import BASE, BOUNDS, GLOBAL, worst_sites
+from fedmed_cli.evaluation.compared_adapters import worst_sites
 from fedmed_cli.evaluation.mcq_files import QuestionSet
 from fedmed_cli.events import Say, StageProgress
 from fedmed_cli.intervals import Losses, paired_interval, summarize
 from fedmed_cli.models import prompts
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
+from fedmed_cli.records.checks import BASE, BOUNDS, GLOBAL
 from fedmed_cli.records.comparison import Comparison, Score, Shares, Tally
 from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.records.plan import Plan
@@ -182,6 +183,7 @@ def compare(
         on_other_sites=paired.on_other_sites(
             shares, {name: name for name in shares} | dict(local_only or {}) | dict(personal or {})
         ),
+        joined=paired.joined(shares or ({site: parts[OVERALL]} if site else {}), local_only or {}, personal or {}),
         recovered=paired.recovered(local_only or ()),
         round=workspace.newest_round() or None,
         site=site,
@@ -213,11 +215,14 @@ class Paired:
         )
 
     def difference(self, name: str, other: str, indices: Sequence[int]) -> Interval | None:
-        """Loss of `name` minus that of `other`; None where they are one or `other` was not measured."""
-        if other == name or other not in self.losses:
+        """Loss of `name` minus that of `other`.
+
+        None where they are one, `other` was not measured, or there is one group, which gives no interval.
+        """
+        groups = [self.groups[i] for i in indices]
+        if other == name or other not in self.losses or len(set(groups)) < 2:
             return None
-        first, second = self.losses[name].take(indices), self.losses[other].take(indices)
-        return paired_interval(first, second, [self.groups[i] for i in indices])
+        return paired_interval(self.losses[name].take(indices), self.losses[other].take(indices), groups)
 
     def tally(self, name: str, indices: Sequence[int]) -> Tally | None:
         """On how many examples the loss is below, equal to or above the base's."""
@@ -234,6 +239,22 @@ class Paired:
             if name in self.losses and GLOBAL in self.losses and others:
                 differences[name] = self.difference(GLOBAL, name, others)
         return {name: one for name, one in differences.items() if one is not None}
+
+    def joined(
+        self, shares: Mapping[str, Sequence[int]], alone: Mapping[str, str], personal: Mapping[str, str]
+    ) -> dict[str, Interval]:
+        """By hospital that also trained alone: what it uses now minus that, on its own share of the examples.
+
+        It uses its private adapter where it has one, else the global one. `alone` and `personal` name the site of
+        an adapter.
+        """
+        private = {site: name for name, site in personal.items()}
+        differences = {
+            site: self.difference(private.get(site, GLOBAL), name, shares[site])
+            for name, site in alone.items()
+            if site in shares and private.get(site, GLOBAL) in self.losses
+        }
+        return {site: one for site, one in sorted(differences.items()) if one is not None}
 
     def recovered(self, alone: Collection[str]) -> dict[str, Shares]:
         """By upper bound that was measured: what share of its gain the global adapter reaches.

@@ -10,17 +10,19 @@ from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.aggregation.methods import factor_mean
 from fedmed_cli.errors import CombineError, UsageError
 from fedmed_cli.events import Say
+from fedmed_cli.records.checks import (
+    ALONE,
+    BASE,
+    BOUNDS,
+    FACTOR_MEAN,
+    GLOBAL,
+    GLOBAL_OF_ROUND,
+    PERSONAL,
+    RESERVED_STARTS,
+)
 from fedmed_cli.records.comparison import Score
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.workspace import Workspace
-
-BASE = "base"
-GLOBAL = "global"
-FACTOR_MEAN = "factor-mean"
-POOLED = "pooled"
-POOLED_PARALLEL = "pooled-parallel"
-BOUNDS = (POOLED, POOLED_PARALLEL)
-ALONE = "alone"
 
 
 def workspace_adapters(
@@ -40,18 +42,12 @@ def workspace_adapters(
             if last.path != workspace.contribution(site) and last.record.round != newest:
                 say(f"site {site}: its last adapter is of round {last.record.round}, the newest round is {newest}")
     for number in range(1 if all_rounds else max(newest, 1), newest + 1):
-        name = GLOBAL if number == newest else f"{GLOBAL}-{number}"
-        _add_named(adapters, name, archive.archived_global(workspace, plan, number).adapter)
+        name = GLOBAL if number == newest else f"{GLOBAL_OF_ROUND}{number}"
+        adapters[name] = archive.archived_global(workspace, plan, number).adapter
     mean = _mean_of_factors(workspace, plan, newest, say) if newest else None
     if mean is not None:
-        _add_named(adapters, FACTOR_MEAN, mean)
+        adapters[FACTOR_MEAN] = mean
     return adapters
-
-
-def _add_named(adapters: dict[str, Adapter], name: str, adapter: Adapter) -> None:
-    if name in adapters:
-        raise UsageError(f"{name} is a site of this plan and the name of another row")
-    adapters[name] = adapter
 
 
 def _mean_of_factors(workspace: Workspace, plan: Plan, newest: int, say: Say) -> Adapter | None:
@@ -87,8 +83,9 @@ def personal_adapters(workspace: Workspace, plan: Plan, site: str | None, say: S
     for owner in [site] if site else plan.sites.names:
         folder = archive.personal_adapter(workspace, plan, owner)
         if folder is not None:
-            name = f"{archive.PERSONAL}{owner}"
-            if folder.record.round != workspace.newest_round():
+            name = f"{PERSONAL}{owner}"
+            newest = workspace.newest_round()
+            if not newest or folder.record.parent != archive.archived_global(workspace, plan, newest).adapter.digest:
                 say(f"{name} was made from round {folder.record.round}: run 'fedmed personalise' for the newest round")
             adapters[name] = (owner, folder.adapter)
     return adapters
@@ -101,7 +98,7 @@ def named_adapters(plan: Plan, arguments: Sequence[str], others: Mapping[str, Ad
         name, equals, path = text.partition("=")
         if not equals:
             name, path = Path(text).name, text
-        if name in (BASE, *BOUNDS) or name in others or name in adapters:
+        if name in (BASE, *BOUNDS, *others, *adapters) or name.startswith(RESERVED_STARTS):
             raise UsageError(f"--adapter {text}: the name {name!r} is taken", hint="give another: --adapter NAME=PATH")
         if not (0 < len(name) <= 80 and name.isprintable()):
             raise UsageError(f"--adapter {text[:80]!a}: the name must be 1 to 80 printable characters")
@@ -109,15 +106,15 @@ def named_adapters(plan: Plan, arguments: Sequence[str], others: Mapping[str, Ad
     return adapters
 
 
-def local_only(plan: Plan, arguments: Sequence[str], others: Mapping[str, Adapter]) -> dict[str, tuple[str, Adapter]]:
+def local_only(plan: Plan, arguments: Sequence[str]) -> dict[str, tuple[str, Adapter]]:
     """Adapters trained without the federation, given as SITE=PATH: `alone-SITE` to the site and its adapter."""
     adapters: dict[str, tuple[str, Adapter]] = {}
     for text in arguments:
         site, equals, path = text.partition("=")
         if not equals or site not in plan.sites.names:
             raise UsageError(f"--alone {text[:80]!a}: expected SITE=PATH with a site of {', '.join(plan.sites.names)}")
-        name = f"{ALONE}-{site}"
-        if name in others or name in adapters:
+        name = f"{ALONE}{site}"
+        if name in adapters:
             raise UsageError(f"--alone {text}: the name {name!r} is taken")
         adapters[name] = (site, gate.read_folder(Path(path), plan).adapter)
     return adapters

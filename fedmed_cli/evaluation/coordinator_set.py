@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedmed_cli.data import coordinator_examples, examples
+from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import measuring
 from fedmed_cli.events import Say
 from fedmed_cli.models.language_model import LanguageModel
@@ -29,4 +30,11 @@ def coordinator_set(
     sample = measuring.sample(rows, limit or coordinator_examples.DEFAULT_SAMPLES, group_by, examples.home_site)
     if len(sample) < len(rows):
         say(f"coordinator: {len(sample)} of {len(rows)} examples to {use} with")
-    return measuring.prepare(lm, plan, sample, group_by)
+    items = measuring.prepare(lm, plan, sample, group_by)
+    if use == "decide" and len(set(items.groups)) < 2:
+        raise InputError(
+            f"data/{coordinator_examples.EXAMPLES_NAME}: the examples to decide with are of one group, which gives no "
+            "interval",
+            hint="add examples of others, or take '--weights tokens --server-lr 1'",
+        )
+    return items

@@ -8,13 +8,13 @@ import numpy as np
 
 from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.data.examples import Example
-from fedmed_cli.evaluation.compared_adapters import BASE
 from fedmed_cli.evaluation.text_overlap import rouge_l, token_f1
 from fedmed_cli.events import StageProgress
 from fedmed_cli.intervals import mean_interval
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.prompts import prompt_messages
+from fedmed_cli.records.checks import BASE
 from fedmed_cli.records.comparison import Generated, OverlapScore, Rate
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.plan import Plan

@@ -12,7 +12,6 @@ from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import InputError
 from fedmed_cli.evaluation import mcq_scores, measuring
-from fedmed_cli.evaluation.compared_adapters import BASE
 from fedmed_cli.evaluation.mcq_files import Question, QuestionSet
 from fedmed_cli.evaluation.mcq_scores import Continued
 from fedmed_cli.events import Progress, Say, StageProgress
@@ -20,6 +19,7 @@ from fedmed_cli.intervals import paired_shares, wilson
 from fedmed_cli.models.batch_generation import answer_many
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.prompts import encode, prompt_messages
+from fedmed_cli.records.checks import BASE
 from fedmed_cli.records.comparison import ChoiceScore, MultipleChoice, Rate
 from fedmed_cli.records.digests import sha256_json
 from fedmed_cli.records.measures import Interval

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedmed_cli.adapters import archive, card
+from fedmed_cli.adapters import card
 from fedmed_cli.adapters.adapter import Adapter, adapter_files, file_digests
 from fedmed_cli.adapters.folder import PERSONAL_NAME, GlobalFolder
 from fedmed_cli.aggregation.methods import COMBINE
@@ -22,6 +22,7 @@ from fedmed_cli.federation.site import (
     train_prepared,
 )
 from fedmed_cli.intervals import Losses, paired_interval
+from fedmed_cli.records.checks import PERSONAL
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
@@ -69,7 +70,7 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
     one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1))  # the rounds' own may be over
     training = replace(task, plan=one_schedule)
     prepared = prepare(training, replace(data, validation=[]))  # which this divides by itself
-    checkpoints = make_checkpoints(training, prepared, f"{archive.PERSONAL}{site}")
+    checkpoints = make_checkpoints(training, prepared, f"{PERSONAL}{site}")
     trained = train_prepared(training, prepared, None, checkpoints)
     mixtures = {share: mix(plan, task.parent, trained.adapter, share) for share in SHARES}
 

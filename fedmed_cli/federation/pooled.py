@@ -18,11 +18,11 @@ from fedmed_cli.adapters.adapter import Adapter, adapter_files
 from fedmed_cli.data import examples
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import InputError, UsageError
-from fedmed_cli.evaluation.compared_adapters import BOUNDS, POOLED, POOLED_PARALLEL
 from fedmed_cli.events import Say, Step
 from fedmed_cli.models import prompts
 from fedmed_cli.models.language_model import LanguageModel
 from fedmed_cli.models.prompts import Encoded
+from fedmed_cli.records.checks import BOUNDS, POOLED, POOLED_PARALLEL
 from fedmed_cli.records.comparison import Pooled
 from fedmed_cli.records.contribution import Contribution
 from fedmed_cli.records.digests import sha256_json
@@ -68,9 +68,9 @@ def pooled_adapter(
     rows, bound = wanted.rows, wanted.bound
     digest = examples.set_digest(rows)
     seed = order_seed(plan, bound, wanted.rounds)
-    key = sha256_json(
-        [plan.digest, digest, wanted.steps, wanted.batch_size, wanted.accumulation, seed, wanted.learning_rate]
-    )
+    rate = wanted.learning_rate or plan.training.learning_rate
+    training = [wanted.steps, wanted.batch_size, wanted.accumulation, seed, rate]
+    key = sha256_json([plan.digest, digest, training, [lm.device.type, str(lm.dtype), lm.quantized]])
     folder = workspace.reports / bound
     made = _load_pooled(folder, plan, key)
     if made is not None:

@@ -23,6 +23,7 @@ from fedmed_cli.federation import coordinator
 from fedmed_cli.federation.coordinator import RoundResult
 from fedmed_cli.federation.plan import PlanOptions, check_site, plan_for_sites
 from fedmed_cli.models.base_model import BaseModel
+from fedmed_cli.records.checks import POOLED, POOLED_PARALLEL
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.training.options import SiteSettings
 from fedmed_cli.trust.keys import write_signed
@@ -316,13 +317,13 @@ def compare(
         personal = compared_adapters.personal_adapters(workspace, plan, site, say)
         adapters |= {name: adapter for name, (_, adapter) in personal.items()}
         adapters |= compared_adapters.named_adapters(plan, options.adapters, adapters)
-        local_only = compared_adapters.local_only(plan, options.alone, adapters)
+        local_only = compared_adapters.local_only(plan, options.alone)
         adapters |= {name: adapter for name, (_, adapter) in local_only.items()}
         multiple_choice = None
         if options.choices is not None:
             multiple_choice = mcq_files.read_questions(options.choices, options.max_eval_samples, say)
         questions = comparing.read_questions(options.questions) if options.answers else []
-        wanted = {compared_adapters.POOLED: options.pooled, compared_adapters.POOLED_PARALLEL: options.pooled_parallel}
+        wanted = {POOLED: options.pooled, POOLED_PARALLEL: options.pooled_parallel}
         bounds = [name for name, is_wanted in wanted.items() if is_wanted]
         pooled_inputs = []
         if bounds:

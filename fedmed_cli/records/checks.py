@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterable
 
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
-RESERVED_NAMES = frozenset({"base", "global", "best", "train", "test", "coordinator"})
+BASE, GLOBAL, FACTOR_MEAN = "base", "global", "factor-mean"  # what a comparison calls an adapter, if not by its site
+BOUNDS = POOLED, POOLED_PARALLEL = "pooled", "pooled-parallel"
+ALONE, PERSONAL, GLOBAL_OF_ROUND = "alone-", "personal-", "global-"  # and a site or a round
+RESERVED_NAMES = frozenset({BASE, GLOBAL, FACTOR_MEAN, *BOUNDS, "best", "train", "test", "coordinator"})
+RESERVED_STARTS = (ALONE, PERSONAL, GLOBAL_OF_ROUND)
 MAX_ROUND = 999_999  # folders of rounds have at most six digits
 _WINDOWS_DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(10))}
@@ -19,7 +23,7 @@ def check_site_name(name: str) -> str:
     """Return `name`, or raise ValueError where it may not become part of a path."""
     if not SITE_NAME.fullmatch(name):
         raise ValueError(f"site name {name[:80]!r} must match {SITE_NAME.pattern}")
-    if name.lower() in RESERVED_NAMES:
+    if name.lower() in RESERVED_NAMES or name.lower().startswith(RESERVED_STARTS):
         raise ValueError(f"site name {name[:80]!r} is reserved")
     if name.lower() in _WINDOWS_DEVICES:
         raise ValueError(f"site name {name[:80]!r} is a device on Windows, where no folder can have it")

@@ -136,7 +136,9 @@ class Comparison(Record):
 
     `scores` is by adapter and site (and "overall"); `columns` by column, value and adapter. `worst_sites` names
     for each adapter the site where it gains least over the base. `on_other_sites` is, by adapter of one site,
-    the global adapter's loss minus that adapter's on all other sites' examples. `recovered` is what
+    the global adapter's loss minus that adapter's on all other sites' examples. `joined` is, by site, the loss of what
+    it uses now, its private adapter or else the global one, minus that of what it reached alone, on its own examples.
+    `recovered` is what
     the global adapter reaches of each upper bound's gain. `site` is the hospital that measured, if it was one.
     """
 
@@ -156,6 +158,7 @@ class Comparison(Record):
     num_skipped: int = field(default=0, metadata=OMIT_IF_EMPTY)
     num_truncated: int = field(default=0, metadata=OMIT_IF_EMPTY)
     on_other_sites: dict[str, Interval] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
+    joined: dict[str, Interval] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     recovered: dict[str, Shares] = field(default_factory=dict, metadata=OMIT_IF_EMPTY)
     round: int | None = field(default=None, metadata=OMIT_IF_EMPTY)
     site: str | None = field(default=None, metadata=OMIT_IF_EMPTY)
@@ -169,7 +172,7 @@ class Comparison(Record):
         for name, digest in self.adapters.items():
             if digest is not None:
                 check_digest(f"adapters.{name[:80]}", digest)
-        for name in (*([self.site] if self.site is not None else []), *self.worst_sites.values()):
+        for name in (*([self.site] if self.site is not None else []), *self.worst_sites.values(), *self.joined):
             check_site_name(name)
         check_table("scores", self.scores)
         for column, values in self.columns.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedmed_cli.intervals import FEW_GROUPS
+from fedmed_cli.intervals import FEW_GROUPS, student
 from fedmed_cli.records.measures import Interval, Loss
 from fedmed_cli.reporting.parts import Text
 from fedmed_cli.text import number_of_bytes
@@ -30,11 +30,13 @@ def interval(value: Interval | None, digits: int = 4, scale: float = 1) -> str:
 
 
 def loss(value: Loss | Score | None) -> str:
-    """Mean and half of its 95 % interval, which one group alone has not."""
+    """Mean and half of its 95 % interval (Student's, one degree of freedom less than groups), which one has not."""
     if value is None:
         return "not measured"
     mean = value.mean if isinstance(value, Loss) else value.loss
-    return f"{mean:.4f} ± {1.96 * value.standard_error:.4f}" if value.num_groups > 1 else f"{mean:.4f}"
+    if value.num_groups < 2:
+        return f"{mean:.4f}"
+    return f"{mean:.4f} ± {student(value.num_groups - 1) * value.standard_error:.4f}"
 
 
 def rate(value: Rate | None) -> str:

@@ -66,7 +66,8 @@ def describe(plot: Forest | Stacked | Curves) -> str:
 
 def _shorten(name: str) -> str:
     shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
-    return shown if len(shown) <= MAX_NAME else shown[: MAX_NAME - 1] + "…"
+    half = MAX_NAME // 2
+    return shown if len(shown) <= MAX_NAME else f"{shown[: MAX_NAME - half - 1]}…{shown[-half:]}"
 
 
 def _series_style(number: int) -> dict[str, Any]:

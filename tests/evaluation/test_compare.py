@@ -125,6 +125,8 @@ def test_losses_tallies_and_differences_by_site_are_those_of_plain_transformers(
     assert record.on_other_sites["A"].mean == pytest.approx(difference, abs=1e-4)
     assert set(record.on_other_sites) == {"A", "B", "C", "alone-B"}
     assert record.on_other_sites["alone-B"] == record.on_other_sites["B"]
+    difference = record.scores["global"]["B"].loss - record.scores["alone-B"]["B"].loss
+    assert {site: one.mean for site, one in record.joined.items()} == {"B": pytest.approx(difference, abs=1e-9)}
     worst = max("ABC", key=lambda site: record.scores["global"][site].against_base.mean)
     assert record.worst_sites["global"] == worst
 
@@ -272,7 +274,7 @@ def test_the_screen_names_worst_site_and_counts(compared, tiny_base, capsys):
     assert f"global: site {record.worst_sites['global']}, " in out
     assert "better / same / worse" in out
     assert "Loss by fedmed_site" in out
-    assert "Global adapter against one site's" in out
+    assert "Global adapter minus one site's" in out
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A round's contributions: each folder is read once, and no two of them are in memory together."""
 
+import json
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -12,6 +13,7 @@ from fedmed_cli.adapters.adapter import WEIGHTS_NAME
 from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
+from fedmed_cli.data import coordinator_examples
 from fedmed_cli.federation import coordinator
 from fedmed_cli.records.plan import Sites
 from fedmed_cli.workspace.durable import write_folder
@@ -82,3 +84,14 @@ def test_a_step_at_its_bound_is_said(tmp_path, monkeypatch):
     result = coordinator.aggregate(workspace, paths, settings, say=said.append)
     assert result.record.server_lr == 10
     assert "the server's step is 10: no longer one is taken" in said
+
+
+@pytest.mark.slow
+def test_one_group_decides_nothing(trained_workspace, tiny_base, fails):
+    path = trained_workspace.data / coordinator_examples.EXAMPLES_NAME
+    decide, report = (coordinator_examples.half(trained_workspace, use) for use in ("decide", "report"))
+    lines = {json.loads(line)["id"]: line for line in path.read_text().splitlines()}
+    path.write_text("".join(lines[row.id] + "\n" for row in (*decide[:1], *report)))
+    said = fails(3, "aggregate", "-C", trained_workspace.root, "--base", tiny_base)
+    assert "data/coordinator.jsonl: the examples to decide with are of one group" in said
+    assert main(["aggregate", "-q", "-C", str(trained_workspace.root), "--weights", "tokens", "--server-lr", "1"]) == 0

@@ -127,11 +127,18 @@ def test_chat_and_compare_take_it(place, tiny_base, capsys):
     assert all_adapters(place, plan)["personal-C"].digest == digest
     assert choose_adapter(place, plan, "personal-C", print).digest == digest
     assert archive.find_folder(place, plan, "personal-C").adapter.digest == digest
-    argv = ["compare", "-q", "--no-answers", "-C", str(place.root), "--base", str(tiny_base)]
+    alone = [part for site in "BC" for part in ("--alone", f"{site}={place.round(1) / site}")]
+    argv = ["compare", "--no-answers", "-C", str(place.root), "--base", str(tiny_base), *alone]
     assert main(argv) == 0
     record = Comparison.read(place.reports / "compare.json")
     assert record.adapters["personal-C"] == digest
     assert "personal-C" in record.on_other_sites
+    for site, name in (("B", "global"), ("C", "personal-C")):
+        now, before = (record.scores[one][site].loss for one in (name, f"alone-{site}"))
+        assert record.joined[site].mean == pytest.approx(now - before, abs=1e-9)
+    out = capsys.readouterr().out
+    assert "Private adapter minus the global one" in out
+    assert "What a hospital uses now minus training alone" in out
 
 
 def test_it_is_named_as_old_once_there_is_a_newer_round(place, tiny_base, capsys):

@@ -170,6 +170,20 @@ def test_matrix_of_hospitals_is_shown_before_the_shared_test_set(golden):
 
 
 @pytest.mark.slow
+def test_what_measured_another_global_adapter_is_not_in_the_matrix(golden):
+    now = Comparison.read(golden.reports / "compare.json")
+    old = replace(now, adapters=now.adapters | {"global": "7" * 64})
+    (golden.reports / "compare-A.json").write_bytes(replace(now, site="A").to_bytes())
+    (golden.reports / "compare-B.json").write_bytes(replace(old, site="B").to_bytes())
+    root = parse(written(golden))
+    assert "Left out, since they measured another global adapter or plan: B." in section(root, "matrix").text
+    assert [row[0] for row in table(root, "Loss at each site")[1:]] == ["A"]
+    matrix = Matrix(now.plan, now.base_fingerprint, 1, old.adapters, {}, {}, {}, {})
+    (golden.reports / "matrix.json").write_bytes(matrix.to_bytes())
+    assert "What was measured as global (777777777777)" in section(parse(written(golden)), "matrix").text
+
+
+@pytest.mark.slow
 def test_all_that_a_comparison_can_hold_is_shown(golden):
     compared = Comparison.read(golden.reports / "compare.json")
     rate = Rate(Interval(0.412, 0.39, 0.43), Interval(0.0512, 0.01, 0.09))
@@ -187,8 +201,9 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
         generated=Generated(60, 31, 48, overlap),
         choices=MultipleChoice("dev.jsonl", "0" * 64, "options", 100, 2, 50, 0.25, choice),
         columns={"focus": kind},
-        on_other_sites={"A": Interval(-0.03, -0.05, -0.01)},
-        adapters=compared.adapters | {"pooled": "5" * 64},
+        on_other_sites={name: Interval(-0.03, -0.05, -0.01) for name in ("A", "personal-A")},
+        joined={"B": Interval(-0.02, -0.04, -0.01)},
+        adapters=compared.adapters | {"pooled": "5" * 64, "personal-A": "6" * 64},
         recovered={"pooled": Shares(base=Interval(0.83, 0.7, 0.95))},
         worst_sites={"global": "B"},
         num_skipped=3,
@@ -248,7 +263,11 @@ def test_all_that_a_comparison_can_hold_is_shown(golden):
         numbers.interval(Interval(-own.mean, -own.high, -own.low)),
         "-0.0300 [-0.0500, -0.0100]".replace("-", minus),
     ]
-    assert table(root, "Global adapter against one site's")[1] == expected
+    assert table(root, "Global adapter minus one site's")[1] == expected
+    assert table(root, "Private adapter minus")[1:] == [["personal-A", "", "+0.0300 [+0.0100, +0.0500]"]]
+    assert table(root, "What a hospital uses now")[1:] == [
+        ["B", "global", "-0.0200 [-0.0400, -0.0100]".replace("-", minus)]
+    ]
     assert table(root, "How much of the upper bound's gain") == [["gain over", "pooled"], ["the base", "83 % [70, 95]"]]
     text = section(root, "comparison").text
     for part in (
@@ -508,7 +527,7 @@ def test_nothing_foreign_becomes_markup(golden):
         for hostile in HOSTILE:
             assert hostile in shown, (name, hostile)  # shown as what it is: text
     labels = {one.text for drawing in root.all("svg") for one in drawing.all("text")}
-    assert r"$\frac{\undefined$ and…"[:20] in {label[:20] for label in labels}
+    assert r"$\frac{\und…" in {label[:12] for label in labels}
     assert "49" not in section(root, "plan").text.split()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedmed_cli.records.comparison import Comparison
+from fedmed_cli.records.checks import GLOBAL
+from fedmed_cli.records.comparison import Comparison, Matrix
 from fedmed_cli.records.digests import short
 from fedmed_cli.records.measures import OVERALL
 from fedmed_cli.reporting import numbers
@@ -32,16 +33,22 @@ def comparison_section(records: WorkspaceRecords) -> Section:
     return Section("comparison", "Comparison on held-out examples", parts)
 
 
-def _one_comparison_parts(records: WorkspaceRecords, comparison: Comparison, name: str) -> list[Part]:
+def _stale_parts(records: WorkspaceRecords, measured: Comparison | Matrix) -> list[Part]:
+    """What tells that something was measured before the workspace became what it is."""
     parts: list[Part] = []
-    if comparison.plan != records.plan.digest:
-        parts.append(Text("This comparison was made under another plan than the one of this workspace.", "fault"))
+    if measured.plan != records.plan.digest:
+        parts.append(Text("This was measured under another plan than the one of this workspace.", "fault"))
     newest = next((one for one in reversed(records.rounds) if one.aggregate), None)
-    compared = comparison.adapters.get("global")
+    compared = measured.adapters.get(GLOBAL)
     if newest and newest.aggregate and compared is not None and compared != newest.aggregate.adapter:
         made = f"the global adapter of round {newest.number} ({short(newest.aggregate.adapter)})"
-        text = f"What was compared as global ({short(compared)}) is not {made}: run 'fedmed compare' again."
+        text = f"What was measured as global ({short(compared)}) is not {made}: run 'fedmed compare' again."
         parts.append(Text(text, "fault"))
+    return parts
+
+
+def _one_comparison_parts(records: WorkspaceRecords, comparison: Comparison, name: str) -> list[Part]:
+    parts = _stale_parts(records, comparison)
     if sentence := verdict(comparison):
         parts.append(Text(sentence, "verdict"))
     parts += comparison_parts(comparison, records.plan, name)
@@ -63,20 +70,24 @@ def matrix_section(records: WorkspaceRecords) -> Section:
     """Each adapter on each hospital's own examples, merged or as the hospitals' files are here."""
     title, matrix = "Every adapter at every site", records.matrix
     if matrix is not None:
-        parts: list[Part] = []
-        if matrix.plan != records.plan.digest:
-            parts.append(Text("This matrix was made under another plan than the one of this workspace.", "fault"))
+        parts = _stale_parts(records, matrix)
         return Section("matrix", title, [*parts, *matrix_parts(matrix, records.plan), SHADES])
-    measured = {
+    stale = {site: _stale_parts(records, one) for site, one in records.site_comparisons.items()}
+    by_site = {
         site: {name: parts[OVERALL] for name, parts in one.scores.items() if OVERALL in parts}
         for site, one in records.site_comparisons.items()
+        if not stale[site]
     }
-    if not any(measured.values()):
-        why = "There is no reports/matrix.json and no comparison of a hospital."
-        return Section("matrix", title, [Text(why, "missing")])
+    by_site = {site: scores for site, scores in by_site.items() if scores}
+    left_out = ", ".join(site for site, parts in stale.items() if parts)
+    notes: list[Part] = []
+    if left_out:
+        notes.append(Text(f"Left out, since they measured another global adapter or plan: {left_out}.", "fault"))
+    if not by_site:
+        why = "There is no reports/matrix.json and no comparison of a hospital that belongs to the newest round."
+        return Section("matrix", title, [*notes, Text(why, "missing")])
     about = Text("These hospitals measured on their own test examples (reports/compare-SITE.json).")
-    by_site = {site: scores for site, scores in measured.items() if scores}
-    return Section("matrix", title, [about, *site_matrix_parts(by_site, records.plan), SHADES])
+    return Section("matrix", title, [*notes, about, *site_matrix_parts(by_site, records.plan), SHADES])
 
 
 def answers_section(records: WorkspaceRecords, wanted: bool) -> Section:

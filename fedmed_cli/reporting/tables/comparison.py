@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from fedmed_cli.intervals import FEW_GROUPS
+from fedmed_cli.records.checks import ALONE, BASE, BOUNDS, GLOBAL, GLOBAL_OF_ROUND, PERSONAL
 from fedmed_cli.records.comparison import Comparison, Matrix, Score
 from fedmed_cli.records.measures import OVERALL, Interval
 from fedmed_cli.records.plan import Plan
@@ -12,7 +13,6 @@ from fedmed_cli.reporting import numbers
 from fedmed_cli.reporting.parts import Cell, Curves, Figure, Forest, Group, Part, Table, Text
 from fedmed_cli.reporting.tables.answers import generated_parts, multiple_choice_parts
 
-BASE, GLOBAL, ALONE, PERSONAL = "base", "global", "alone-", "personal-"
 MAX_FOREST_ROWS = 40
 MAX_COLUMNS = 20
 STARS = Text("Below each loss is its difference from the base, marked * where its 95 % interval excludes 0.")
@@ -36,7 +36,7 @@ def in_order(names: Iterable[str], plan: Plan) -> list[str]:
 
 def round_of(name: str) -> int | None:
     """The round of an earlier global adapter, by its name; None for other names."""
-    number = name.removeprefix(f"{GLOBAL}-")
+    number = name.removeprefix(GLOBAL_OF_ROUND)
     return int(number) if name != number and number.isdecimal() and len(number) < 9 else None
 
 
@@ -97,7 +97,7 @@ def _about_parts(record: Comparison, score: Score) -> list[Part]:
     about = (
         f"{examples}, from {record.examples} ({tokens}). Losses are in nats per answer token; differences are paired "
         f"by example, below 0 is better; the 95 % intervals resample {numbers.count(score.num_groups, 'group')} "
-        f"{record.num_resamples:,} times."
+        f"{record.num_resamples:,} times and are not corrected for their number."
     )
     parts: list[Part] = [Text(about), *numbers.few_groups(score.num_groups)]
     if record.num_skipped or record.num_truncated:
@@ -137,7 +137,10 @@ def _forest_figure(overall: Mapping[str, Score], shares: Mapping[str, Mapping[st
     strong = [label for label in intervals if label in overall]
     shown = list(intervals) if len(intervals) <= MAX_FOREST_ROWS else strong[:MAX_FOREST_ROWS]
     plot = Forest({label: intervals[label] for label in shown}, frozenset(strong), "nats against the base")
-    return Figure(f"forest-{name}", "Loss against the base model, 95 % intervals; left is better", plot, table)
+    caption = "Loss against the base model, 95 % intervals; left is better"
+    if len(shown) < len(intervals):
+        caption += f"; {len(shown)} of {len(intervals)} rows, all are in the table"
+    return Figure(f"forest-{name}", caption, plot, table)
 
 
 def losses_table(
@@ -198,7 +201,9 @@ def site_matrix_parts(
     """What each hospital measured on its own examples: every adapter's loss there, and the global one's gain."""
     parts: list[Part] = [
         STARS,
-        losses_table("Loss at each site, and the plain mean over sites", "site", by_site, plan, means),
+        losses_table(
+            "Loss at each site" + ", and the plain mean over sites" * bool(means), "site", by_site, plan, means
+        ),
     ]
     rows = [
         [site, numbers.interval(scores[GLOBAL].against_base)] for site, scores in by_site.items() if GLOBAL in scores
@@ -224,17 +229,36 @@ def _worst_sites_text(worst_sites: Mapping[str, str], by_site: Mapping[str, Mapp
 
 
 def _joining_parts(record: Comparison) -> list[Part]:
-    """Whether joining paid: the global adapter against each site's, on its own examples and on the others'."""
-    if not record.on_other_sites:
-        return []
-    rows = []
+    """Whether joining paid: each site's adapters beside the global one, and what it uses now beside training alone."""
+    joint, private = [], []
     for name, others in record.on_other_sites.items():
+        is_private = name.startswith(PERSONAL)
         own = record.scores.get(name, {}).get(name.removeprefix(ALONE).removeprefix(PERSONAL))
-        behind = own.against_global if own else None
-        ahead = Interval(-behind.mean, -behind.high, -behind.low) if behind else None
-        rows.append([name, numbers.interval(ahead), numbers.interval(others)])
-    title = "Global adapter against one site's, nats with 95 % intervals (below 0: federating helped)"
-    return [Table(title, ["adapter of one site", "on its own site's examples", "on the other sites'"], rows)]
+        change = own.against_global if own else None
+        if is_private:
+            private.append([name, numbers.interval(change), numbers.interval(_reverse(others))])
+        else:
+            joint.append([name, numbers.interval(_reverse(change)), numbers.interval(others)])
+    parts: list[Part] = []
+    on = ["on its own site's examples", "on the other sites'"]
+    if joint:
+        title = "Global adapter minus one site's, nats with 95 % intervals (below 0: the global one is better)"
+        parts.append(Table(title, ["adapter of one site", *on], joint))
+    if private:
+        title = "Private adapter minus the global one, nats with 95 % intervals (below 0: the private one is better)"
+        parts.append(Table(title, ["private adapter", *on], private))
+    if record.joined:
+        title = "What a hospital uses now minus training alone, on its own examples (below 0: joining paid)"
+        rows = [
+            [site, f"{PERSONAL}{site}" if f"{PERSONAL}{site}" in record.adapters else GLOBAL, numbers.interval(change)]
+            for site, change in record.joined.items()
+        ]
+        parts.append(Table(title, ["site", "it uses", "nats, 95 %"], rows))
+    return parts
+
+
+def _reverse(change: Interval | None) -> Interval | None:
+    return Interval(-change.mean, -change.high, -change.low) if change else None
 
 
 def _rounds_figure(overall: Mapping[str, Score], newest: int | None, name: str) -> list[Part]:
@@ -247,7 +271,7 @@ def _rounds_figure(overall: Mapping[str, Score], newest: int | None, name: str) 
     lone = [one for one in overall if one.startswith(ALONE)]
     beside = [
         *sorted(lone, key=lambda one: overall[one].loss)[:1],
-        *(one for one in overall if one.startswith("pooled")),
+        *(one for one in overall if one in BOUNDS),
     ]
     lines = {GLOBAL: path} | {one: [(0, overall[one].loss), (newest, overall[one].loss)] for one in beside}
     table = Table(

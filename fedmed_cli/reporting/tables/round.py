@@ -73,7 +73,7 @@ def _examination_parts(seen: CoordinatorEvaluation, server_lr: float) -> list[Pa
     ]
     if seen.server_lr_losses:
         tried = ", ".join(f"{step}: {loss:.4f}" for step, loss in seen.server_lr_losses.items())
-        why = "A larger step is taken only where it helps beyond chance and hurts no site."
+        why = "A larger step must help beyond chance and, where examples name their sites, not be seen to hurt one."
         parts.append(Text(f"Server step: {server_lr:g} times the mean update (loss at {tried}). {why}"))
     return parts
 
