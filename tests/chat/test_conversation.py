@@ -289,12 +289,17 @@ def test_choosing_an_adapter(round_workspace, tiny_base, capsys, name):
     value = json.loads(out)
     if name == "base":
         assert value["adapter"] is None
+    elif name == "global":
+        record = json.loads((round_workspace.global_adapter(1) / "aggregate.json").read_text())
+        assert value["adapter"] == record["adapter"]
     elif name == "best":
         losses = dict(part.split(" ") for part in err.split("coordinator's examples: ")[1].split("\n")[0].split(", "))
         best = min(losses, key=lambda key: float(losses[key]))
         assert f"best is {best}" in err
         assert (f"site {best} " in value["adapter_name"]) or best == "global"
-    elif name != "global":
+    else:
+        record = json.loads((round_workspace.round(1) / name / "contribution.json").read_text())
+        assert value["adapter"] == record["adapter"]
         assert f"site {name} of round 1" in value["adapter_name"]
 
 

@@ -25,16 +25,6 @@ def test_split_of_the_corpus_leaks_nothing_and_is_deterministic(tmp_path):
         assert (tmp_path / "one/data" / file).read_bytes() == (tmp_path / "two/data" / file).read_bytes()
 
 
-@pytest.mark.slow
-def test_split_refuses_to_overwrite(tmp_path, capsys):
-    assert main(["split", "-C", str(tmp_path), "--quiet"]) == 0
-    capsys.readouterr()
-    assert main(["split", "-C", str(tmp_path)]) == 6
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "exists already" in err
-
-
 def test_unknown_columns_are_counted_since_their_names_may_be_texts(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text('{"Frage": "secret", "Antwort": "secret"}\n')
     assert main(["split", "--dataset", str(tmp_path / "x.jsonl"), "-C", str(tmp_path)]) == 3
@@ -44,13 +34,6 @@ def test_unknown_columns_are_counted_since_their_names_may_be_texts(tmp_path, ca
     assert "Frage" not in err
     assert "--columns" in err
     assert "secret" not in err
-
-
-def test_no_plan_and_no_such_site(tmp_path, capsys):
-    assert main(["train-local", "--site", "A", "-C", str(tmp_path)]) == 3
-    assert main(["init", "--names", "A,B", "-C", str(tmp_path), "--quiet"]) == 0
-    assert main(["train-local", "--site", "Z", "-C", str(tmp_path)]) == 3
-    assert "no site 'Z'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

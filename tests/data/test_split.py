@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from fedmed_cli.cli.app import main
 from fedmed_cli.data import composition, leak_check, partition, row_index, same_text
 from fedmed_cli.data.leakage_groups import merge, number_groups
-from fedmed_cli.data.partition import SETS
 from fedmed_cli.records.split import SplitRecord
 
 CORPUS_DIGEST = "0a703ccf0dc55aa89ff63a447581655420d4d9346d350e2b249b3f8caf7bcdcd"
@@ -505,4 +504,3 @@ def test_every_example_is_in_one_set_or_in_the_counted_rest(
         del body["run"]
         files["split.json"] = body
     assert one == two
-    assert set(SETS) == {"train", "validation", "coordinator", "test"}

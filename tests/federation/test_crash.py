@@ -46,7 +46,7 @@ def test_aggregate_killed_at_every_write_and_at_random_and_two_at_once(trained_o
     result = crash(tmp_path, trained_once, argv, ["rounds/"], *tasks)
     assert result["every_write kill"]["points"] > 40
     assert {"write", "fsync", "rename", "mkdir"} <= set(result["every_write kill"]["kinds"])
-    assert result["random_kills 6 1"]["trials"] == 6
+    assert result["random_kills 6 1"]["killed"] > 0
     assert sum(result["two_at_once 12"].values()) == 12
 
 
@@ -64,7 +64,7 @@ def test_round_killed_at_random(split_once, tiny_base, tmp_path):
     argv = ["round", "-q", "--rounds", "1", "--max-steps", "2", "--save-steps", "1", "--max-eval-samples", "2"]
     argv += ["--base", str(tiny_base)]
     result = crash(tmp_path, split_once, argv, ["rounds/"], ["random_kills", 3, 1])
-    assert result["random_kills 3 1"]["trials"] == 3
+    assert result["random_kills 3 1"]["killed"] > 0
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_replacement_that_was_complete_is_put_in_place_by_the_next_command(tra
 
 
 @pytest.mark.slow
-def test_a_file_size_limit_at_every_size_leaves_the_old_state(trained_once, tmp_path):
+def test_a_file_size_limit_leaves_the_old_state(trained_once, tmp_path):
     """RLIMIT_FSIZE makes real writes fail with EFBIG, at whichever file grows beyond it."""
     import resource
 

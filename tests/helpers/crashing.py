@@ -170,7 +170,7 @@ class Bed:
             calls = Calls(rng.randint(1, self.num_calls))
             killed += wait(child([*self.argv, "-C", str(root)], self.log, calls.start)) == -signal.SIGKILL
             done += self.check_killed(root)
-        return {"trials": count, "killed": killed, "complete": done}
+        return {"killed": killed, "complete": done}
 
     def every_write(self, kind, step=1):
         kinds = []

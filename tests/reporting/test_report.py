@@ -376,7 +376,7 @@ def test_no_plan_is_an_error(tmp_path, fails):
 
 
 @pytest.mark.slow
-def test_without_matplotlib_the_tables_stand_in_the_place_of_plots(golden, monkeypatch, capsys):
+def test_without_matplotlib_the_tables_replace_plots(golden, monkeypatch, capsys):
     with_plots = table(parse(written(golden)), "Training loss by step")
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
@@ -508,7 +508,7 @@ def poison(workspace):
             lines += ["", f"**{name}**", "", text + "\u202e\x1b[31m\x00"]
     (workspace.reports / "answers.md").write_text("\n".join(lines))
     plan = workspace.plan_path.read_text()
-    for field, text in (("system", HOSTILE[0]), ("user", HOSTILE[1] + "{question}")):
+    for field, text in (("system", HOSTILE[0] + HOSTILE[5]), ("user", HOSTILE[1] + "{question}")):
         plan = re.sub(rf"(?m)^{field} = .*$", lambda match, line=f"{field} = {json.dumps(text)}": line, plan)
     workspace.plan_path.write_text(plan)
 
@@ -528,7 +528,9 @@ def test_nothing_foreign_becomes_markup(golden):
             assert hostile in shown, (name, hostile)  # shown as what it is: text
     labels = {one.text for drawing in root.all("svg") for one in drawing.all("text")}
     assert r"$\frac{\und…" in {label[:12] for label in labels}
-    assert "49" not in section(root, "plan").text.split()
+    shown = section(root, "plan").text
+    assert HOSTILE[5] in shown
+    assert "49" not in shown
 
 
 @pytest.mark.slow
