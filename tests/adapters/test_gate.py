@@ -15,6 +15,7 @@ from fedmed_cli.adapters.archive import site_contribution, starting_adapter
 from fedmed_cli.adapters.signers import SignaturePolicy
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import FedmedError
+from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.workspace import Workspace
 
@@ -54,7 +55,7 @@ def test_hostile(case, place, fails):
         assert snapshot(place.root) == before
 
 
-def test_the_corpus_has_at_least_sixty_cases_each_with_its_own_message():
+def test_the_corpus_has_at_least_sixty_cases_and_hardly_two_with_one_message():
     names = [case.name for case in bad_files.CASES]
     assert len(names) == len(set(names)) >= 60
     assert len({(case.message, case.code) for case in bad_files.CASES}) > 0.95 * len(names)
@@ -130,13 +131,25 @@ def test_a_file_that_shrinks_while_it_is_read_never_ends_the_process(place):
     gate.read_from_anyone(place.folder)
 
 
-def test_a_file_that_grows_is_refused(tmp_path):
-    from fedmed_cli.records.codec import read_file
-
+def test_a_file_is_read_up_to_its_limit(tmp_path):
     (tmp_path / "x").write_bytes(b"x" * 100)
     with pytest.raises(FedmedError, match="expected at most 99 bytes, found 100"):
         read_file(tmp_path / "x", 99)
     assert read_file(tmp_path / "x", 100) == b"x" * 100
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused_at_the_limit(tmp_path, monkeypatch):
+    path, read = tmp_path / "x", os.read
+    path.write_bytes(b"x" * 100)
+
+    def grow(handle, size):
+        with path.open("ab") as file:
+            file.write(b"x" * 100)
+        return read(handle, size)
+
+    monkeypatch.setattr(os, "read", grow)
+    with pytest.raises(FedmedError, match=r"expected at most 150 bytes, found more \(it grows\)"):
+        read_file(path, 150)
 
 
 def test_a_bundle_is_taken_wherever_a_folder_is(place, capsys):

@@ -1,5 +1,7 @@
 """The server: OpenAI's own client, bad requests, guardrails, limits, and clients and servers that go away."""
 
+import asyncio
+import itertools
 import json
 import os
 import signal
@@ -8,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import httpx2
@@ -18,6 +20,7 @@ import pytest
 from helpers.browser import CHROMIUM, Browser
 from helpers.factories import make_plan, make_workspace
 from helpers.fake_server import ANSWER, Talker, make_server
+from helpers.processes import free_port
 from starlette.testclient import TestClient
 
 from fedmed_cli.chat.conversation import DISCLAIMER, Conversation, Guarded
@@ -26,6 +29,7 @@ from fedmed_cli.chat.serve import app as serving
 from fedmed_cli.chat.serve import requests
 from fedmed_cli.chat.serve.app import Limits, Server
 from fedmed_cli.chat.serve.backends import UpstreamBackend
+from fedmed_cli.models.engines.engine import Piece
 from fedmed_cli.records.plan import Prompt
 
 SERVER = Path(__file__).parents[1] / "helpers/fake_server.py"
@@ -37,9 +41,11 @@ def body(question="What helps with flu?", **more):
     return {"model": "global", "messages": [{"role": "user", "content": question}]} | more
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+def wait_until(is_so):
+    ends = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < ends
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -314,10 +320,15 @@ def test_a_page_of_another_site_gets_nothing(talker):
 
 @pytest.mark.slow
 def test_a_full_queue_refuses_and_the_others_are_answered(tiny_base):
-    talker = Talker(tiny_base, 0.1)
+    talker = Talker(tiny_base)
+    talker.may_speak.clear()
     with TestClient(make_server(talker, limits=Limits(2, 3, 60)).app()) as client, ThreadPoolExecutor(8) as pool:
-        codes = sorted(reply.status_code for reply in pool.map(lambda _: client.post(CHAT, json=body()), range(8)))
-        assert codes == [200] * 5 + [429] * 3
+        asked = [pool.submit(client.post, CHAT, json=body()) for _ in range(8)]
+        refused = [future.result() for future in itertools.islice(as_completed(asked), 3)]
+        assert [reply.status_code for reply in refused] == [429] * 3
+        wait_until(lambda: talker.num_running == 2)
+        talker.may_speak.set()
+        assert sorted(future.result().status_code for future in asked) == [200] * 5 + [429] * 3
         assert talker.most_running == 2
         assert client.post(CHAT, json=body()).status_code == 200
 
@@ -340,19 +351,63 @@ def test_a_full_server_looks_at_no_further_body(tiny_base):
 @pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_stopped(tiny_base, stream):
     talker = Talker(tiny_base, 0.05)
-    with TestClient(make_server(talker, limits=Limits(1, 3, 0.5)).app()) as client:
-        reply = client.post(CHAT, json=body("SLOW", stream=stream))
-        if stream:
+    server = make_server(talker, limits=Limits(1, 3, 0.5))
+    with TestClient(server.app()) as client:
+        reply = client.post(CHAT, json=body(f"SLOW\n{EMERGENCY}", stream=stream))
+        if stream:  # which begins at once, with the notice
             assert events(reply.text)[-1]["error"]["message"] == "the answer took too long"
         else:
             assert reply.status_code == 504
+        server.limits = Limits(1, 3, 60)
         assert client.post(CHAT, json=body(max_tokens=1)).status_code == 200
     assert talker.num_stopped == 1
 
 
+def test_a_body_that_does_not_arrive_in_time_is_refused(talker, monkeypatch):
+    monkeypatch.setattr(serving, "SECONDS_TO_READ", 0.05)
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def never():
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": []}
+    scope["headers"].append((b"content-type", b"application/json"))
+    asyncio.run(make_server(talker).app()(scope, never, send))
+    assert sent[0]["status"] == 408
+    assert b"the body did not arrive within" in sent[1]["body"]
+    assert talker.asked == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("num_words", [0, 2])
+def test_a_bug_is_said_to_be_one_and_its_text_stays_here(talker, monkeypatch, stream, num_words):
+    def generate(ids, adapter, sampling):
+        for _ in range(num_words):
+            yield Piece("word ", 1, False)
+        raise ValueError("secret")
+
+    monkeypatch.setattr(talker, "generate", generate)
+    with TestClient(make_server(talker).app(), raise_server_exceptions=False) as client:
+        reply = client.post(CHAT, json=body(stream=stream))
+        assert "secret" not in reply.text
+        if stream and num_words:
+            assert reply.status_code == 200
+            found = events(reply.text)[-1]
+        else:
+            assert reply.status_code == 500
+            found = reply.json()
+        assert found["error"]["message"] == serving.BUG
+        monkeypatch.undo()
+        assert client.post(CHAT, json=body()).status_code == 200
+
+
 @pytest.mark.slow
 def test_requests_are_answered_in_the_order_in_which_they_came(tiny_base, log):
-    talker = Talker(tiny_base, 0.05)
+    talker = Talker(tiny_base)
+    talker.may_speak.clear()
     with (
         TestClient(make_server(talker, limits=Limits(1, 10, 60), log=log.append).app()) as client,
         ThreadPoolExecutor(5) as pool,
@@ -360,8 +415,8 @@ def test_requests_are_answered_in_the_order_in_which_they_came(tiny_base, log):
         futures = []
         for number in range(1, 6):
             futures.append(pool.submit(client.post, CHAT, json=body(max_tokens=number)))
-            while client.get("/health").json()["waiting"] < number and not futures[0].done():
-                time.sleep(0.005)
+            wait_until(lambda number=number: client.get("/health").json()["waiting"] == number)
+        talker.may_speak.set()
         assert {future.result().status_code for future in futures} == {200}
     assert [sampling.max_new_tokens for _, _, sampling in talker.asked] == [1, 2, 3, 4, 5]
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from helpers.processes import run
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.records.comparison import Comparison, Matrix
@@ -54,15 +55,8 @@ def test_the_matrix_is_what_one_machine_measures_on_all_parts(workspace, capsys)
 
 
 def test_merging_loads_no_torch(workspace):
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from fedmed_cli.cli.app import main; code = main(sys.argv[1:]); "
-        "sys.exit(code or 10 * ('torch' in sys.modules))"
-    )
-    argv = ["compare", "merge", "-q", "-C", str(workspace), *files(workspace)]
-    assert subprocess.run([sys.executable, "-c", code, *argv]).returncode == 0
+    code, _, loaded = run(workspace, "compare", "merge", "-q", "-C", workspace, *files(workspace))
+    assert (code, loaded) == (0, [])
 
 
 def test_a_site_that_measured_fewer_adapters_leaves_gaps(workspace, capsys):

@@ -102,16 +102,20 @@ def test_a_plan_that_asks_for_privacy_refuses_what_has_none(tiny_base, tmp_path,
     assert main([*train, "A", *PRIVATE]) == 0
     assert "this training has no guarantee" in fails(3, *train, "B")
     assert "above the budget of 3" in fails(3, *train, "B", "--dp-noise-multiplier", "0.8")
+    message = fails(3, *train, "B", *PRIVATE, "--dp-delta", "1e-3")
+    assert message == "--dp-delta: where the plan limits epsilon, expected at most 1e-05"
     plan = Workspace(root).read_plan()
     record = Contribution.read(root / "adapters" / "A" / "contribution.json")
-    for privacy, found in (
-        (None, "no guarantee"),
-        (dataclasses.replace(record.privacy, total_epsilon=None), "unbounded"),
+    asked = "the plan asks for differential privacy with epsilon at most 3, found "
+    for privacy, message in (
+        (None, asked + "no guarantee"),
+        (dataclasses.replace(record.privacy, total_epsilon=None), asked + "epsilon unbounded"),
+        (dataclasses.replace(record.privacy, delta=1e-3), "an epsilon counts at a delta of at most 1e-05, found 0.001"),
     ):
         told = {} if privacy else {"losses": (1.0, 1.0), "num_trained_examples": 2, "num_trained_tokens": 2}
         other = dataclasses.replace(record, privacy=privacy, **told)
         reading = gate_steps.Reading(root, plan, records={"contribution.json": other})
-        with pytest.raises(TrustError, match=f"epsilon at most 3, found .*{found}"):
+        with pytest.raises(TrustError, match=message):
             gate_steps._check_privacy(reading)
 
 

@@ -1,10 +1,12 @@
 """Rounds without a person at each step, over a shared folder that copies slowly, late, or from somebody hostile."""
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +17,14 @@ from test_crash import crash
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.adapters.bundle import pack
+from fedmed_cli.adapters.gate import read_from_anyone
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli.app import main
-from fedmed_cli.errors import InputError, TrustError, UsageError
-from fedmed_cli.federation import coordinator, steps
+from fedmed_cli.errors import ConflictError, InputError, TrustError, UsageError
+from fedmed_cli.federation import coordinator, mailbox, steps
 from fedmed_cli.federation.mailbox import Mail, bundle_name
 from fedmed_cli.federation.unattended import Coordinator, Hospital, check_mailbox
+from fedmed_cli.records.plan import PrivacyRules
 from fedmed_cli.trust.audit_log import AuditLog
 from fedmed_cli.trust.chain import Chain
 from fedmed_cli.workspace.durable import write_folder
@@ -156,6 +160,23 @@ def test_after_the_deadline_enough_are_enough_and_what_comes_later_is_late(place
     assert not any("round-001-A" in line for line in said)  # what the round was made of is not late
 
 
+def test_of_two_late_contributions_of_a_site_the_first_is_kept(place, box):
+    for site in "AB":
+        drop(box, place, site)
+    party, said = make_coordinator(place, box, deadline=0.0, until=2)
+    first, second = bundle(place, "C"), bundle(place, "C", seed=99)
+    while not place.newest_round():
+        party.look()
+    (box / bundle_name(1, "C")).write_bytes(first)
+    party.look()
+    (box / "C.fedmed.tar").write_bytes(second)
+    party.look()
+    line = f"{box / 'C.fedmed.tar'}: is late and not kept: late/001/C has another contribution of site C to round 1"
+    assert said.count(line) == 1
+    assert events(place).count(("late", 1, "C")) == 2
+    assert pack({path.name: path.read_bytes() for path in (place.late / "001/C").iterdir()}) == first
+
+
 def test_too_few_at_the_deadline_are_waited_for_and_named(place, box):
     drop(box, place, "A")
     party, said = make_coordinator(place, box, deadline=0.0)
@@ -264,16 +285,14 @@ def test_another_fedmed_in_the_workspace_is_waited_for(place, box):
     assert party.look()
 
 
-def make_hospital(tmp_path, box, train=lambda: None, site="A", **options):
-    place = make_workspace(tmp_path / f"hospital-{site}", PLAN, mailbox=False)
+def make_hospital(tmp_path, box, train=lambda: None, site="A", plan=PLAN, signer=SIGNERS["A"], **options):
+    place = make_workspace(tmp_path / f"hospital-{site}", plan, mailbox=False)
     said = []
 
     def training():
         number = place.newest_round() + 1
-        start = archive.starting_adapter(place, PLAN, number)
-        place.replace_folder(
-            place.contribution(site), dict(contribution(PLAN, site, start, number, signer=SIGNERS[site]))
-        )
+        start = archive.starting_adapter(place, plan, number)
+        place.replace_folder(place.contribution(site), dict(contribution(plan, site, start, number, signer=signer)))
         train()
 
     return place, Hospital(place, box, site, train=training, say=said.append, **{"until": 2} | options), said
@@ -373,6 +392,58 @@ def test_a_bundle_that_was_cut_is_sent_again_and_one_that_was_fetched_is_not(pla
     make().look()
     assert not target.exists()
     assert "was sent and is gone" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("plan", "signer", "message"),
+    [
+        (PLAN, None, "the plan pins a key for site A"),
+        (
+            replace(PLAN, privacy=PrivacyRules(max_audit_auc=0.6)),
+            SIGNERS["A"],
+            "asks for an audit of each contribution",
+        ),
+    ],
+)
+def test_what_may_not_leave_the_hospital_is_not_sent(plan, signer, message, box, tmp_path):
+    home, party, _ = make_hospital(tmp_path, box, plan=plan, signer=signer)
+    for act in (party.look, party.look, partial(party.contribute, 1)):
+        with pytest.raises(TrustError, match=message):
+            act()
+    assert home.contribution("A").is_dir()
+    assert list(box.iterdir()) == []
+    assert events(home) == []
+
+
+def test_a_share_that_cannot_be_written_is_tried_again(box, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    home, party, said = make_hospital(tmp_path, box)
+    with monkeypatch.context() as patch:
+        patch.setattr(mailbox, "write_in_place", full)
+        assert not party.look()
+    assert said[-1] == f"{box / bundle_name(1, 'A')}: cannot be written (No space left on device); trying again"
+    assert events(home) == []
+    assert not party.look()
+    assert (box / bundle_name(1, "A")).read_bytes() == bundle(home, "A")
+    assert events(home) == [("sent", 1, "A")]
+
+
+def test_a_contribution_that_another_command_replaces_again_and_again_is_a_conflict(box, tmp_path):
+    """Whatever is trained, that of another round lies there when it is looked for."""
+    other = make_workspace(tmp_path / "other", PLAN, num_rounds=1)
+    trained = []
+
+    def replaced():
+        trained.append(1)
+        home.replace_folder(home.contribution("A"), dict(read_from_anyone(other.contribution("A")).files))
+
+    home, party, _ = make_hospital(tmp_path, box, replaced)
+    with pytest.raises(ConflictError, match="site A: another command replaced its contribution to round 1"):
+        party.contribute(1)
+    assert len(trained) == 2
+    assert events(home) == []
 
 
 def test_a_link_in_the_shared_folder_is_replaced_and_not_followed(place, box, tmp_path):
@@ -582,7 +653,7 @@ def test_both_commands_wait_without_torch_and_answer_in_json(place, box, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="these processes are forked")
-def test_a_coordinator_killed_or_out_of_disk_at_every_write(trained_once, tmp_path):
+def test_a_coordinator_killed_at_every_write_or_out_of_disk_at_some(trained_once, tmp_path):
     box = tmp_path / "shared"
     box.mkdir()
     argv = [

@@ -4,6 +4,7 @@ It answers "SLOW" in the system text with endless words, else with one short sen
 """
 
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +19,10 @@ ANSWER = "Rest and drink enough water."
 
 
 class Talker:
-    """Says one sentence, or as many words as it may where the prompt is long enough to hold SLOW."""
+    """Says one sentence, or as many words as it may where the prompt is long enough to hold SLOW.
+
+    Each answer waits for `may_speak`, for a minute at most.
+    """
 
     name = description = "scripted"
     context = 4096
@@ -28,6 +32,8 @@ class Talker:
         self.seconds_a_word = seconds_a_word
         self.slow = self.tokenizer("SLOW", add_special_tokens=False)["input_ids"]
         self.asked = []
+        self.may_speak = threading.Event()
+        self.may_speak.set()
         self.num_running = self.most_running = self.num_stopped = 0
 
     def prepare(self, adapters):
@@ -40,6 +46,7 @@ class Talker:
         self.num_running += 1
         self.most_running = max(self.most_running, self.num_running)
         try:
+            self.may_speak.wait(60)
             for number, word in enumerate(words, 1):
                 time.sleep(self.seconds_a_word)
                 ended = not is_slow and number == len(ANSWER.split())

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from helpers.processes import free_port
+
 BIN = Path(sys.executable).parent
 OFF = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -21,12 +23,6 @@ OFF = {
     "OMP_NUM_THREADS": "1",
 }
 NO_INSTALL = "--disable-runtime-dependency-installation"
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 class Deployment:

@@ -1,9 +1,15 @@
 """fedmed in a process of its own."""
 
+import socket
 import subprocess
 import sys
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "bitsandbytes")
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def run(cwd, *argv, heavy=HEAVY):

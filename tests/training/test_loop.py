@@ -206,7 +206,14 @@ def test_a_decay_over_three_rounds_is_the_decay_of_one_long_training():
     assert rates == sorted(rates, reverse=True)
 
 
-def test_a_round_behind_the_schedules_end_is_refused(ready):
+def test_a_loss_that_is_not_finite_ends_the_training(ready):
+    workspace, plan, lm, encoded = ready
+    lm.model.get_output_embeddings().weight.data.fill_(math.nan)
+    with pytest.raises(InputError, match="the loss became nan in step 1"):
+        loop.train(lm, plan, archive.starting_adapter(workspace, plan, 1), encoded, 2, seed=SEED)
+
+
+def test_a_round_after_the_schedules_end_is_refused(ready):
     _, plan, lm, encoded = ready
     start = archive.starting_adapter(ready[0], plan, 1)
     plan = training_with(plan, lr_scheduler_type="cosine", lr_scheduler_rounds=2)
@@ -374,7 +381,7 @@ def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monke
         encoded = [prompts.encode(row, wild.prompt, lm.tokenizer, wild.training.max_length) for row in data.train]
         seed = loop.order_seed(wild, "A", 1)
         loop.train(lm, wild, start, encoded, 8, seed=seed, progress=stop)
-        # `progress` runs behind the step's update
+        # `progress` runs after the step's update
         adapter = plan_adapter(wild, caught["factors"])
         losses[step] = (summarize(site.measuring.measure(lm, adapter, items.encoded), items.groups).mean, adapter)
     best = min(losses, key=lambda step: losses[step][0])
@@ -395,7 +402,9 @@ def test_early_stopping_stops_and_resumes_to_the_same_bytes(ready):
     assert any("stopped early" in message for message in said)
     with pytest.raises(Killed):
         run_site(wild, until=len(record.losses), **options)
-    assert run_site(wild, **options).adapter == record.adapter
+    again = []
+    assert run_site(wild, said=again, **options).adapter == record.adapter
+    assert any("resuming from the checkpoint" in message for message in again)
 
 
 # --- 4 bits -----------------------------------------------------------------------------------------
@@ -428,7 +437,6 @@ def test_4_bit_gradients_after_measuring_are_those_before(four_bit, monkeypatch)
     site.measuring.measure(lm, start, encoded[:4])
     after = first_gradients(monkeypatch, lm, plan, start, encoded, TrainingOptions())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    # and they are those of the dequantised weights in a plain float32 model
     assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in before)
 
 

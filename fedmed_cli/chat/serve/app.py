@@ -44,6 +44,7 @@ from fedmed_cli.events import Say
 SECONDS_BETWEEN_LOOKS = 0.25  # at whether the client is still there
 SECONDS_TO_READ = 30  # a body
 HELD_BACK = "content_filter"  # OpenAI's finish_reason for it
+BUG = "this is a bug in fedmed"
 # The page's own files, and nothing from elsewhere.
 PAGE = {
     "/": ("page.html", "text/html"),
@@ -301,6 +302,11 @@ async def _events(pieces: Pieces, reply: Reply, ask: Ask) -> AsyncGenerator[byte
             if not has_begun:
                 raise
             yield event(error_object(error.message, "server_error"))
+        except Exception:
+            if has_begun:
+                yield event(error_object(BUG, "server_error"))
+                yield DONE
+            raise
     yield DONE
 
 
@@ -347,4 +353,4 @@ def _failed(request: Request, error: FedmedError) -> Response:
 
 
 def _bug(request: Request, error: Exception) -> Response:
-    return JSONResponse(error_object("this is a bug in fedmed", "server_error"), 500)
+    return JSONResponse(error_object(BUG, "server_error"), 500)
