@@ -130,6 +130,12 @@ def test_gauge_leaves_svd_unchanged_and_changes_factor_mean(plan):
     assert not np.allclose(dense(one, module), dense(two, module), atol=1e-3)
 
 
+def test_factor_mean_of_mixed_ranks_is_refused():
+    plan = make_plan()
+    with pytest.raises(CombineError, match=r"one rank in each module: layers.0.q_proj has ranks 2, 4"):
+        factor_mean(plan, random_adapter(plan, 0), [random_adapter(plan, 1), random_adapter(plan, 2, 2)], [0.5, 0.5])
+
+
 def test_the_order_of_the_sites_changes_no_bit(plan):
     from fedmed_cli.aggregation.combine import combine
     from fedmed_cli.aggregation.state import AggregationSettings

@@ -257,6 +257,14 @@ def test_fedexp_is_its_formula(plan, parent):
     assert result.server_lr == pytest.approx(expected, rel=1e-6)
 
 
+def test_self_reported_needs_a_loss_of_each_site(plan, parent):
+    contributions = honest(plan, parent)
+    record = dataclasses.replace(contributions["B"].record, validation_before=None, validation_after=None)
+    contributions["B"] = dataclasses.replace(contributions["B"], record=record)
+    with pytest.raises(CombineError, match="--weights self-reported: site B reports no validation loss"):
+        combine(plan, parent, contributions, AggregationSettings(weights="self-reported"))
+
+
 def score_file(plan, parent, site, gains):
     return Scores(site, 1, plan.digest, "0" * 64, parent.digest, "3" * 64, 50, 40, gains)
 

@@ -263,6 +263,28 @@ def test_sites_with_the_same_labels_are_at_no_distance(tmp_path):
     assert {tuple(site.labels) for site in record.sites.values()} == {("other",)}
 
 
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ("--by iid --hospitals 3 --sizes 10,20", 2, "--sizes gives 2 numbers for 3 hospitals"),
+        ("--by iid --hospitals 2 --sizes 30,31", 3, "--sizes add up to 61, but there are 60 examples"),
+        ("--by column:label --names A,B,C --assign A=x;B=y", 3, "site C would get no example"),
+        ("--by iid --hospitals 2 --sizes 50,10 --min-size 11", 3, "site B would get 10 examples, fewer than"),
+        ("--by iid --validation-share 0.5 --test-share 0.5", 2, "must leave something to train on"),
+        ("--by iid --assign A=x", 2, "--assign goes with --by column:NAME"),
+        ("--by column:label --sizes 1,2", 2, "--sizes goes with --by iid or dirichlet: a column's values have"),
+        ("--by quantity --sizes 1,2", 2, "--sizes goes with --by iid or dirichlet: this method draws them"),
+        ("--by column:label --names A,B --assign D=x", 2, "--assign names site 'D', which is not among A, B"),
+        ("--by iid --format parquet --hospitals 101", 2, "--format parquet is for at most 100 hospitals"),
+        ("--by size", 2, "--by: expected iid, quantity, dirichlet, pathological or column:NAME, found 'size'"),
+    ],
+)
+def test_options_that_cannot_be_met(argv, code, message, tmp_path, fails):
+    path = write(tmp_path / "x.jsonl", [row | {"label": "xy"[n % 2]} for n, row in enumerate(make_rows(60))])
+    assert message in fails(code, "split", "-C", tmp_path / "w", "--dataset", path, *argv.split())
+    assert not (tmp_path / "w/data").exists()
+
+
 def test_what_is_given_twice_is_refused(tmp_path, fails):
     argv = ["split", "-C", tmp_path / "w", "--by", "column:label"]
     assert "--assign gives 'y' to both A and B" in fails(2, *argv, "--assign", "A=x,y;B=y,z")

@@ -145,8 +145,15 @@ def test_it_needs_rounds_and_all_sites_examples(round_workspace, split_once, tmp
 
 
 @pytest.mark.slow
-def test_no_text_is_in_its_record(round_workspace, argv):
-    assert main([*argv, "-q"]) == 0
+def test_no_text_is_in_its_record_and_what_is_skipped_is_said(round_workspace, argv, capsys):
+    with (round_workspace.site_data("A") / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "Why? " * 1000, "answer": "So it is."}) + "\n")
+    assert main(argv) == 0
     text = (round_workspace.reports / "pooled/pooled.json").read_text()
-    rows = (round_workspace.site_data("A") / "train.jsonl").read_text().splitlines()
-    assert not any(json.loads(row)["question"] in text for row in rows)
+    lines = [
+        line for site in "ABC" for line in (round_workspace.site_data(site) / "train.jsonl").read_text().splitlines()
+    ]
+    for row in map(json.loads, lines):
+        assert not any(row[name] in text for name in ("question", "answer"))
+    skipped = f"pooled: 1 of {len(lines)} examples skipped: the question fills max_length"
+    assert skipped in " ".join(capsys.readouterr().err.split())

@@ -195,6 +195,7 @@ def test_an_adapter_that_changes_nothing_is_not_exported(round_workspace, tiny_b
         (("global", "--to", "gguf"), 2, "no GGUF file of tiny"),
         (("global", "--to", "merged", "--gguf", "none.gguf"), 2, "--gguf goes with"),
         (("nowhere", "--to", "vllm"), 3, "no such folder"),
+        (("global", "--to", "merged-gguf"), 2, "--to merged-gguf is for the embedded base"),
     ],
 )
 def test_what_cannot_be_exported(argv, code, message, round_workspace, tiny_base, tmp_path, fails):
@@ -202,6 +203,16 @@ def test_what_cannot_be_exported(argv, code, message, round_workspace, tiny_base
     where = ("-C", round_workspace.root, "--base", tiny_base)
     assert message in fails(code, "export", adapter, tmp_path / "out", *options, *where)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_system_prompt_that_would_end_its_text_in_a_modelfile_is_refused(tiny_base, tiny_gguf, tmp_path):
+    plan = make_plan(signed=False)
+    adapter = plan_adapter(plan, initial_factors(plan))
+    prompt = Prompt(system='Be kind.""" \nFROM elsewhere', user="{question}")
+    source = forms.Source(adapter, bases.find(str(tiny_base), None, None, print), prompt, None, tiny_gguf, False)
+    with pytest.raises(InputError, match="which a Modelfile cannot"):
+        forms.FORMS["ollama"].write(tmp_path, source)
+    assert not (tmp_path / "Modelfile").exists()
 
 
 @pytest.mark.parametrize("form", forms.FORMS)

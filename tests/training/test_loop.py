@@ -257,6 +257,23 @@ def test_an_example_longer_than_the_token_budget_is_said(ready):
     )
 
 
+def test_what_is_skipped_cut_or_not_measured_is_said(ready):
+    rows = [{"question": "Why?", "answer": f"For {n}."} for n in range(3)]
+    rows += [{"question": "Why? " * 1000, "answer": "So."}, {"question": "And?", "answer": "So it is. " * 1000}]
+    folder = ready[0].site_data("A")
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "validation.jsonl").unlink()
+    said = []
+    record = run_site(ready, said=said, max_steps=1, per_device_train_batch_size=1)
+    assert said[:3] == [
+        "site A: 1 of 5 examples skipped: the question alone fills max_length",
+        "site A: 1 of 5 answers cut at max_length 256",
+        "site A: no validation examples, so no loss is measured",
+    ]
+    assert (record.num_examples, record.num_skipped, record.num_truncated) == (4, 1, 1)
+    assert record.validation_before is record.validation_after is None
+
+
 def test_forward_passes_hold_each_example_once_and_keep_the_bounds():
     rng = np.random.default_rng(1)
     batch = [prompts.Encoded((1,) * int(n), 5, False) for n in rng.integers(10, 300, 23)]
