@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from fedmed_cli.cli.app import main
-from fedmed_cli.data import corpus
-from fedmed_cli.records.plan import Plan
-from fedmed_cli.workspace import Workspace
+# rich and typer read these, some of them when they are imported.
+for name in (
+    *("COLORTERM", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "NO_COLOR", "PY_COLORS", "TERMINAL_WIDTH"),
+    *("TTY_COMPATIBLE", "TTY_INTERACTIVE", "TYPER_USE_RICH"),
+):
+    os.environ.pop(name, None)
+
+from fedmed_cli.cli.app import main  # noqa: E402
+from fedmed_cli.data import corpus  # noqa: E402
+from fedmed_cli.records.plan import Plan  # noqa: E402
+from fedmed_cli.workspace import Workspace  # noqa: E402
 
 # No test depends on how fast a machine is, or on what else runs there.
 settings.register_profile("fedmed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,13 +7,16 @@ import stat
 
 import numpy as np
 import pytest
+from helpers.plain import answer_loss
 
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.adapter import plan_adapter
 from fedmed_cli.adapters.folder import PersonalFolder
 from fedmed_cli.chat.choose_adapter import all_adapters, choose_adapter
 from fedmed_cli.cli.app import main
+from fedmed_cli.data.site_data import workspace_data
 from fedmed_cli.federation.personalising import SHARES, mix
+from fedmed_cli.federation.site import split_validation
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.personal import Personal
 
@@ -21,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def personal_once(round_once, tiny_base, tmp_path_factory):
+def personal_once(round_once, tiny_base, float32, tmp_path_factory):
     """A workspace after one round in which site C, whose tiny model has learnt little so far, has trained on."""
     root = shutil.copytree(round_once, tmp_path_factory.mktemp("personal") / "work")
     validation = root / "data/C/validation.jsonl"  # its own few examples, and more of the same kind
@@ -56,26 +59,15 @@ def test_its_losses_are_those_of_plain_peft(place, tiny_base):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from fedmed_cli.data import examples
-    from fedmed_cli.data.site_data import workspace_data
-    from fedmed_cli.federation.site import split_validation
-
     plan = place.read_plan()
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), place.personal("C"))
-    total, num_tokens = 0.0, 0
-    for row in split_validation("C", workspace_data(place, "C"))[0]:
-        assert isinstance(row, examples.Example)
-        messages = [{"role": "system", "content": plan.prompt.system}, {"role": "user", "content": row.question}]
-        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        answer = [*tokenizer(row.answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        ids = torch.tensor([(start + answer)[: plan.training.max_length]])
-        with torch.no_grad():
-            picked = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[len(start) - 1 :]
-        total, num_tokens = total - float(picked.sum()), num_tokens + len(picked)
+    base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, place.personal("C"))
+    rows = split_validation("C", workspace_data(place, "C"))[0]
+    measured = [answer_loss(model, tokenizer, plan, {"question": row.question, "answer": row.answer}) for row in rows]
+    nll, num_tokens = np.sum(measured, axis=0)
     record = Personal.read(place.personal("C") / "personal.json")
-    assert record.losses[f"{record.share:g}"] == pytest.approx(total / num_tokens, abs=2e-2)  # bfloat16 where there is
+    assert record.losses[f"{record.share:g}"] == pytest.approx(nll / num_tokens, abs=1e-4)
 
 
 def test_a_mixture_is_the_best_adapter_of_the_plans_rank(round_workspace):

@@ -286,9 +286,10 @@ def test_a_models_hidden_states_and_gradients_stay_the_same(config):
 
     plain = run()
     with fast_path.fast_path(lm):
+        assert lm.packs
+        assert "forward" in vars(lm.decoder.layers[0].mlp)
         ours = run()
     for own, other in zip(ours, plain, strict=True):
-        assert not torch.equal(own, other)  # it was another way
         assert torch.linalg.norm(own - other) <= 1e-5 * torch.linalg.norm(other)
 
 

@@ -194,7 +194,7 @@ def test_a_kill_at_any_write_forgets_nothing_that_could_leave(step, book, monkey
 
 
 @pytest.mark.slow
-def test_many_processes_at_once_enter_one_after_the_other(book):
+def test_many_threads_at_once_enter_one_after_the_other(book):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: enter(book, round_number=number), range(1, 13)))
     assert sorted(entry.round for entry in book.read()) == list(range(1, 13))
