@@ -93,6 +93,14 @@ def tiny_base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_gguf(tiny_base, tmp_path_factory):
+    """The same model as a file of llama.cpp's."""
+    from helpers.tiny_gguf import write_gguf
+
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_base)
+
+
+@pytest.fixture(scope="session")
 def split_once(tiny_base, tmp_path_factory):
     """A workspace of three hospitals before any round; tests copy it."""
     root = tmp_path_factory.mktemp("split") / "work"
@@ -152,15 +160,6 @@ def fails(capsys):
         return errors[0].removeprefix("fedmed: error: ")
 
     return run
-
-
-def snapshot(root):
-    """Every file of a workspace outside .fedmed/ with its bytes."""
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.relative_to(root).parts[0] != ".fedmed"
-    }
 
 
 def reseal(folder, **changes):

@@ -94,7 +94,7 @@ def test_only_the_flower_app_knows_flwr_and_only_init_knows_the_app():
             assert not any(module.split(".")[0] == "flwr" for module in modules), path
 
 
-def test_torch_is_imported_only_where_a_model_runs(arrows):
+def test_torch_is_imported_only_where_a_model_runs():
     """Everything else starts in a tenth of a second. Other packages may still import it in a function's body."""
     for path in FILES:
         place = str(path.relative_to(HOUSE))

@@ -6,8 +6,8 @@ import shutil
 import threading
 
 import pytest
-from conftest import snapshot
 from helpers import bad_files, factories
+from helpers.crashing import snapshot
 
 from fedmed_cli.adapters import gate
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
@@ -152,7 +152,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused_at_the_limit(tmp_path, mo
         read_file(path, 150)
 
 
-def test_a_bundle_is_taken_wherever_a_folder_is(place, capsys):
+def test_a_bundle_is_taken_wherever_a_folder_is(place):
     root, out = place.root, place.root.parent
     assert main(["pack", str(place.folder), "-o", str(out / "B.fedmed.tar"), "-q", "-C", str(root)]) == 0
     assert main(["pack", str(place.folder), "-o", str(out / "again.fedmed.tar"), "-q", "-C", str(root)]) == 0

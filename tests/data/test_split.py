@@ -11,7 +11,7 @@ import random
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import snapshot
+from helpers.crashing import snapshot
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import snapshot
+from helpers.crashing import snapshot
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.workspace import Workspace
@@ -81,7 +81,7 @@ def test_a_hospitals_own_file_is_divided_whole_or_not_at_all(tiny_base, tmp_path
     assert result["every_write kill 8"]["points"] > 3
 
 
-def test_a_replacement_that_was_complete_is_put_in_place_by_the_next_command(trained_workspace, capsys):
+def test_a_replacement_that_was_complete_is_put_in_place_by_the_next_command(trained_workspace):
     target = trained_workspace.contribution("A")
     before = snapshot(target)
     target.rename(trained_workspace.adapters / ".A.123.new.tmp")

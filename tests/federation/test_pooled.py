@@ -46,7 +46,7 @@ def test_it_has_the_steps_and_examples_of_all_sites_and_the_global_is_measured_a
 
 
 @pytest.mark.slow
-def test_the_parallel_bound_walks_one_sites_steps_with_all_sites_examples_in_each(round_workspace, argv, capsys):
+def test_the_parallel_bound_walks_one_sites_steps_with_all_sites_examples_in_each(round_workspace, argv):
     assert main([*argv, "--pooled-parallel", "--pooled-lr", "1e-3"]) == 0
     pooled, parallel = (
         Pooled.read(round_workspace.reports / name / "pooled.json") for name in ("pooled", "pooled-parallel")

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import snapshot
+from helpers.crashing import snapshot
 from helpers.plain import answer_loss, loaded_logits
 
 from fedmed_cli.cli.app import main
@@ -79,9 +79,7 @@ def test_a_round_that_was_made_but_not_measured_is_finished_by_the_same_command(
     logged = [line for line in lines if json.loads(line)["event"] == "round"]
     assert len(logged) == 1
     before = (round_workspace.global_adapter(1) / "adapter_model.safetensors").read_bytes()
-    metrics.write_text(
-        "".join(line for line in lines if line not in logged)
-    )  # as a kill behind the aggregate leaves it
+    metrics.write_text("".join(line for line in lines if line not in logged))  # as a kill after the aggregate leaves it
     report.unlink()
     orphan = root / ".fedmed/measurements/.half.json.123.tmp"
     orphan.write_text("{")

@@ -28,11 +28,6 @@ pytestmark = pytest.mark.usefixtures("float32")
 PROMPTS = [[5, 9, 13, 7, 9, 13], list(range(40, 60))]
 
 
-@pytest.fixture(scope="module")
-def tiny_gguf(tiny_base, tmp_path_factory):
-    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_base)
-
-
 @pytest.fixture
 def plan(round_workspace):
     return round_workspace.read_plan()

@@ -8,7 +8,6 @@ import gguf
 import numpy as np
 import pytest
 from helpers.factories import make_plan, make_workspace
-from helpers.tiny_gguf import write_gguf
 from markdown_it import MarkdownIt
 from test_engines import text_of
 
@@ -33,11 +32,6 @@ from fedmed_cli.records.plan import Prompt
 from fedmed_cli.workspace.durable import write_folder
 
 pytestmark = pytest.mark.usefixtures("float32")
-
-
-@pytest.fixture(scope="module")
-def tiny_gguf(tiny_base, tmp_path_factory):
-    return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", tiny_base)
 
 
 @pytest.fixture
@@ -252,7 +246,7 @@ def text_by_llama_cpp_alone(model, lora, messages, max_tokens):
 @pytest.mark.slow
 @pytest.mark.real_base
 @pytest.mark.network
-def test_llama_cpp_alone_gives_the_gguf_forms_of_the_embedded_base_the_text_of_the_chat(tmp_path, monkeypatch, capsys):
+def test_llama_cpp_alone_gives_the_gguf_forms_of_the_embedded_base_the_text_of_the_chat(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "NUM_ANSWERS", 2)
     plan = replace(make_plan(signed=False), base=bundled_base.BASE, lora=Lora())
     workspace = make_workspace(tmp_path / "work", plan, num_rounds=1, mailbox=False)

@@ -413,7 +413,7 @@ def test_verified_is_said_with_what_was_checked(round_workspace):
 
 
 @pytest.mark.slow
-def test_a_fault_stands_in_the_report_and_is_the_exit_code(round_workspace, fails, capsys):
+def test_a_fault_stands_in_the_report_and_is_the_exit_code(round_workspace, fails):
     weights = round_workspace.round(1) / "B/adapter_model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1

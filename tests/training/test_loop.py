@@ -360,7 +360,7 @@ def test_a_damaged_checkpoint_is_kept_aside_and_said(ready):
 
 
 @pytest.mark.slow
-def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(ready, split_once, tiny_base, tmp_path):
+def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(ready, tiny_base):
     alone = run_site(ready, "B")
     run_site(ready, "A", gradient_checkpointing=True)
     after = run_site(ready, "B")
@@ -374,7 +374,7 @@ def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(re
 
 
 @pytest.mark.slow
-def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready, monkeypatch):
+def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready):
     workspace, plan, lm, _ = ready
     data = site_data.workspace_data(workspace, "A")
     choosing, reporting = site.split_validation("A", data)

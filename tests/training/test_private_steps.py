@@ -138,7 +138,7 @@ def test_a_step_that_draws_nobody_is_noise_alone(ready):
     assert 0.5 < float(found.std()) / (2.0 * 0.01 / 6) < 2
 
 
-def test_units_are_drawn_independently_at_the_rate(monkeypatch):
+def test_units_are_drawn_independently_at_the_rate():
     units = tuple((number,) for number in range(2000))
     sizes = np.array([len(PrivateSteps(units, 0.05, 1.0, 1.0).draw()) for _ in range(400)])
     # Binomial: mean 100, variance 95. Bounds that a sound generator misses once in 10^9 runs.

@@ -5,9 +5,9 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from conftest import snapshot
 from helpers import factories
 from helpers.bad_files import RECORD
+from helpers.crashing import snapshot
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.errors import TrustError

@@ -138,7 +138,7 @@ def test_signing_pins_the_key_and_changes_by_command_are_signed_again(tmp_path, 
     assert place.read_plan().sites.min_sites == 1
 
 
-def test_comments_stay_where_only_a_signature_is_made_and_are_kept_elsewhere_else(workspace, capsys):
+def test_comments_stay_where_only_a_signature_is_made_and_else_the_old_plan_is_kept(workspace, capsys):
     text = "# ours\n" + workspace.plan_path.read_text().replace("min_sites = 2", "min_sites = 2  # enough")
     workspace.plan_path.write_text(text)
     assert main(["keys", "sign", "-C", str(workspace.root)]) == 0

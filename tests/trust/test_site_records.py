@@ -267,7 +267,7 @@ TABLES = {
 @pytest.mark.parametrize("what", TABLES)
 @pytest.mark.parametrize("command", ["compare merge reports/compare-A.json reports/compare-B.json", "report"])
 @pytest.mark.slow
-def test_a_table_far_larger_than_what_stands_in_it_is_refused(workspace, fails, command, what, capsys):
+def test_a_table_far_larger_than_what_stands_in_it_is_refused(workspace, fails, command, what):
     path = workspace.reports / "compare-B.json"
     value = json.loads(path.read_text())
     path.write_text(json.dumps(value | TABLES[what](value["scores"]["base"]["overall"])))

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import snapshot
 from helpers import factories
 from helpers.bad_files import RECORD, WEIGHTS
+from helpers.crashing import snapshot
 
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
