@@ -143,6 +143,18 @@ def trained_workspace(trained_once, tmp_path):
 
 
 @pytest.fixture
+def coordinators_key(tmp_path, monkeypatch):
+    """The folder of the user's settings, with the key of the factories' coordinator in its default place."""
+    from helpers import factories
+
+    folder = tmp_path / "config"
+    folder.mkdir()
+    factories.write_key(folder / "id_ed25519", factories.SIGNERS["coordinator"])
+    monkeypatch.setenv("FEDMED_CONFIG", str(folder))
+    return folder
+
+
+@pytest.fixture
 def fails(capsys):
     """Run a command that must fail: its exit code, an empty stdout and a one-line error are checked."""
 

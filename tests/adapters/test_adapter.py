@@ -1,10 +1,10 @@
 """What fedmed writes loads with plain PEFT."""
 
 import numpy as np
+from helpers.factories import write_adapter
 from helpers.plain import loaded_logits
 
-from fedmed_cli.adapters import card
-from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.records.lora import Lora
 from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 
@@ -22,6 +22,5 @@ def test_an_adapter_folder_loads_with_plain_peft_without_missing_or_unexpected_k
     rng = np.random.default_rng(0)
     factors = {m: (a, rng.normal(size=b.shape).astype(np.float32)) for m, (a, b) in initial_factors(plan).items()}
     adapter = plan_adapter(plan, factors)
-    for name, data in adapter_files(adapter, card.card(plan.base, adapter, "t", "o")).items():
-        (tmp_path / name).write_bytes(data)
+    write_adapter(tmp_path, adapter)
     loaded_logits(model, tmp_path, torch.arange(10)[None])

@@ -19,12 +19,7 @@ from fedmed_cli.records.codec import read_file
 from fedmed_cli.records.digests import sha256_bytes
 from fedmed_cli.workspace import Workspace
 
-
-@pytest.fixture(autouse=True)
-def _coordinators_key(tmp_path, monkeypatch):
-    (tmp_path / "config").mkdir()
-    factories.write_key(tmp_path / "config/id_ed25519", factories.SIGNERS["coordinator"])
-    monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path / "config"))
+pytestmark = pytest.mark.usefixtures("coordinators_key")
 
 
 @pytest.fixture(scope="session")

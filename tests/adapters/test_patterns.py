@@ -12,7 +12,7 @@ from helpers.tiny_gguf import write_gguf
 from transformers import AutoModelForCausalLM
 
 from fedmed_cli.adapters import gate
-from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.adapters.gate import read_from_anyone
 from fedmed_cli.adapters.low_rank import cut_to_rank
 from fedmed_cli.aggregation.methods import COMBINE
@@ -54,9 +54,7 @@ def logits(model):
 
 
 def loaded_by_peft(folder, tiny_base, adapter):
-    folder.mkdir()
-    for name, data in adapter_files(adapter, "x").items():
-        (folder / name).write_bytes(data)
+    factories.write_adapter(folder, adapter)
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     loaded = peft.PeftModel.from_pretrained(model, folder)
     for module in adapter.factors:
@@ -244,6 +242,5 @@ def test_a_stack_of_very_many_sites_passes_the_gate(lora, tmp_path):
         sites.append(plan_adapter(plan, factors))
     result, _ = COMBINE["stack"](plan, start, sites, [1 / 129] * 129, None)
     assert result.r == 1032
-    for name, data in adapter_files(result, "x").items():
-        (tmp_path / name).write_bytes(data)
+    factories.write_adapter(tmp_path, result)
     assert read_from_anyone(tmp_path).adapter.digest == result.digest

@@ -19,13 +19,8 @@ needs_ssh_keygen = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason
 
 
 @pytest.fixture(autouse=True)
-def config(tmp_path, monkeypatch):
-    """The coordinator's key lies in the default place."""
-    folder = tmp_path / "config"
-    folder.mkdir()
-    factories.write_key(folder / "id_ed25519", factories.SIGNERS["coordinator"])
-    monkeypatch.setenv("FEDMED_CONFIG", str(folder))
-    return folder
+def config(coordinators_key):
+    return coordinators_key
 
 
 @pytest.fixture

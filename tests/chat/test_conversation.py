@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.factories import write_adapter
 from helpers.fake_model import ScriptedEngine
 
 from fedmed_cli.adapters import gate
-from fedmed_cli.adapters.adapter import Adapter, adapter_files
+from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.chat import conversation as chatting
 from fedmed_cli.chat.choose_adapter import BASE, NamedAdapter
 from fedmed_cli.chat.conversation import Conversation, Settings
@@ -311,14 +312,11 @@ def test_wrong_adapters_and_questions(round_workspace, tiny_base, fails):
 
 
 def test_an_adapter_of_another_base(round_workspace, tiny_base, fails):
-    config = round_workspace.root / "x"
     adapter = gate.read_global(round_workspace.global_adapter(1), round_workspace.read_plan()).adapter
     other = Adapter(adapter.r, adapter.alpha, adapter.targets, "another/base", adapter.factors)
-    config.mkdir()
-    for name, data in adapter_files(other, "x").items():
-        (config / name).write_bytes(data)
+    folder = write_adapter(round_workspace.root / "x", other)
     where = ("chat", "-C", round_workspace.root, "--base", tiny_base)
-    assert "base_model_name_or_path" in fails(4, *where, "--adapter", config, "hello")
+    assert "base_model_name_or_path" in fails(4, *where, "--adapter", folder, "hello")
 
 
 def test_the_history_is_private_and_refuses_links(tmp_path):

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import typer
+from helpers.factories import write_adapter
 
-from fedmed_cli.adapters import card
-from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.cli.app import COMMANDS, main, make_app
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.split import SplitRecord
@@ -49,10 +49,7 @@ def test_a_damaged_adapter_is_refused(tmp_path, capsys):
     assert main(["init", "--names", "A,B", "-C", str(tmp_path), "--quiet"]) == 0
     plan = Plan.read(tmp_path / "federation.toml")
     adapter = plan_adapter(plan, initial_factors(plan))
-    folder = tmp_path / "x"
-    folder.mkdir()
-    for name, data in adapter_files(adapter, card.card(plan.base, adapter, "t", "o")).items():
-        (folder / name).write_bytes(data)
+    folder = write_adapter(tmp_path / "x", adapter)
     assert main(["inspect-adapter", str(folder), "-C", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["adapter"]["digest"] == adapter.digest
     weights = folder / "adapter_model.safetensors"

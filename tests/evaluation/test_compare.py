@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.factories import write_adapter
 from helpers.plain import answer_loss
 
 from fedmed_cli.cli.app import main
@@ -63,7 +64,7 @@ def test_the_mean_of_factors_is_the_weighted_mean_of_each_factor(compared):
     import safetensors.numpy
 
     from fedmed_cli.adapters import gate
-    from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
+    from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
     from fedmed_cli.workspace import Workspace
 
     root, record = compared
@@ -84,10 +85,7 @@ def test_the_mean_of_factors_is_the_weighted_mean_of_each_factor(compared):
         factors[module] = tuple(
             (total[name] + rest * part).astype(np.float32) for name, part in zip(names, (a, b), strict=True)
         )
-    folder = root.parent / "mean"
-    folder.mkdir()
-    for name, data in adapter_files(plan_adapter(plan, factors), "x").items():
-        (folder / name).write_bytes(data)
+    folder = write_adapter(root.parent / "mean", plan_adapter(plan, factors))
     ours = _candidate(root, "factor-mean")
     for module, (a, b) in gate.read_folder(folder, plan).adapter.factors.items():
         assert np.allclose(ours.factors[module][0], a, atol=1e-7)
@@ -208,16 +206,13 @@ def test_an_adapter_that_was_not_applied_is_an_error_and_no_row(round_workspace,
 
 
 def test_an_adapter_of_zeros_is_the_base_and_no_error(round_workspace, tiny_base, tmp_path):
-    from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
+    from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 
     plan = round_workspace.read_plan()
-    zero = plan_adapter(plan, initial_factors(plan))
-    (tmp_path / "zero").mkdir()
-    for name, data in adapter_files(zero, "x").items():
-        (tmp_path / "zero" / name).write_bytes(data)
+    zero = write_adapter(tmp_path / "zero", plan_adapter(plan, initial_factors(plan)))
     root = str(round_workspace.root)
     argv = ["compare", "-q", "--no-answers", "-C", root, "--base", str(tiny_base)]
-    assert main([*argv, "--adapter", str(tmp_path / "zero")]) == 0
+    assert main([*argv, "--adapter", str(zero)]) == 0
     score = Comparison.read(round_workspace.root / "reports/compare.json").scores["zero"]["overall"]
     assert score.against_base == Interval(0.0, 0.0, 0.0)
     assert (score.tally.wins, score.tally.ties, score.tally.losses) == (0, score.num_examples, 0)

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.factories import write_adapter
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import InputError
@@ -232,17 +233,14 @@ def test_accuracies_are_those_of_plain_transformers(round_workspace, tiny_base, 
 
 @pytest.mark.slow
 def test_an_adapter_of_zeros_has_the_bases_accuracies_without_a_doubt(round_workspace, tiny_base, tmp_path):
-    from fedmed_cli.adapters.adapter import adapter_files, initial_factors, plan_adapter
+    from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
     from fedmed_cli.records.measures import Interval
 
     plan = round_workspace.read_plan()
-    (tmp_path / "zero").mkdir()
-    zero = plan_adapter(plan, initial_factors(plan))
-    for name, data in adapter_files(zero, "x").items():
-        (tmp_path / "zero" / name).write_bytes(data)
+    zero = write_adapter(tmp_path / "zero", plan_adapter(plan, initial_factors(plan)))
     path = write(tmp_path / "questions.jsonl", [as_medqa(*row) for row in make_rows(10)])
     argv = ["compare", "-q", "--no-answers", "-C", str(round_workspace.root), "--base", str(tiny_base)]
-    assert main([*argv, "--choices", str(path), "--adapter", str(tmp_path / "zero")]) == 0
+    assert main([*argv, "--choices", str(path), "--adapter", str(zero)]) == 0
     found = Comparison.read(round_workspace.root / "reports/compare.json").choices.adapters
     for what in ("accuracy", "accuracy_norm", "by_letter", "asked"):
         assert getattr(found["zero"], what).against_base == Interval(0.0, 0.0, 0.0)

@@ -1,42 +1,17 @@
 """Kills, full disks and two processes at once: nothing is lost, nothing half-made is left, the bytes are the same."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from helpers.crashing import snapshot
+from helpers.crashing import crash, snapshot
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="these tests fork")
-
-
-def crash(tmp_path, template, argv, makes, *tasks):
-    """Run tests/helpers/crashing.py in a process of its own and return its result."""
-    job = {
-        "template": str(template),
-        "scratch": str(tmp_path / "scratch"),
-        "argv": argv,
-        "makes": makes,
-        "tasks": tasks,
-    }
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    program = Path(__file__).parents[1] / "helpers/crashing.py"
-    done = subprocess.run(
-        [sys.executable, program, tmp_path / "job.json"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return json.loads(
-        next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT ")
-    )
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.crashing import crash
 from helpers.factories import SIGNERS, contribution, make_plan, make_workspace, without_keys
 from helpers.processes import run
-from test_crash import crash
 
 from fedmed_cli.adapters import archive
 from fedmed_cli.adapters.bundle import pack

@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -234,6 +235,28 @@ class Bed:
             assert not leftovers(root)
             shutil.rmtree(root)
         return outcomes
+
+
+def crash(tmp_path, template, argv, makes, *tasks):
+    """Run this module as a program and return its result."""
+    job = {
+        "template": str(template),
+        "scratch": str(tmp_path / "scratch"),
+        "argv": argv,
+        "makes": makes,
+        "tasks": tasks,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    done = subprocess.run(
+        [sys.executable, __file__, tmp_path / "job.json"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT ")
+    )
 
 
 def main(job):

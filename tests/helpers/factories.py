@@ -75,6 +75,14 @@ def trained(plan, start, seed):
     return plan_adapter(plan, factors)
 
 
+def write_adapter(folder, adapter):
+    """An adapter's folder without a record."""
+    folder.mkdir(exist_ok=True)
+    for name, data in adapter_files(adapter, "a card").items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
 def contribution(plan, site, start, number=1, seed=None, signer=None):
     """The files of a site's contribution."""
     adapter = trained(plan, start, sum(site.encode()) + number if seed is None else seed)
@@ -128,8 +136,12 @@ def make_workspace(root, plan, num_rounds=0, mailbox=True, settings=AggregationS
     return workspace
 
 
+def with_keys(plan, keys):
+    return replace(plan, sites=replace(plan.sites, keys=keys))
+
+
 def without_keys(plan):
-    return replace(plan, sites=replace(plan.sites, keys={}))
+    return with_keys(plan, {})
 
 
 def peft_config(lora: Lora):

@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -23,7 +22,7 @@ from fedmed_cli.records.plan import Plan
 from fedmed_cli.trust.audit_log import AuditLog
 from fedmed_cli.workspace import Workspace
 from helpers.crashing import Calls, child, leftovers, run
-from helpers.factories import make_signer, write_key, write_plan
+from helpers.factories import make_signer, with_keys, write_key, write_plan
 
 NUM_ROUNDS = 2
 AT_WORK = "ABC"
@@ -43,7 +42,7 @@ class Scene:
         plan = Plan.read(path)
         signers = {name: make_signer(number) for number, name in enumerate((*plan.sites.names, "coordinator"), 1)}
         pinned = {name: signer.public for name, signer in signers.items()}
-        write_plan(Workspace(self.template), replace(plan, sites=replace(plan.sites, keys=pinned)), signers)
+        write_plan(Workspace(self.template), with_keys(plan, pinned), signers)
         for name, signer in signers.items():
             self.keys[name] = write_key(root / f"key-{name}", signer)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from helpers.factories import make_plan, make_workspace
+from helpers.factories import make_plan, make_workspace, write_adapter
 from markdown_it import MarkdownIt
 from test_engines import text_of
 
-from fedmed_cli.adapters.adapter import Adapter, adapter_files, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
 from fedmed_cli.adapters.gate import read_from_anyone
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import CombineError, InputError
@@ -252,7 +252,7 @@ def test_llama_cpp_alone_gives_the_gguf_forms_of_the_embedded_base_the_text_of_t
     workspace = make_workspace(tmp_path / "work", plan, num_rounds=1, mailbox=False)
     weak = read_from_anyone(workspace.global_adapter(1)).adapter
     adapter = replace(weak, factors={module: (a, 8 * b) for module, (a, b) in weak.factors.items()})
-    write_folder(tmp_path / "strong", dict(adapter_files(adapter, "x")))
+    write_adapter(tmp_path / "strong", adapter)
     for form in ("merged-gguf", "ollama"):
         assert (
             main(["export", str(tmp_path / "strong"), str(tmp_path / form), "--to", form, "-C", str(workspace.root)])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 from helpers import factories
@@ -26,19 +25,14 @@ def signed_round(tmp_path_factory):
 
 
 @pytest.fixture
-def workspace(signed_round, tmp_path, monkeypatch):
-    keys = tmp_path / "config"
-    keys.mkdir()
-    factories.write_key(keys / "id_ed25519", factories.SIGNERS["coordinator"])
-    factories.write_key(keys / "a", factories.SIGNERS["A"])
-    monkeypatch.setenv("FEDMED_CONFIG", str(keys))
+def workspace(signed_round, tmp_path, coordinators_key):
+    factories.write_key(coordinators_key / "a", factories.SIGNERS["A"])
     return Workspace(shutil.copytree(signed_round, tmp_path / "work"))
 
 
 def pin_only(workspace, *names):
     plan = workspace.read_plan()
-    keys = {name: plan.sites.keys[name] for name in names}
-    plan = replace(plan, sites=replace(plan.sites, keys=keys))
+    plan = factories.with_keys(plan, {name: plan.sites.keys[name] for name in names})
     factories.write_plan(workspace, plan)
     workspace.remember_pins(plan)  # as 'fedmed keys accept' does
 
@@ -130,10 +124,10 @@ def test_a_contribution_of_another_site_is_not_taken_for_this_one(workspace, mon
 def test_a_signed_record_of_the_round_vouches_for_a_contribution_from_before_its_key_was_pinned(workspace):
     plan = workspace.read_plan()
     stranger = factories.SIGNERS["stranger"].public
-    new_key = replace(plan, sites=replace(plan.sites, keys={**plan.sites.keys, "B": stranger}))
+    new_key = factories.with_keys(plan, plan.sites.keys | {"B": stranger})
     folder = archive.archived_contribution(workspace, new_key, 1, "B")
     assert folder.signer == factories.SIGNERS["B"].public
-    only_b = replace(plan, sites=replace(plan.sites, keys={"B": stranger}))
+    only_b = factories.with_keys(plan, {"B": stranger})
     with pytest.raises(TrustError, match="the plan expects site B's key"):
         archive.archived_contribution(workspace, only_b, 1, "B")
     unsign(workspace.round(1) / "B")

@@ -19,8 +19,7 @@ def workspace(tmp_path):
 
 
 def with_keys(keys):
-    plan = factories.make_plan()
-    return dataclasses.replace(plan, sites=dataclasses.replace(plan.sites, keys=keys))
+    return factories.with_keys(factories.make_plan(), keys)
 
 
 KEYS = {name: factories.SIGNERS[name].public for name in ("A", "B", "C", "coordinator")}

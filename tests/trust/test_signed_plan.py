@@ -32,12 +32,8 @@ WITHOUT_PLAN = {"init", "privacy", "keys", "keys new", "keys sign"}
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    keys = tmp_path / "config"
-    keys.mkdir()
-    factories.write_key(keys / "id_ed25519", factories.SIGNERS["coordinator"])
-    factories.write_key(keys / "stranger", factories.SIGNERS["stranger"])
-    monkeypatch.setenv("FEDMED_CONFIG", str(keys))
+def workspace(tmp_path, monkeypatch, coordinators_key):
+    factories.write_key(coordinators_key / "stranger", factories.SIGNERS["stranger"])
     workspace = factories.make_workspace(tmp_path / "work", factories.make_plan())
     monkeypatch.chdir(workspace.root)
     return workspace
@@ -71,7 +67,7 @@ def take_another_plans_signature(workspace):
 def strip_the_coordinators_key(workspace):
     plan = factories.make_plan()
     keys = {name: key for name, key in plan.sites.keys.items() if name != "coordinator"}
-    plan = dataclasses.replace(plan, sites=dataclasses.replace(plan.sites, keys=keys))
+    plan = factories.with_keys(plan, keys)
     workspace.plan_path.write_bytes(plan.to_bytes())
 
 
@@ -205,8 +201,7 @@ def test_a_hospital_pins_the_key_that_the_plan_pins_without_signing(workspace, t
 def test_another_coordinators_plan_needs_accepting(workspace, fails):
     workspace.read_plan()
     keys = factories.make_plan().sites.keys | {"coordinator": factories.SIGNERS["stranger"].public}
-    plan = factories.make_plan()
-    factories.write_plan(workspace, dataclasses.replace(plan, sites=dataclasses.replace(plan.sites, keys=keys)))
+    factories.write_plan(workspace, factories.with_keys(factories.make_plan(), keys))
     assert "the keys of coordinator are not those" in fails(7, "verify", "-C", workspace.root)
     assert main(["keys", "accept", "-q", "-C", str(workspace.root)]) == 0
     assert workspace.read_plan().sites.keys == keys

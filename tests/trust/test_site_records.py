@@ -58,10 +58,7 @@ def received(tmp_path_factory):
 
 
 @pytest.fixture
-def workspace(received, tmp_path, monkeypatch):
-    (tmp_path / "config").mkdir()
-    factories.write_key(tmp_path / "config/id_ed25519", factories.SIGNERS["coordinator"])
-    monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path / "config"))
+def workspace(received, tmp_path, coordinators_key):
     return Workspace(shutil.copytree(received, tmp_path / "work"))
 
 
@@ -148,8 +145,7 @@ def test_scores_of_another_round_are_skipped_and_named(workspace, capsys):
 
 def without_key_of_b(workspace):
     plan = workspace.read_plan()
-    keys = {name: key for name, key in plan.sites.keys.items() if name != "B"}
-    plan = replace(plan, sites=replace(plan.sites, keys=keys))
+    plan = factories.with_keys(plan, {name: key for name, key in plan.sites.keys.items() if name != "B"})
     factories.write_plan(workspace, plan)
     workspace.remember_pins(plan)  # as 'fedmed keys accept' does
     for path in (workspace.reports / "compare-B.json", workspace.scores / "B.json"):

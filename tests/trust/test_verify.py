@@ -314,9 +314,8 @@ def test_verifying_never_loads_torch_and_takes_one_folder(signed, tmp_path, caps
     assert "no key is trusted" in fails(7, *argv, "--require-signatures")
 
 
-def test_a_replayed_folder_is_refused(signed, tmp_path, monkeypatch, fails):
-    monkeypatch.setenv("FEDMED_CONFIG", str(tmp_path))
-    factories.write_key(tmp_path / "id_ed25519", factories.SIGNERS["coordinator"])
+@pytest.mark.usefixtures("coordinators_key")
+def test_a_replayed_folder_is_refused(signed, tmp_path, fails):
     for site in factories.SITES:
         copy(signed.round(3) / site, signed.contribution(site))
     before = snapshot(signed.root)

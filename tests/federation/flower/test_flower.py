@@ -4,10 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
-from helpers.factories import make_signer, write_key, write_plan
+from helpers.factories import make_signer, with_keys, write_key, write_plan
 
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.trust.audit_log import AuditLog
@@ -42,8 +41,7 @@ class Federation:
         signers = {name: make_signer(number) for number, name in enumerate((*SITES, "coordinator"), 1)}
         plan = Plan.read(template / "federation.toml")
         pinned = {name: signer.public for name, signer in signers.items()}
-        plan = replace(plan, sites=replace(plan.sites, keys=pinned))
-        write_plan(Workspace(template), plan, signers)
+        write_plan(Workspace(template), with_keys(plan, pinned), signers)
         self.keys = {name: write_key(root / f"key-{name}", signer) for name, signer in signers.items()}
         self.places = {
             name: Workspace(shutil.copytree(template, root / name)) for name in (*SITES, "coordinator", "by-files")
