@@ -6,10 +6,9 @@ import json
 import numpy as np
 import pytest
 from helpers import factories
+from helpers.aggregation import contribution, evaluator, make_plan, score_file, update
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_combine import contribution, make_plan
-from test_examine import evaluator, score_file, update
 
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import cut_to_rank

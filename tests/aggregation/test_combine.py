@@ -4,25 +4,18 @@ import math
 
 import numpy as np
 import pytest
+from helpers.aggregation import contribution, dense, make_plan
 
-from fedmed_cli.adapters.adapter import Adapter, initial_factors, plan_adapter
+from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import cut_to_rank, decompose, gram_of_innovations, thin_qr
 from fedmed_cli.aggregation import shares
 from fedmed_cli.aggregation.methods import factor_mean, stack, svd
 from fedmed_cli.aggregation.robust import MEANS, distances_to
 from fedmed_cli.aggregation.weighting import demo_weights
 from fedmed_cli.errors import CombineError
-from fedmed_cli.records.lora import Lora
-from fedmed_cli.records.plan import Base, Plan, Prompt, Sites, Training
 
 PATTERNS = {"rank_pattern": {"q_proj": 6, "layers.1.v_proj": 2}, "alpha_pattern": {"v_proj": 3.0}}
 KINDS = {"plain": {}, "rslora": {"use_rslora": True}, "patterns": PATTERNS, "both": {"use_rslora": True} | PATTERNS}
-
-
-def make_plan(r=4, sites=("A", "B", "C"), **lora):
-    linear = {"layers.*.q_proj": (12, 16, 2), "layers.*.v_proj": (8, 16, 2)}
-    base = Base("tiny", "", "0" * 64, 1000, linear)
-    return Plan(base, Lora(r=r, alpha=2.0 * r, **lora), Prompt(), Training(), Sites(sites, 2))
 
 
 @pytest.fixture(params=KINDS)
@@ -39,15 +32,6 @@ def random_adapter(plan, seed, r=None):
         a, b = rng.normal(0, 0.3, (rank, size_in)), rng.normal(0, 0.1, (size_out, rank))
         factors[module] = a.astype(np.float32), b.astype(np.float32)
     return plan_adapter(plan, factors, min(r or plan.lora.r, plan.lora.r))
-
-
-def dense(adapter: Adapter, module, first=None):
-    """s·B·A in float64; with `first` only the first components. The scaling is worked out here, from the config."""
-    a, b = (part.astype(np.float64) for part in adapter.factors[module])
-    named = [key for key in adapter.config.get("alpha_pattern", {}) if f".{module}".endswith(f".{key}")]
-    alpha = adapter.config["alpha_pattern"][named[0]] if named else adapter.config["lora_alpha"]
-    scaling = alpha / (math.sqrt(len(a)) if adapter.config["use_rslora"] else len(a))
-    return scaling * b[:, :first] @ a[:first]
 
 
 def dense_mean(parent, sites, coefficients, module):
@@ -338,18 +322,3 @@ def test_a_false_token_count_moves_a_weight_at_most_to_the_cap():
         cap = shares.claim_cap(claims.values())
         share = shares.normalise({site: min(claim, cap) for site, claim in claims.items()})["S0"]
         assert share == pytest.approx(2 / (k + 1))
-
-
-def contribution(plan, site, adapter, num_tokens=1000, before=3.0, after=2.5):
-    from fedmed_cli.aggregation.state import AcceptedContribution
-    from fedmed_cli.records.contribution import Contribution
-    from fedmed_cli.records.measures import Loss
-
-    record = Contribution(
-        site=site, round=1, plan=plan.digest, sites=plan.sites.digest, base_fingerprint="0" * 64, parent="1" * 64,
-        adapter=adapter.digest, adapter_bytes=10, base_bytes=1000, num_examples=10, num_tokens=num_tokens,
-        num_truncated=0, num_skipped=0, max_steps=1, num_trained_examples=2, num_trained_tokens=20,
-        per_device_train_batch_size=2, losses=(1.0,), validation_before=Loss(before, 0.1, 10, 10, 100),
-        validation_after=Loss(after, 0.1, 10, 10, 100), update_norm=1.0, files={},
-    )  # fmt: skip
-    return AcceptedContribution(adapter, record, "2" * 64)

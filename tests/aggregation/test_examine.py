@@ -6,19 +6,17 @@ import statistics
 
 import numpy as np
 import pytest
-from test_combine import contribution, dense, make_plan
+from helpers.aggregation import contribution, dense, evaluator, make_plan, score_file, update
 
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.aggregation.combine import combine
 from fedmed_cli.aggregation.methods import COMBINE
-from fedmed_cli.aggregation.state import AggregationSettings, Evaluator
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.cli import options
 from fedmed_cli.errors import CombineError, InputError
-from fedmed_cli.intervals import Losses
-from fedmed_cli.records.scores import Scores, SiteScore
+from fedmed_cli.records.scores import SiteScore
 
 AGENTIC = AggregationSettings(weights="agentic")
-NUM_EXAMPLES = 60
 
 
 @pytest.fixture
@@ -29,35 +27,6 @@ def plan():
 @pytest.fixture
 def parent(plan):
     return plan_adapter(plan, initial_factors(plan))
-
-
-def update(plan, parent, seed, size=1.0, direction=0):
-    """An adapter that moved mostly along one shared direction, and a little along its own."""
-    rng, own = np.random.default_rng(direction), np.random.default_rng(1000 + seed)
-    factors = {}
-    for module, (a, b) in parent.factors.items():
-        shared = rng.normal(0, 0.1, b.shape)
-        factors[module] = (a, (b + size * (shared + own.normal(0, 0.05, b.shape))).astype(np.float32))
-    return plan_adapter(plan, factors)
-
-
-def evaluator(plan, parent, seed=0, curve=8.0):
-    """Loss of an adapter: 3 + noise_e + curve·‖W − target‖² + a small own slope of each example."""
-    target = {m: dense(update(plan, parent, 0), m) for m in plan.modules}
-    rng = np.random.default_rng(seed)
-    offset = rng.normal(0, 0.5, NUM_EXAMPLES)
-    slopes = {m: rng.normal(0, 0.05, (NUM_EXAMPLES, *target[m].shape)) for m in plan.modules}
-    tokens = rng.integers(20, 60, NUM_EXAMPLES)
-
-    def losses(adapter):
-        nll = 3 + offset
-        for module in plan.modules:
-            step = dense(adapter, module) - target[module]
-            nll = nll + curve * np.sum(step**2) / 10 + np.tensordot(slopes[module], step, 2)
-        return Losses(nll * tokens, tokens)
-
-    groups = [f"g{i // 2}" for i in range(NUM_EXAMPLES)]
-    return Evaluator("e" * 64, groups, [""] * NUM_EXAMPLES, losses)
 
 
 def honest(plan, parent, sites="ABC"):
@@ -263,10 +232,6 @@ def test_self_reported_needs_a_loss_of_each_site(plan, parent):
     contributions["B"] = dataclasses.replace(contributions["B"], record=record)
     with pytest.raises(CombineError, match="--weights self-reported: site B reports no validation loss"):
         combine(plan, parent, contributions, AggregationSettings(weights="self-reported"))
-
-
-def score_file(plan, parent, site, gains):
-    return Scores(site, 1, plan.digest, "0" * 64, parent.digest, "3" * 64, 50, 40, gains)
 
 
 def test_crosseval_ignores_what_a_site_says_of_itself_and_one_liar(plan, parent):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 from helpers.phi_sentences import MAKERS, sentence
-from test_split import make_rows, read_sets, split, write
+from helpers.splits import make_rows, read_sets, split, write
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.data import identifiers

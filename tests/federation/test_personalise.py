@@ -113,7 +113,7 @@ def test_the_global_adapter_is_kept_where_own_training_harms(place, tiny_base, c
     assert "the private adapter that was here is kept in .fedmed/replaced" in err
 
 
-def test_chat_and_compare_take_it(place, tiny_base):
+def test_chat_and_compare_take_it(place, tiny_base, capsys):
     plan = place.read_plan()
     digest = Personal.read(place.personal("C") / "personal.json").adapter
     assert all_adapters(place, plan)["personal-C"].digest == digest

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from helpers.by_hand import ADAPTER_FILES, by_hand
 from helpers.plain import loaded_logits
-from test_rounds import ADAPTER_FILES, by_hand
 
 from fedmed_cli.cli.app import main
 from fedmed_cli.models import bases, bundled_base
