@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedmed_cli.models.tokenizer import render_template
 from fedmed_cli.records.plan import Prompt
 
 if TYPE_CHECKING:  # a chat reads no examples, and pyarrow with them takes a while to load
@@ -45,12 +46,12 @@ def render(messages: list[dict[str, str]], tokenizer: Any) -> str:
     import jinja2
 
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return render_template(messages, tokenizer)
     except jinja2.TemplateError:
         if messages[0]["role"] != "system":
             raise
         first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        return str(tokenizer.apply_chat_template([first, *messages[2:]], tokenize=False, add_generation_prompt=True))
+        return render_template([first, *messages[2:]], tokenizer)
 
 
 def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:

@@ -30,6 +30,7 @@ from fedmed_cli.chat.serve import requests
 from fedmed_cli.chat.serve.app import Limits, Server
 from fedmed_cli.chat.serve.backends import UpstreamBackend
 from fedmed_cli.models.engines.engine import Piece
+from fedmed_cli.models.prompts import render
 from fedmed_cli.records.plan import Prompt
 
 SERVER = Path(__file__).parents[1] / "helpers/fake_server.py"
@@ -98,9 +99,7 @@ def test_the_openai_client_chats(sdk, talker):
     ids, adapter, sampling = talker.asked[0]
     assert (sampling.max_new_tokens, sampling.temperature, sampling.seed) == (50, 0.5, 3)
     assert adapter.digest == "d" * 64
-    prompt = talker.tokenizer.apply_chat_template(
-        [*messages[:3], {"role": "user", "content": "What helps?"}], tokenize=False, add_generation_prompt=True
-    )
+    prompt = render([*messages[:3], {"role": "user", "content": "What helps?"}], talker.tokenizer)
     assert ids == talker.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert reply.usage.prompt_tokens == len(ids)
     assert reply.usage.completion_tokens == len(ANSWER.split())

@@ -1,6 +1,8 @@
 """The two engines: what they compute, beside transformers and PEFT, and which of them is taken."""
 
+import datetime
 import itertools
+import json
 import threading
 
 import gguf
@@ -21,7 +23,7 @@ from fedmed_cli.models.engines.engine import Piece, Sampling, stream
 from fedmed_cli.models.engines.gguf_base import check_gguf
 from fedmed_cli.models.engines.llama_cpp import LlamaCpp
 from fedmed_cli.models.engines.transformers_engine import TransformersEngine
-from fedmed_cli.models.prompts import prompt_ids
+from fedmed_cli.models.prompts import prompt_ids, render
 from fedmed_cli.models.tokenizer import PlainTokenizer, load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -195,8 +197,27 @@ def test_the_plain_tokenizer_gives_the_tokens_of_transformers_for_the_embedded_b
 
 def test_a_folder_with_more_to_it_gets_the_tokenizer_of_transformers(tmp_path):
     folder = make_tiny_llama(tmp_path / "tiny")
-    (folder / "chat_template.jinja").write_text("{% generation %}{% endgeneration %}")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "Qwen2Tokenizer"}))
     assert type(load_tokenizer(folder)).__module__.startswith("transformers")
+
+
+TEMPLATE_OF_A_DAY = """{% if not date_string is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% endif %}
+{%- if tools is none %}{{ bos_token }}{{ date_string }} {{ strftime_now("%Y-%m-%d") }}{% endif %}
+{% for message in messages %}{% generation %}{{ message | tojson(indent=1) }}{% endgeneration %}{% endfor %}"""
+
+
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = make_tiny_llama(tmp_path / "tiny")
+    (folder / "chat_template.jinja").write_text(TEMPLATE_OF_A_DAY)
+    plain, whole = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert isinstance(plain, PlainTokenizer)
+    today = whole.apply_chat_template(MESSAGES, tokenize=False, date_string="26 Jul 2024")
+    expected = today.replace(f"{datetime.date.today()}", "2024-07-26")
+    assert expected != today
+    assert render(MESSAGES, plain) == render(MESSAGES, whole) == expected
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (3, 2), (4, 2), (8, 4), (64, 8)])
