@@ -81,10 +81,10 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
     best = min(SHARES, key=lambda share: (losses[share], share))
     change = paired_interval(measure(best, deciding), measure(0.0, deciding), deciding.groups) if best else None
     result = PersonalResult(losses, best, change, len(choosing.examples), len(deciding.examples), None, None)
-    checkpoints.remove()
     if change is None or change.high >= 0:
         if workspace.set_aside(workspace.personal(site)):
             task.say("the private adapter that was here is kept in .fedmed/replaced")
+        checkpoints.remove()
         return result
     adapter = mixtures[best]
     files = adapter_files(adapter, _card(plan, adapter, site, start, best))
@@ -109,13 +109,19 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
     path = workspace.personal(site)
     with private_files():
         workspace.replace_folder(path, {**files, PERSONAL_NAME: record.to_bytes()})
+    checkpoints.remove()
     return replace(result, record=record, path=path)
 
 
 def mix(plan: Plan, start: Adapter, trained: Adapter, share: float) -> Adapter:
-    """`start` plus `share` of what training changed in it, as products, at the plan's rank."""
-    if share in (0, 1):
-        return trained if share else start
+    """`start` plus `share` of what training changed in it, as products, at the plan's rank.
+
+    A site of a lower rank changed only the first components; the others stay as they are.
+    """
+    if share == 0:
+        return start
+    if share == 1 and trained.max_rank == start.max_rank:
+        return trained
     return COMBINE["svd"](plan, start, [trained], [share], None)[0]
 
 

@@ -281,8 +281,9 @@ def train_prepared(task: Task, prepared: Prepared, run: PrivateRun | None, check
         losses = measuring.measure(task.lm, adapter, choosing.encoded, task.events.measured)
         return summarize(losses, choosing.groups).mean
 
+    name = checkpoints.path.stem
     with log_steps(
-        task.workspace, task.lm, task.site, task.round_number, settings.logging_steps, settings.report_to
+        task.workspace, task.lm, name, task.round_number, settings.logging_steps, settings.report_to
     ) as note:
 
         def after_step(step: Step) -> None:

@@ -17,7 +17,7 @@ from fedmed_cli.adapters.folder import AdapterFolder
 from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.data import coordinator_examples
 from fedmed_cli.data.split_options import IndexOptions, SplitOptions
-from fedmed_cli.errors import InputError
+from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.events import Events, Say, StageProgress
 from fedmed_cli.federation import coordinator
 from fedmed_cli.federation.coordinator import RoundResult
@@ -216,10 +216,15 @@ def personalise(
 ) -> PersonalResult:
     """Make a site's private adapter of the newest global one and a training on its own examples, in `personal/SITE/`.
 
-    It is written only where it is better than the global adapter on examples that chose nothing.
+    It is written only where it is better than the global adapter on examples that chose nothing. UsageError where
+    `settings` ask for privacy, a budget of it, canaries or `eval_steps`.
     """
     from fedmed_cli.data import site_data
 
+    wanted = {name: getattr(settings, name) for name in ("privacy", "budget", "canaries")}
+    wanted["options.eval_steps"] = settings.options.eval_steps
+    if refused := [name for name, value in wanted.items() if value]:
+        raise UsageError(f"a private adapter is trained without these settings: {', '.join(refused)}")
     plan = workspace.read_plan()
     check_site(plan, site)
     base = base or BaseModel(say=events.say)

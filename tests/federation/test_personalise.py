@@ -1,5 +1,6 @@
 """`fedmed personalise`: a hospital's private adapter is adopted where it helps, and does not leave."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,13 +13,19 @@ from helpers.plain import answer_loss
 from fedmed_cli.adapters import archive, gate
 from fedmed_cli.adapters.adapter import plan_adapter
 from fedmed_cli.adapters.folder import PersonalFolder
+from fedmed_cli.adapters.low_rank import cut_to_rank, relate
 from fedmed_cli.chat.choose_adapter import all_adapters, choose_adapter
 from fedmed_cli.cli.app import main
 from fedmed_cli.data.site_data import workspace_data
+from fedmed_cli.errors import UsageError
+from fedmed_cli.federation import steps
 from fedmed_cli.federation.personalising import SHARES, mix
 from fedmed_cli.federation.site import split_validation
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.personal import Personal
+from fedmed_cli.training import checkpoints
+from fedmed_cli.training.options import PrivacyOptions, SiteSettings, TrainingOptions
+from fedmed_cli.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +105,51 @@ def test_a_mixture_is_the_best_adapter_of_the_plans_rank(round_workspace):
         assert np.abs(found - best).max() < 1e-5 * s[0]
     assert mix(plan, start, trained, 0.0) is start
     assert mix(plan, start, trained, 1.0) is trained
+
+
+def test_all_of_a_training_at_a_lower_rank_leaves_the_other_components(round_workspace):
+    plan = round_workspace.read_plan()
+    start = archive.archived_global(round_workspace, plan, 1).adapter
+    untrained = cut_to_rank(start, 1)
+    assert untrained.max_rank < start.max_rank
+    assert relate(start, mix(plan, start, untrained, 1.0)).relative_difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"privacy": PrivacyOptions(epsilon=8.0)},
+        {"budget": 8.0},
+        {"canaries": 4},
+        {"options": TrainingOptions(eval_steps=2)},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_settings_that_it_does_not_take_are_refused(round_workspace, settings):
+    with pytest.raises(UsageError, match=f"without these settings: .*{next(iter(settings))}"):
+        steps.personalise(round_workspace, "C", settings=SiteSettings(**settings))
+
+
+def test_a_training_survives_a_disk_that_is_full_when_it_is_written(personal_once, tiny_base, tmp_path, monkeypatch):
+    place = Workspace(shutil.copytree(personal_once, tmp_path / "work"))
+    argv = ["personalise", "--site", "C", "--max-steps", "40", "-C", str(place.root), "--base", str(tiny_base)]
+    replace_folder = Workspace.replace_folder
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(Workspace, "replace_folder", full)
+    assert main(argv) != 0
+    monkeypatch.setattr(Workspace, "replace_folder", replace_folder)
+    assert [path.name for path in (place.private / "checkpoints").glob("*C*")] == ["personal-C.npz"]
+    assert main(argv) == 0
+    assert list((place.private / "checkpoints").glob("*C*")) == []
+
+
+def test_its_steps_have_a_log_of_their_own(place):
+    logs = {path.name for path in (place.private / "training").glob("*C-002*")}
+    assert logs == {"personal-C-002.jsonl"}
 
 
 def test_the_global_adapter_is_kept_where_own_training_harms(place, tiny_base, capsys):
