@@ -158,11 +158,18 @@ def test_the_global_adapter_is_kept_where_own_training_harms(place, tiny_base, c
     path.write_text("".join(json.dumps({**row, "answer": "! " * 40}) + "\n" for row in rows))
     capsys.readouterr()
     argv = ["personalise", "--site", "C", "--max-steps", "40", "-C", str(place.root), "--base", str(tiny_base)]
-    assert main(argv) == 0
+    assert main([*argv, "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "Keep the global adapter" in out
+    value = json.loads(out)
+    assert value["personal"] is None
+    assert min(value["losses"].values()) == value["losses"][str(value["share"])]
+    assert value["change"]["high"] >= 0 if value["share"] else value["change"] is None
+    validation = (place.site_data("C") / "validation.jsonl").read_text().splitlines()
+    assert value["num_choosing"] + value["num_deciding"] == len(validation)
     assert not place.personal("C").exists()
     assert "the private adapter that was here is kept in .fedmed/replaced" in err
+    assert main(argv) == 0
+    assert "Keep the global adapter" in capsys.readouterr().out
 
 
 def test_chat_and_compare_take_it(place, tiny_base, capsys):

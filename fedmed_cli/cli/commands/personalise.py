@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -21,8 +22,9 @@ def personalise(
 ) -> None:
     """Mix a hospital's own training into the global adapter, as far as it helps there, and write personal/SITE/.
 
-    One half of its validation examples chooses how much, the other half decides whether it helps; if not, nothing
-    is written. The private adapter does not leave the hospital: pack and aggregate refuse it.
+    One half of its validation examples chooses how much, the other half decides whether it helps; if not, nothing is
+    written, and an older private adapter is set aside. The private adapter does not leave the hospital: pack and
+    aggregate refuse it. What it gains is measured on test examples: fedmed compare --site SITE.
 
     Example: fedmed personalise --site C && fedmed chat --adapter personal-C
     """
@@ -38,5 +40,12 @@ def personalise(
             place, site, settings=settings, base=model.base_model(screen, load_in_4bit), events=events
         )
     wrote = [f"wrote {place.relative(result.path)}: it does not leave the hospital"] if result.path else []
-    value = {"personal": result.record.to_dict() if result.record else None, "losses": result.losses}
-    screen.result(value, *personal_parts(result), *wrote)
+    value = {
+        "personal": result.record.to_dict() if result.record else None,
+        "losses": result.losses,
+        "share": result.share,
+        "change": asdict(result.change) if result.change else None,
+        "num_choosing": result.num_choosing,
+        "num_deciding": result.num_deciding,
+    }
+    screen.result(value, *personal_parts(result, site), *wrote)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fedmed_cli.federation.personalising import PersonalResult
 
 
-def personal_parts(result: PersonalResult) -> list[Part]:
+def personal_parts(result: PersonalResult, site: str) -> list[Part]:
     """The loss at each share, and what the other examples say of the best one."""
     rows = [[f"{share:g}", f"{loss:.4f}"] for share, loss in result.losses.items()]
     title = f"Loss on the {numbers.count(result.num_choosing, 'validation example')} used to choose"
@@ -27,5 +27,9 @@ def personal_parts(result: PersonalResult) -> list[Part]:
             f"{numbers.interval(result.change)} nats: the 95 % interval does not lie below 0."
         )
     else:
-        sentence = f"{others} a share of {result.share:g} changes the loss by {numbers.interval(result.change)} nats."
+        sentence = (
+            f"{others} a share of {result.share:g} changes the loss by {numbers.interval(result.change)} nats. This "
+            f"interval decided, so it flatters: 'fedmed compare --site {site}' measures it on test examples. Each "
+            "further try on the same validation examples is one more chance of being wrong."
+        )
     return [*parts, Text(sentence)]
