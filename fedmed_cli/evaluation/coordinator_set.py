@@ -26,11 +26,8 @@ def coordinator_set(
     if not rows:
         say(f"the coordinator has no examples to {use} with")
         return None
-    group_by = workspace.group_column()
-    sample = measuring.sample(rows, limit or coordinator_examples.DEFAULT_SAMPLES, group_by, examples.home_site)
-    if len(sample) < len(rows):
-        say(f"coordinator: {len(sample)} of {len(rows)} examples to {use} with")
-    items = measuring.prepare(lm, plan, sample, group_by)
+    limit, what = limit or coordinator_examples.DEFAULT_SAMPLES, f"examples of the coordinator to {use} with"
+    items = measuring.choose(lm, plan, rows, limit, workspace.group_column(), what, say, examples.home_site)
     if use == "decide" and len(set(items.groups)) < 2:
         raise InputError(
             f"data/{coordinator_examples.EXAMPLES_NAME}: the examples to decide with are of one group, which gives no "

@@ -14,7 +14,7 @@ from fedmed_cli.adapters.adapter import Adapter
 from fedmed_cli.aggregation.state import Evaluator
 from fedmed_cli.data.examples import Example, home_site, set_digest
 from fedmed_cli.errors import InputError
-from fedmed_cli.events import Progress
+from fedmed_cli.events import Progress, Say
 from fedmed_cli.intervals import Losses
 from fedmed_cli.models.fast_path import ATTENTION, LINEAR, fast_path
 from fedmed_cli.models.language_model import LanguageModel
@@ -90,6 +90,26 @@ def prepare(lm: LanguageModel, plan: Plan, examples: Sequence[Example], group_by
     groups = [example.group(group_by) for example in fitting]
     truncated = sum(tokens.truncated for tokens in encoded)
     return EvaluationSet(fitting, encoded, groups, set_digest(fitting), len(examples) - len(fitting), truncated)
+
+
+def choose(
+    lm: LanguageModel,
+    plan: Plan,
+    examples: Sequence[Example],
+    limit: int,
+    group_by: str | None,
+    what: str,
+    say: Say,
+    stratum: Callable[[Example], str] = lambda example: "",
+) -> EvaluationSet:
+    """A `sample` of the examples, ready to be measured; what is left out is said. `what` they are stands after "of"."""
+    chosen = sample(examples, limit, group_by, stratum)
+    if len(chosen) < len(examples):
+        say(f"{len(chosen)} of {len(examples)} {what}")
+    items = prepare(lm, plan, chosen, group_by)
+    if items.num_skipped:
+        say(f"skipped {items.num_skipped} of {len(chosen)} {what}: the question alone fills max_length")
+    return items
 
 
 def measure(

@@ -53,8 +53,8 @@ def audit_site(
     if not rows["train"] or not held_out:
         raise InputError(f"{workspace.relative(data)}: an audit needs training examples and held-out ones of the site")
     sets = [
-        measuring.prepare(lm, plan, measuring.sample(part, max_eval_samples, group_by), group_by)
-        for part in (rows["train"], held_out)
+        measuring.choose(lm, plan, part, max_eval_samples, group_by, f"{kind} examples", events.say)
+        for kind, part in {"training": rows["train"], "held-out": held_out}.items()
     ]
     adapter, record = folder.adapter, folder.record
     canaries = read_canaries(workspace, site) if record.num_canaries else None

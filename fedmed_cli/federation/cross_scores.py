@@ -23,10 +23,8 @@ def score(
     data = site_data.workspace_data(workspace, name)
     if not data.validation:
         raise InputError(f"site {name} has no validation examples to score with")
-    sample = measuring.sample(data.validation, max_eval_samples, data.group_by)
-    if len(sample) < len(data.validation):
-        events.say(f"site {name}: scoring on {len(sample)} of {len(data.validation)} validation examples")
-    items = measuring.prepare(lm, plan, sample, data.group_by)
+    what = f"validation examples of site {name} to score with"
+    items = measuring.choose(lm, plan, data.validation, max_eval_samples, data.group_by, what, events.say)
     round_number = workspace.newest_round() + 1
     parent = archive.starting_adapter(workspace, plan, round_number)
     start = measuring.measure_cached(workspace, plan, lm, parent, items, events.measured)

@@ -59,7 +59,7 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
     workspace, plan, lm, site = task.workspace, task.plan, task.lm, task.site
     choosing, deciding = (
         make_evaluation_set(task, half, data.group_by, use)
-        for half, use in zip(split_validation(site, data), ("choosing the share", "deciding"), strict=True)
+        for half, use in zip(split_validation(site, data), ("choose the share", "decide"), strict=True)
     )
     assert choosing is not None and deciding is not None  # noqa: PT018  # each half has a group
     if len(set(deciding.groups)) < 2:

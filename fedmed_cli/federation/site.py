@@ -173,8 +173,8 @@ def prepare(task: Task, data: SiteData) -> Prepared:
         len(rows) - len(encoded),
         num_canaries,
         settings.steps(plan, len(units) if settings.privacy else len(encoded)),
-        make_evaluation_set(task, choosing, data.group_by, "choosing the step"),
-        make_evaluation_set(task, reporting, data.group_by, "measuring"),
+        make_evaluation_set(task, choosing, data.group_by, "choose the step"),
+        make_evaluation_set(task, reporting, data.group_by, "measure"),
     )
 
 
@@ -237,10 +237,8 @@ def split_validation(site: str, data: SiteData) -> tuple[list[Example], list[Exa
 def make_evaluation_set(task: Task, rows: Sequence[Example], group_by: str | None, use: str) -> EvaluationSet | None:
     if not rows:
         return None
-    chosen = measuring.sample(rows, task.settings.max_eval_samples, group_by)
-    if len(chosen) < len(rows):
-        task.say(f"{use} on {len(chosen)} of {len(rows)} validation examples")
-    return measuring.prepare(task.lm, task.plan, chosen, group_by)
+    limit, what = task.settings.max_eval_samples, f"validation examples to {use} with"
+    return measuring.choose(task.lm, task.plan, rows, limit, group_by, what, task.say)
 
 
 def _measure(task: Task, prepared: Prepared, adapter: Adapter) -> Loss | None:

@@ -373,6 +373,21 @@ def test_three_runs_give_the_same_bytes_and_no_training_depends_on_one_before(re
 # --- choosing the step ------------------------------------------------------------------------------
 
 
+def test_validation_examples_that_do_not_fit_are_said(ready):
+    workspace, plan, lm, _ = ready
+    data = site_data.workspace_data(workspace, "A")
+    validation = [dataclasses.replace(data.validation[0], question="flu " * plan.training.max_length), *data.validation]
+    said = []
+    start = plan_adapter(plan, initial_factors(plan))
+    task = site.Task(workspace, plan, lm, "A", start, 1, SiteSettings(), Events(say=said.append))
+    prepared = site.prepare(task, dataclasses.replace(data, validation=validation))
+    assert len(prepared.reporting.examples) == len(data.validation)
+    expected = (
+        f"skipped 1 of {len(validation)} validation examples to measure with: the question alone fills max_length"
+    )
+    assert f"site A: {expected}" in said
+
+
 @pytest.mark.slow
 def test_the_best_step_is_kept_by_examples_that_are_not_reported_on(ready):
     workspace, plan, lm, _ = ready
