@@ -14,7 +14,7 @@ from fedmed_cli.data import coordinator_examples, site_data
 from fedmed_cli.errors import TrustError
 from fedmed_cli.evaluation import measuring
 from fedmed_cli.evaluation.coordinator_set import coordinator_set
-from fedmed_cli.events import Events
+from fedmed_cli.events import Events, Say
 from fedmed_cli.federation import coordinator, site
 from fedmed_cli.intervals import paired_interval, summarize
 from fedmed_cli.models.language_model import LanguageModel
@@ -83,6 +83,7 @@ def run_rounds(
             existing = _find_contribution(workspace, name, round_number, parent.digest)
             if existing is not None:
                 events.say(f"site {name}: its contribution to round {round_number} is already there")
+                _tell_other_steps(workspace, plan, existing, training, events.say)
                 contributions[name] = existing
                 continue
             result = site.train_local(
@@ -108,6 +109,21 @@ def run_rounds(
         if reporting is not None:
             before, after, change = _measure_round(workspace, plan, lm, round_number, reporting, events)
         yield RoundSummary(contributions, aggregated.record, before, after, change)
+
+
+def _tell_other_steps(workspace: Workspace, plan: Plan, existing: Contribution, wanted: SiteSettings, say: Say) -> None:
+    """Say where a contribution that is there took other steps than the sites that are trained now will take."""
+    options, took = wanted.options, existing.max_steps
+    by_groups = wanted.privacy and wanted.max_steps is None and wanted.num_train_epochs is not None
+    asked = took if by_groups else wanted.steps(plan, existing.num_examples)  # no record says how many groups there are
+    each = f"{existing.per_device_train_batch_size} x {existing.gradient_accumulation_steps}"
+    asked_each = f"{options.per_device_train_batch_size} x {options.gradient_accumulation_steps}"
+    if (took, each) != (asked, asked_each):
+        say(
+            f"site {existing.site}: trained {took} steps of {each} examples, and {asked} of {asked_each} are asked for "
+            f"now; to train it again, stop, remove {workspace.relative(workspace.contribution(existing.site))} and run "
+            "this command once more"
+        )
 
 
 def _ledger(workspace: Workspace, plan: Plan, name: str, training: SiteSettings) -> Ledger | None:

@@ -94,6 +94,18 @@ def test_a_round_resumes_with_the_contributions_that_are_there(split_workspace, 
     assert snapshot(root) == after
 
 
+def test_contributions_of_other_steps_are_named(trained_workspace, tiny_base, capsys):
+    argv = ["round", "-C", str(trained_workspace.root), "--base", str(tiny_base)]
+    record = Contribution.read(trained_workspace.root / "adapters/A/contribution.json")
+    other = Workspace(shutil.copytree(trained_workspace.root, trained_workspace.root.parent / "other"))
+    assert main(argv) == 0
+    assert "asked for now" not in capsys.readouterr().err
+    argv[2] = str(other.root)
+    assert main([*argv, "--max-steps", "100", "--gradient-accumulation-steps", "2"]) == 0
+    words = f"site A: trained {record.max_steps} steps of 2 x 1 examples, and 100 of 2 x 2 are asked for now"
+    assert words in capsys.readouterr().err
+
+
 def test_train_local_keeps_the_older_contribution(trained_workspace, tiny_base):
     root = trained_workspace.root
     before = snapshot(root / "adapters/A")
