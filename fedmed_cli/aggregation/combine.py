@@ -17,7 +17,7 @@ from fedmed_cli.aggregation.weighting import WEIGH
 from fedmed_cli.errors import CombineError, InputError
 from fedmed_cli.intervals import summarize
 from fedmed_cli.records.aggregate import CoordinatorEvaluation, Evidence, SiteDecision, Truncation
-from fedmed_cli.records.combining import WEIGHTINGS
+from fedmed_cli.records.combining import METHODS, WEIGHTINGS
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.records.scores import Scores
 
@@ -83,6 +83,12 @@ def combine(
 
 def _check_preconditions(settings: AggregationSettings, num_sites: int, evaluator: Evaluator | None) -> None:
     weighting = WEIGHTINGS[settings.weights]
+    if not METHODS[settings.method].takes_step and (settings.server_lr != 1 or settings.server_momentum):
+        raise CombineError(
+            f"{settings.method} takes the server's step 1 without momentum, found server_lr {settings.server_lr}, "
+            f"server_momentum {settings.server_momentum:g}",
+            hint="combine with svd for another step",
+        )
     if weighting.measures and evaluator is None:
         raise InputError(f"--weights {settings.weights} needs the coordinator's examples (data/coordinator.jsonl)")
     fedexp = settings.server_lr is None and evaluator is None

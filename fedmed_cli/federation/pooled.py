@@ -181,12 +181,17 @@ def gather(
         accumulation=accumulation,
         learning_rate=learning_rate,
     )
-    if sequential.steps > MOST_STEPS:
-        raise InputError(f"--pooled: {sequential.steps:,} steps in all rounds are more than {MOST_STEPS:,}")
     one_site = sum(max(record.num_steps for record in contributions) for contributions in rounds)
     num_sites = max(map(len, rounds))
     parallel = replace(sequential, bound=POOLED_PARALLEL, steps=one_site, batch_size=size * num_sites)
-    return [one for one in (sequential, parallel) if one.bound in bounds]
+    wanted = [one for one in (sequential, parallel) if one.bound in bounds]
+    for one in wanted:
+        if one.steps > MOST_STEPS:
+            raise InputError(
+                f"--{one.bound}: {one.steps:,} steps in all rounds are more than a record can hold ({MOST_STEPS:,})",
+                hint="take --pooled-parallel alone: its steps are one site's" if one is sequential else None,
+            )
+    return wanted
 
 
 def _read_contributions(workspace: Workspace, plan: Plan, number: int) -> list[Contribution]:

@@ -307,6 +307,10 @@ def compare(
     `reports/compare.json` (`compare-SITE.json`), and `reports/answers.md` where questions are answered side by side.
     `progress` is told the adapter, the examples done, and their number.
     """
+    if options.pooled_lr is not None and not (options.pooled or options.pooled_parallel):
+        raise UsageError("--pooled-lr goes with --pooled or --pooled-parallel")
+    if options.pooled_lr is not None and not 0 < options.pooled_lr <= 1:
+        raise UsageError(f"--pooled-lr: expected a rate above 0 and at most 1, found {options.pooled_lr:g}")
     plan = workspace.read_plan()
     if site is not None:
         check_site(plan, site)

@@ -9,8 +9,10 @@ from helpers.aggregation import contribution, dense, make_plan
 from fedmed_cli.adapters.adapter import initial_factors, plan_adapter
 from fedmed_cli.adapters.low_rank import cut_to_rank, decompose, gram_of_innovations, thin_qr
 from fedmed_cli.aggregation import shares
+from fedmed_cli.aggregation.combine import combine
 from fedmed_cli.aggregation.methods import factor_mean, stack, svd
 from fedmed_cli.aggregation.robust import MEANS, distances_to
+from fedmed_cli.aggregation.state import AggregationSettings
 from fedmed_cli.aggregation.weighting import demo_weights
 from fedmed_cli.errors import CombineError
 
@@ -284,6 +286,14 @@ def test_preconditions_are_refused_with_the_numbers(rule, sites, malicious, want
 
 
 # --- weights ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [{"server_lr": 2.0}, {"server_lr": None}, {"server_momentum": 0.5}])
+@pytest.mark.parametrize("method", ["factor-mean", "stack"])
+def test_a_method_without_a_step_is_refused_another_one(method, more):
+    plan = make_plan()
+    with pytest.raises(CombineError, match=f"{method} takes the server's step 1 without momentum"):
+        combine(plan, random_adapter(plan, 0), {}, AggregationSettings(method=method, **more))
 
 
 def test_self_reported_is_the_rule_of_the_demo():

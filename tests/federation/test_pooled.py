@@ -6,6 +6,9 @@ import shutil
 import pytest
 
 from fedmed_cli.cli.app import main
+from fedmed_cli.errors import InputError, UsageError
+from fedmed_cli.federation import steps
+from fedmed_cli.federation.pooled import gather
 from fedmed_cli.records.comparison import Comparison, Pooled
 from fedmed_cli.records.contribution import Contribution
 
@@ -63,6 +66,8 @@ def test_a_rate_without_a_bound_is_refused(round_workspace, fails):
     assert "--pooled-lr goes with --pooled or --pooled-parallel" in message
     message = fails(2, "compare", "--pooled", "--pooled-lr", "0", "-C", round_workspace.root)
     assert "--pooled-lr: expected a rate above 0 and at most 1, found 0" in message
+    with pytest.raises(UsageError, match="--pooled-lr: expected a rate above 0 and at most 1, found -1"):
+        steps.compare(round_workspace, steps.CompareOptions(pooled=True, pooled_lr=-1.0))
 
 
 @pytest.mark.slow
@@ -142,6 +147,16 @@ def test_it_needs_rounds_and_all_sites_examples(round_workspace, split_once, tmp
     assert "--pooled: there is no round to compare with" in message
     (round_workspace.site_data("B") / "train.jsonl").unlink()
     assert "--pooled: data/B/train.jsonl is not here" in fails(3, *argv)
+
+
+def test_only_the_bounds_that_are_asked_for_may_not_be_too_long(round_workspace, monkeypatch):
+    plan, said = round_workspace.read_plan(), []
+    monkeypatch.setattr("fedmed_cli.federation.pooled.MOST_STEPS", 5)  # all sites took 9, each 3
+    (parallel,) = gather(round_workspace, plan, ["pooled-parallel"], None, said.append)
+    assert parallel.steps == 3
+    with pytest.raises(InputError, match="--pooled: 9 steps in all rounds are more than a record can hold") as caught:
+        gather(round_workspace, plan, ["pooled", "pooled-parallel"], None, said.append)
+    assert "--pooled-parallel alone" in caught.value.hint
 
 
 @pytest.mark.slow

@@ -87,10 +87,6 @@ def compare(
     plan = place.read_plan()
     if key is not None and site is None:
         raise UsageError("--key goes with --site: only what leaves a hospital is signed")
-    if pooled_lr is not None and not (pooled or pooled_parallel):
-        raise UsageError("--pooled-lr goes with --pooled or --pooled-parallel")
-    if pooled_lr is not None and not 0 < pooled_lr <= 1:
-        raise UsageError(f"--pooled-lr: expected a rate above 0 and at most 1, found {pooled_lr:g}")
     signer = signer_for(site, plan, load_signer(screen, key, place.root)) if site else None
     options = steps.CompareOptions(
         adapters=adapter or (),
