@@ -1,5 +1,6 @@
 """`fedmed compare`: which adapters, on what, and what is said of their differences."""
 
+import contextlib
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from helpers.plain import answer_loss
 from fedmed_cli.cli.app import main
 from fedmed_cli.data.examples import Example
 from fedmed_cli.errors import UsageError
+from fedmed_cli.federation import steps
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.measures import Interval
@@ -332,3 +334,23 @@ def test_a_comparison_stands_in_the_report_that_round_wrote(round_workspace, tin
     (round_workspace.reports / "compare.json").unlink()
     assert main(argv) == 0
     assert not page.exists()
+
+
+def test_the_result_is_printed_where_another_fedmed_has_the_lock_before_the_report(
+    round_workspace, tiny_base, capsys, monkeypatch
+):
+    measure = steps.compare
+    with contextlib.ExitStack() as stack:
+
+        def measure_and_lose_the_lock(place, *args, **kwargs):
+            result = measure(place, *args, **kwargs)
+            stack.enter_context(place.lock())
+            return result
+
+        monkeypatch.setattr(steps, "compare", measure_and_lose_the_lock)
+        capsys.readouterr()
+        argv = ["compare", "--json", "--no-answers", "-C", str(round_workspace.root), "--base", str(tiny_base)]
+        assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads((round_workspace.reports / "compare.json").read_text())
+    assert "no report is written: another fedmed" in err

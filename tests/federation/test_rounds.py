@@ -79,6 +79,18 @@ def test_a_round_that_was_made_but_not_measured_is_finished_by_the_same_command(
 
 
 @pytest.mark.slow
+def test_the_round_that_is_measured_late_is_named(round_workspace, tiny_base, capsys):
+    argv = ["round", "-C", str(round_workspace.root), "--base", str(tiny_base)]
+    assert main([*argv, "-q"]) == 0
+    metrics = round_workspace.root / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(line for line in lines if json.loads(line)["event"] != "round"))
+    capsys.readouterr()
+    assert main([*argv, "--rounds", "1"]) == 0
+    assert "round 2 existed already and is measured now" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_a_round_resumes_with_the_contributions_that_are_there(split_workspace, tiny_base):
     root = split_workspace.root
     whole = Workspace(shutil.copytree(root, root.parent / "whole"))

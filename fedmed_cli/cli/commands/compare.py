@@ -78,7 +78,7 @@ def compare(
     from fedmed_cli.cli.commands.report import renew_report
     from fedmed_cli.cli.progress import events_on
     from fedmed_cli.cli.signing import load_signer
-    from fedmed_cli.errors import UsageError
+    from fedmed_cli.errors import BusyError, UsageError
     from fedmed_cli.federation import steps
     from fedmed_cli.reporting.write import REPORT_NAME
     from fedmed_cli.trust.keys import signer_for
@@ -118,9 +118,12 @@ def compare(
     if result.answers_path:
         lines.append(f"wrote {result.answers_path}: generated text, not for clinical use")
     if (place.reports / REPORT_NAME).exists():
-        with place.lock():
-            if page := renew_report(place, screen):
-                lines.append(f"updated {page} with this comparison")
+        try:
+            with place.lock():
+                if page := renew_report(place, screen):
+                    lines.append(f"updated {page} with this comparison")
+        except BusyError as error:
+            screen.say(f"no report is written: {error.message}")
     from fedmed_cli.reporting.parts import Text
     from fedmed_cli.reporting.tables.comparison import comparison_parts, verdict
 

@@ -84,7 +84,7 @@ def run_round(
             summaries.append(summary)
             screen.show(*summary_parts(summary), "")
         page = renew_report(place, screen)
-    end = f"wrote {place.global_adapter(until)}" if summaries else f"round {until} existed already and is measured now"
+    end = f"wrote {place.global_adapter(until)}" if summaries else f"round {newest} existed already and is measured now"
     lines = [f"{end}; next: fedmed compare, fedmed chat", *([f"wrote {page}: open it in a browser"] if page else [])]
     screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page}, *lines)
 
