@@ -29,10 +29,13 @@ def half(workspace: Workspace, use: Literal["decide", "report"]) -> list[Example
     return [row for row in rows if int(sha256_json(["half", row.group(group_by)])[:8], 16) % 2 == side]
 
 
-def is_reported(workspace: Workspace, round_number: int) -> bool:
-    """Whether a round was measured on the reporting half, by its line in `metrics.jsonl`, or that half is empty."""
+def is_reported(workspace: Workspace, round_number: int, adapter: str) -> bool:
+    """Whether a round's global adapter, of this digest, was measured on the reporting half, or that half is empty.
+
+    `metrics.jsonl` tells; it outlives a federation that is started over, whose rounds have the same numbers.
+    """
     from fedmed_cli.records.metrics import read_metrics
 
     events, _ = read_metrics(workspace.root / "metrics.jsonl")
-    logged = any(event["event"] == "round" and event.get("round") == round_number for event in events)
-    return logged or not half(workspace, "report")
+    rounds = [event for event in events if event["event"] == "round" and event.get("round") == round_number]
+    return any(event.get("adapter", adapter) == adapter for event in rounds) or not half(workspace, "report")

@@ -71,10 +71,12 @@ def run_rounds(
     deciding = coordinator_set(workspace, plan, lm, "decide", max_eval_samples, say) if settings.measures else None
     reporting = coordinator_set(workspace, plan, lm, "report", max_eval_samples, say)
     newest = workspace.newest_round()
-    if newest and reporting is not None and not coordinator_examples.is_reported(workspace, newest):
-        events = events_for("coordinator", newest)
-        events.say(f"round {newest} is there, but was not measured on the coordinator's examples: doing so now")
-        _measure_round(workspace, plan, lm, newest, reporting, events)
+    if newest and reporting is not None:
+        made = archive.archived_global(workspace, plan, newest).adapter.digest
+        if not coordinator_examples.is_reported(workspace, newest, made):
+            events = events_for("coordinator", newest)
+            events.say(f"round {newest} is there, but was not measured on the coordinator's examples: doing so now")
+            _measure_round(workspace, plan, lm, newest, reporting, events)
     for round_number in range(newest + 1, until + 1):
         parent = archive.starting_adapter(workspace, plan, round_number)
         contributions = {}
@@ -156,6 +158,7 @@ def _measure_round(
     workspace.log(
         "round",
         round=round_number,
+        adapter=result.digest,
         coordinator_before=before.mean,
         coordinator_after=after.mean,
         num_examples=after.num_examples,

@@ -210,6 +210,8 @@ def _read_round(reader: _Reader, number: int, measured: Mapping[str, Any]) -> Ro
     if aggregate is not None and aggregate.round != number:
         reader.problems.append(f"rounds/{number:03d}: its record is of round {aggregate.round}")
         aggregate = None
+    if aggregate is not None and measured.get("adapter", aggregate.adapter) != aggregate.adapter:
+        measured = {}  # of a round of the same number, before the rounds were started over
     before, after, count = (measured.get(f"coordinator_{key}") for key in ("before", "after", "examples"))
     return RoundRecords(number, aggregate, contributions, files, before, after, count)
 
@@ -257,6 +259,8 @@ def _read_measurements(reader: _Reader) -> dict[int, dict[str, Any]]:
             values = {"coordinator_examples": event.get("num_examples")}
             values |= {key: event.get(key) for key in ("coordinator_before", "coordinator_after")}
             result[number] = {key: value for key, value in values.items() if isinstance(value, int | float)}
+            if isinstance(event.get("adapter"), str):
+                result[number]["adapter"] = event["adapter"]
     return result
 
 

@@ -13,6 +13,7 @@ from fedmed_cli.cli.app import main
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.reporting.workspace_records import read_records
 from fedmed_cli.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -76,6 +77,25 @@ def test_a_round_that_was_made_but_not_measured_is_finished_by_the_same_command(
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"rounds": [], "report": None}
     assert report.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_a_round_that_was_started_over_is_not_measured_yet(round_workspace, tiny_base, capsys):
+    root, metrics = round_workspace.root, round_workspace.root / "metrics.jsonl"
+    argv = ["round", "--rounds", "1", "-C", str(root), "--base", str(tiny_base)]
+    old = metrics.read_text()
+    shutil.rmtree(root / "rounds")
+    shutil.rmtree(root / "adapters")
+    assert main([*argv, "-q", "--max-steps", "5"]) == 0
+    metrics.write_text(old)  # as a kill before measuring leaves it
+    assert read_records(round_workspace).rounds[0].measured_after is None
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert "was not measured on the coordinator's examples: doing so now" in capsys.readouterr().err
+    (measured,) = read_records(round_workspace).rounds
+    newest = json.loads(metrics.read_text().splitlines()[-1])
+    assert measured.measured_after == newest["coordinator_after"] is not None
+    assert newest["adapter"] == measured.aggregate.adapter
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def run_round(
 
     Example: fedmed round --rounds 3
     """
+    from fedmed_cli.adapters import archive
     from fedmed_cli.data import coordinator_examples
     from fedmed_cli.errors import TrustError
     from fedmed_cli.federation.coordinator import default_weights
@@ -46,7 +47,9 @@ def run_round(
     settings = aggregation.settings(default_weights(place), start_rounds=True)
     newest = place.newest_round()
     until = rounds or newest + 1
-    if until <= newest and coordinator_examples.is_reported(place, newest):
+    if until <= newest and coordinator_examples.is_reported(
+        place, newest, archive.archived_global(place, plan, newest).adapter.digest
+    ):
         with place.lock():  # which clears up after a command that was interrupted
             page = renew_report(place, screen) if _is_report_older(place) else None
         lines = [f"round {until} exists already; the newest is {newest}"]
