@@ -30,12 +30,8 @@ def half(workspace: Workspace, use: Literal["decide", "report"]) -> list[Example
 
 
 def is_reported(workspace: Workspace, round_number: int, adapter: str) -> bool:
-    """Whether a round's global adapter, of this digest, was measured on the reporting half, or that half is empty.
-
-    `metrics.jsonl` tells; it outlives a federation that is started over, whose rounds have the same numbers.
-    """
-    from fedmed_cli.records.metrics import read_metrics
+    """Whether a round's global adapter, of this digest, was measured on the reporting half, or that half is empty."""
+    from fedmed_cli.records.metrics import find_measurement, read_metrics
 
     events, _ = read_metrics(workspace.root / "metrics.jsonl")
-    rounds = [event for event in events if event["event"] == "round" and event.get("round") == round_number]
-    return any(event.get("adapter", adapter) == adapter for event in rounds) or not half(workspace, "report")
+    return find_measurement(events, round_number, adapter) is not None or not half(workspace, "report")

@@ -20,7 +20,7 @@ from fedmed_cli.federation.plan import check_site
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.codec import Record
 from fedmed_cli.records.measures import COORDINATOR
-from fedmed_cli.records.metrics import read_metrics
+from fedmed_cli.records.metrics import find_measurement, read_metrics
 from fedmed_cli.records.plan import Plan
 from fedmed_cli.text import first_few
 from fedmed_cli.workspace import Workspace
@@ -246,11 +246,10 @@ def _read_last_round(reader: _Reader, record: Aggregate) -> LastRound:
         events, _ = read_metrics(reader.workspace.root / "metrics.jsonl")
     except InputError as error:
         reader.notes.append(error.message)
-    for event in reversed(events):
-        if event["event"] == "round" and event.get("round") == record.round:
-            values = (event.get(f"coordinator_{when}") for when in ("before", "after"))
-            before, after = (value if isinstance(value, int | float) else None for value in values)
-            return replace(last, loss_before=before, loss_after=after, measured_on="coordinator's other examples")
+    if (event := find_measurement(events, record.round, record.adapter)) is not None:
+        values = (event.get(f"coordinator_{when}") for when in ("before", "after"))
+        before, after = (value if isinstance(value, int | float) else None for value in values)
+        return replace(last, loss_before=before, loss_after=after, measured_on="coordinator's other examples")
     if (one := record.examination) is not None:
         before, after = one.parent.mean, one.result.mean
         return replace(last, loss_before=before, loss_after=after, measured_on="examples that decided")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ def metric_line(event: str, **values: str | int | float | None) -> bytes:
     """One line of `metrics.jsonl`: numbers, enums and digests of one event."""
     body = {"format": "fedmed/metric", "version": 1, "event": event} | dict(sorted(values.items()))
     return (json.dumps(body, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def find_measurement(events: Sequence[dict[str, Any]], round_number: int, adapter: str) -> dict[str, Any] | None:
+    """The newest line about a round's global adapter, of this digest, on the coordinator's examples; None without one.
+
+    The file outlives a federation that is started over, whose rounds have the same numbers.
+    """
+    rounds = (event for event in reversed(events) if event["event"] == "round" and event.get("round") == round_number)
+    return next((event for event in rounds if event.get("adapter", adapter) == adapter), None)
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], bool]:

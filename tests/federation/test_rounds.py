@@ -10,6 +10,7 @@ from helpers.crashing import snapshot
 from helpers.plain import answer_loss, loaded_logits
 
 from fedmed_cli.cli.app import main
+from fedmed_cli.federation.status import read_status
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.contribution import Contribution
@@ -89,6 +90,7 @@ def test_a_round_that_was_started_over_is_not_measured_yet(round_workspace, tiny
     assert main([*argv, "-q", "--max-steps", "5"]) == 0
     metrics.write_text(old)  # as a kill before measuring leaves it
     assert read_records(round_workspace).rounds[0].measured_after is None
+    assert read_status(round_workspace).last.measured_on != "coordinator's other examples"
     capsys.readouterr()
     assert main(argv) == 0
     assert "was not measured on the coordinator's examples: doing so now" in capsys.readouterr().err
