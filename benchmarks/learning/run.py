@@ -388,6 +388,7 @@ def table(path: Path, seed: int, use: str, bound: str | None, against: str | Non
     sites = sorted(set(homes))
     lone = [losses[name] for name in losses if name.startswith("alone:")]
     bounds = [one for one in every if one["name"].startswith("pooled:") and one["on"] == "report"]
+    bounds = [one for one in bounds if one["name"] in losses]  # one may be under way
     if bound is None and bounds:
         bound = min(bounds, key=lambda one: sum(one["nll"]))["name"]
     print(f"{len(groups)} examples of the {use} set, {len(set(groups))} groups; the bound is {bound}\n")

@@ -26,6 +26,7 @@ from fedmed_cli.records.checks import PERSONAL
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
+from fedmed_cli.training.options import MOST_STEPS
 from fedmed_cli.workspace import utc_now
 from fedmed_cli.workspace.durable import private_files
 
@@ -51,6 +52,8 @@ class PersonalResult:
 def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> PersonalResult:
     """Train from the global adapter `start` on a site's own examples and write `personal/SITE/` if that helps there.
 
+    It takes as many steps as the plan has in all rounds so far, if the settings say nothing else: what the hospital
+    could have walked alone.
     The share of the training that is mixed in is the one of SHARES with the least loss on one half of the validation
     examples. It is adopted where it is better than the global adapter on the other half beyond chance (95 %); else an
     older private adapter is set aside. The caller holds the workspace's lock.
@@ -67,8 +70,10 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
             f"site {site}: the half of the validation examples that decides has one group, which gives no interval",
             hint="personalise where there are more patients or groups",
         )
-    one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1))  # the rounds' own may be over
-    training = replace(task, plan=one_schedule)
+    steps = min(plan.training.max_steps * start.record.round, MOST_STEPS)
+    # One schedule of its own: that of the rounds may be over.
+    own_training = replace(plan.training, lr_scheduler_rounds=1, max_steps=steps)
+    training = replace(task, plan=replace(plan, training=own_training))
     prepared = prepare(training, replace(data, validation=[]))  # which this divides by itself
     checkpoints = make_checkpoints(training, prepared, f"{PERSONAL}{site}")
     trained = train_prepared(training, prepared, None, checkpoints)

@@ -18,9 +18,11 @@ from fedmed_cli.chat.choose_adapter import all_adapters, choose_adapter
 from fedmed_cli.cli.app import main
 from fedmed_cli.data.site_data import workspace_data
 from fedmed_cli.errors import UsageError
+from fedmed_cli.events import Events
 from fedmed_cli.federation import steps
 from fedmed_cli.federation.personalising import SHARES, mix
 from fedmed_cli.federation.site import split_validation
+from fedmed_cli.models.base_model import BaseModel
 from fedmed_cli.records.comparison import Comparison
 from fedmed_cli.records.personal import Personal
 from fedmed_cli.training import checkpoints
@@ -192,11 +194,15 @@ def test_chat_and_compare_take_it(place, tiny_base, capsys):
     assert "What a hospital uses now minus training alone" in out
 
 
-def test_it_is_named_as_old_once_there_is_a_newer_round(place, tiny_base, capsys):
+def test_after_a_newer_round_it_is_named_as_old_and_takes_the_steps_of_both(place, tiny_base, capsys):
     assert main(["round", "-q", "-C", str(place.root), "--base", str(tiny_base)]) == 0
     capsys.readouterr()
     assert main(["compare", "--no-answers", "-C", str(place.root), "--base", str(tiny_base)]) == 0
     assert "personal-C was made from round 1: run 'fedmed personalise' for the newest round" in capsys.readouterr().err
+    walked = []
+    events = Events(step=lambda step: walked.append((step.step, step.max_steps)))
+    steps.personalise(place, "C", base=BaseModel(str(tiny_base)), events=events)
+    assert walked[-1] == (2 * place.read_plan().training.max_steps,) * 2
 
 
 def test_it_does_not_leave(place, fails, tmp_path):
