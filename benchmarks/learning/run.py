@@ -11,7 +11,7 @@ next round in reverse, the last round averaged), `personal` (each hospital's pri
 second half of its steps).
 Options: `balanced` (factors as they once were), `cosine` (one decay over the three rounds), `momentum=0.5` (of the
 server), `steps=50` (local steps, with as many more rounds), `warmup=10` (steps, in each round), `prox=0.01` (FedProx's
-mu), `moments` (AdamW's second moments go on from round to round, as means); of `personal`: `own=300` (steps of its
+mu), `moments` (AdamW's second moments go on from round to round, as means); of `personal`: `own=100` (steps of its
 own); of `again`: `step=1.5` (the server's), `add=0.3` (of the global adapter's last change), `stack` (nothing cut).
 Every row is measured on the coordinator's reporting examples, to choose by, and on test examples, to report. Rows go
 to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on (`relay`, `tail`,
