@@ -438,7 +438,7 @@ class AggregationOptions:
         _combining(
             "--weights",
             f"How sites are weighted: {list_choices(WEIGHTINGS)} "
-            "[agentic where the coordinator has examples, else tokens].",
+            "[agentic where the coordinator has examples of two groups, else tokens].",
         ),
     ] = None
     method: Annotated[str, _combining("--method", f"How to combine the updates: {list_choices(METHODS)}.")] = "svd"

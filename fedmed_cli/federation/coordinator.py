@@ -61,14 +61,20 @@ class _Inputs:
     missing: tuple[str, ...]
 
 
-def default_weights(workspace: Workspace) -> str:
-    """ "agentic" where the coordinator has examples to measure on, else "tokens"."""
-    return "agentic" if coordinator_examples.half(workspace, "decide") else "tokens"
+def default_weights(workspace: Workspace, say: Say = lambda message: None) -> str:
+    """ "agentic" where the coordinator has examples of at least two groups to decide with, else "tokens"."""
+    group_by = workspace.group_column()
+    groups = {row.group(group_by) for row in coordinator_examples.half(workspace, "decide")}
+    if len(groups) == 1:
+        say("the coordinator's examples to decide with are of one group, which decides nothing: weights by tokens")
+    return "agentic" if len(groups) > 1 else "tokens"
 
 
-def default_settings(workspace: Workspace, weights: str | None = None) -> AggregationSettings:
+def default_settings(
+    workspace: Workspace, weights: str | None = None, say: Say = lambda message: None
+) -> AggregationSettings:
     """Those of `weights`, by default measured ones where the coordinator has examples, else by tokens."""
-    settings = AggregationSettings(weights=weights or default_weights(workspace))
+    settings = AggregationSettings(weights=weights or default_weights(workspace, say))
     return replace(settings, server_lr=default_server_lr(settings.method, settings.weights))
 
 

@@ -264,7 +264,7 @@ def aggregate(
     examples. `settings` None: measured weights and step where it has, else by tokens.
     """
     plan = workspace.read_plan()
-    settings = settings or coordinator.default_settings(workspace)
+    settings = settings or coordinator.default_settings(workspace, say=events.say)
     base = base or BaseModel(say=events.say)
     with workspace.lock():
         paths = folders or sorted(path for path in workspace.adapters.glob("*") if not path.name.startswith("."))

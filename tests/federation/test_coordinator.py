@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from helpers import factories
 
-from fedmed_cli.adapters import gate_steps
+from fedmed_cli.adapters import archive, gate_steps
 from fedmed_cli.adapters.adapter import WEIGHTS_NAME
 from fedmed_cli.aggregation.methods import COMBINE
 from fedmed_cli.aggregation.state import AggregationSettings
@@ -87,11 +87,13 @@ def test_a_step_at_its_bound_is_said(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_group_decides_nothing(trained_workspace, tiny_base, fails):
+def test_one_group_decides_nothing(trained_workspace, tiny_base, fails, capsys):
     path = trained_workspace.data / coordinator_examples.EXAMPLES_NAME
     decide, report = (coordinator_examples.half(trained_workspace, use) for use in ("decide", "report"))
     lines = {json.loads(line)["id"]: line for line in path.read_text().splitlines()}
     path.write_text("".join(lines[row.id] + "\n" for row in (*decide[:1], *report)))
-    said = fails(3, "aggregate", "-C", trained_workspace.root, "--base", tiny_base)
+    said = fails(3, "aggregate", "-C", trained_workspace.root, "--base", tiny_base, "--weights", "agentic")
     assert "data/coordinator.jsonl: the examples to decide with are of one group" in said
-    assert main(["aggregate", "-q", "-C", str(trained_workspace.root), "--weights", "tokens", "--server-lr", "1"]) == 0
+    assert main(["aggregate", "-C", str(trained_workspace.root)]) == 0
+    assert "are of one group, which decides nothing: weights by tokens" in capsys.readouterr().err
+    assert archive.archived_global(trained_workspace, trained_workspace.read_plan(), 1).record.weights == "tokens"

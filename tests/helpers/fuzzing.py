@@ -381,7 +381,7 @@ def make_targets(folder):
     comparison = Comparison(
         plan.digest, plan.base.fingerprint, "test", "0" * 64, 1000, 0, {"base": None, "A": "ab" * 32},
         {"base": {"overall": score}, "A": {"overall": score}}, choices, {"source": {"other": {"base": score}}}, overlap,
-        1, 2, {"A": interval}, {"A": Shares(interval)}, 3, "A", {"global": "A"}, {"seconds": 1.5},
+        1, 2, {"A": interval}, {"B": interval}, {"A": Shares(interval)}, 3, "A", {"global": "A"}, {"seconds": 1.5},
     ).to_bytes()  # fmt: skip
     other = Comparison(
         plan.digest, plan.base.fingerprint, "test", "1" * 64, 1000, 0, {"base": None}, {"base": {"overall": score}},

@@ -77,7 +77,7 @@ def make_party(settings: Mapping[str, Any]) -> tuple[Coordinator, Path]:
     combine = partial(
         steps.aggregate,
         place,
-        settings=coordinator.default_settings(place, settings["weights"]),
+        settings=coordinator.default_settings(place, settings["weights"], say),
         signer=load_signer(settings["key"], COORDINATOR, plan),
         require_signatures=bool(settings["require-signatures"]),
         events=Events(say),
