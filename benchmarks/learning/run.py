@@ -326,7 +326,7 @@ class Bench:
 
 
 class CarriedMoments:
-    """Makes AdamW optimisers that begin with the sites' mean second moments from the round before.
+    """Makes AdamW optimisers that begin with the sites' mean second moments of the previous round.
 
     One number for each factor of each module, since the global adapter's factors are not the sites' own
     (after FedAdamW, arXiv 2510.27486). A training that was stopped does not go on with them.

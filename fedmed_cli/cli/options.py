@@ -466,7 +466,7 @@ class AggregationOptions:
         _combining("--server-momentum", "Fraction of the previous round's step to carry over.", min=0.0, max=0.99),
     ] = 0.0
 
-    def settings(self, default_weights: str, start_rounds: bool = False) -> AggregationSettings:
+    def settings(self, default_weights: Callable[[], str], start_rounds: bool = False) -> AggregationSettings:
         """As the core takes them; UsageError names the one that does not fit.
 
         With `start_rounds` only methods are allowed from whose result a round can start.
@@ -475,7 +475,7 @@ class AggregationOptions:
 
         methods = [name for name, row in METHODS.items() if row.starts_round or not start_rounds]
         method = METHODS[parse.choice("--method", self.method, methods)]
-        weights = parse.choice("--weights", self.weights or default_weights, WEIGHTINGS)
+        weights = parse.choice("--weights", self.weights or default_weights(), WEIGHTINGS)
         parse.choice("--robust", self.robust, ROBUST_MEANS)
         step = default_server_lr(self.method, weights) if self.server_lr is None else None
         if self.server_lr not in (None, "auto"):

@@ -26,7 +26,6 @@ from fedmed_cli.records.checks import PERSONAL
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.training.options import MOST_STEPS
 from fedmed_cli.workspace import utc_now
 from fedmed_cli.workspace.durable import private_files
 
@@ -70,10 +69,11 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
             f"site {site}: the half of the validation examples that decides has one group, which gives no interval",
             hint="personalise where there are more patients or groups",
         )
-    steps = min(plan.training.max_steps * start.record.round, MOST_STEPS)
-    # One schedule of its own: that of the rounds may be over.
-    own_training = replace(plan.training, lr_scheduler_rounds=1, max_steps=steps)
-    training = replace(task, plan=replace(plan, training=own_training))
+    settings = task.settings
+    if settings.max_steps is None and settings.num_train_epochs is None:
+        settings = replace(settings, max_steps=plan.training.max_steps * start.record.round)
+    one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1))  # the rounds' own may be over
+    training = replace(task, plan=one_schedule, settings=settings)
     prepared = prepare(training, replace(data, validation=[]))  # which this divides by itself
     checkpoints = make_checkpoints(training, prepared, f"{PERSONAL}{site}")
     trained = train_prepared(training, prepared, None, checkpoints)

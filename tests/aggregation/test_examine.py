@@ -185,7 +185,7 @@ def test_the_line_search_takes_the_longer_step_only_where_it_surely_helps(plan, 
     ],
 )
 def test_the_step_is_searched_for_where_the_coordinator_measures(method, weights, given, wanted):
-    assert options.AggregationOptions(method=method, server_lr=given).settings(weights).server_lr == wanted
+    assert options.AggregationOptions(method=method, server_lr=given).settings(lambda: weights).server_lr == wanted
 
 
 def test_what_chose_the_step_is_recorded_under_any_weights(plan, parent):

@@ -94,6 +94,7 @@ def test_one_group_decides_nothing(trained_workspace, tiny_base, fails, capsys):
     path.write_text("".join(lines[row.id] + "\n" for row in (*decide[:1], *report)))
     said = fails(3, "aggregate", "-C", trained_workspace.root, "--base", tiny_base, "--weights", "agentic")
     assert "data/coordinator.jsonl: the examples to decide with are of one group" in said
+    assert "weights by tokens" not in said
     assert main(["aggregate", "-C", str(trained_workspace.root)]) == 0
     assert "are of one group, which decides nothing: weights by tokens" in capsys.readouterr().err
     assert archive.archived_global(trained_workspace, trained_workspace.read_plan(), 1).record.weights == "tokens"

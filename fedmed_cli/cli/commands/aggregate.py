@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,7 +70,8 @@ def aggregate(
         raise UsageError("--wait takes what comes: no folders, --exclude, --dry-run or --output")
     screen, place = common.open()
     plan = place.read_plan()
-    settings = aggregation.settings(coordinator.default_weights(place, screen.say), start_rounds=waiting.wait)
+    default_weights = partial(coordinator.default_weights, place, screen.say)
+    settings = aggregation.settings(default_weights, start_rounds=waiting.wait)
     signer = signer_for(COORDINATOR, plan, load_signer(screen, key, place.root))
     measures = settings.measures and bool(coordinator_examples.half(place, "decide"))
     if not measures and (max_eval_samples or model.base or model.base_wheel):

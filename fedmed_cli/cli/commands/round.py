@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,7 +45,7 @@ def run_round(
             f"the plan pins keys for {', '.join(plan.sites.keys)}: no one machine holds all of them",
             hint="each site runs 'fedmed train-local --key FILE', the coordinator 'fedmed aggregate'",
         )
-    settings = aggregation.settings(default_weights(place, screen.say), start_rounds=True)
+    settings = aggregation.settings(partial(default_weights, place, screen.say), start_rounds=True)
     newest = place.newest_round()
     until = rounds or newest + 1
     if until <= newest and coordinator_examples.is_reported(
