@@ -24,7 +24,7 @@ def check_site_name(name: str) -> str:
     if not SITE_NAME.fullmatch(name):
         raise ValueError(f"site name {name[:80]!r} must match {SITE_NAME.pattern}")
     if name.lower() in RESERVED_NAMES or name.lower().startswith(RESERVED_STARTS):
-        raise ValueError(f"site name {name[:80]!r} is reserved")
+        raise ValueError(f"site name {name[:80]!r} is reserved: an adapter or a set that fedmed makes is called so")
     if name.lower() in _WINDOWS_DEVICES:
         raise ValueError(f"site name {name[:80]!r} is a device on Windows, where no folder can have it")
     return name
