@@ -4,18 +4,19 @@
     python benchmarks/learning/run.py FOLDER table [--on report] [--bound pooled:1e-3] [--against rounds:2e-4]
 
 A row is KIND:RATE[:OPTION...]. Kinds: `rounds` (fedmed's own), `pooled` and `pooled-parallel` (upper bounds, with as
-many steps as rounds have), `alone` (each hospital by itself), `relay` (each hospital starts from the one before, the
-next round in reverse, the last round averaged), `personal` (each hospital's private adapter, or the global one where
-`personalise` keeps that). Kinds that do the last round of `rounds` again: `again` (combined in another way), `fitted`
-(a coefficient for each site, projection and third of the layers), `tail` (each site's adapter is the mean over the
-second half of its steps).
-Options: `balanced` (factors as they once were), `cosine` (one decay over the three rounds), `momentum=0.5` (of the
-server), `steps=50` (local steps, with as many more rounds), `warmup=10` (steps, in each round), `prox=0.01` (FedProx's
-mu), `moments` (AdamW's second moments go on from round to round, as means); of `personal`: `own=100` (steps of its
-own); of `again`: `step=1.5` (the server's), `add=0.3` (of the global adapter's last change), `stack` (nothing cut).
+many steps as rounds have), `alone` (each hospital by itself), `chains` (each hospital starts from its neighbour's
+adapter of the round before, and the last round's are averaged), `personal` (each hospital's private adapter, or the
+global one where `personalise` keeps that). Kinds that do the last round of `rounds` again: `again` (combined in another
+way), `fitted` (a coefficient for each site, projection and third of the layers), `tail` (each site's adapter is the
+mean over the second half of its steps).
+Options: `relay` (rounds of one hospital each, in turn, but the last), `balanced` (factors as they once were), `cosine`
+(one decay over the three rounds), `momentum=0.5` (of the server), `steps=50` (local steps, with as many more rounds),
+`warmup=10` (steps, in each round), `prox=0.01` (FedProx's mu), `moments` (AdamW's second moments go on from round to
+round, as means); of `personal`: `own=100` (steps of its own); of `again`: `step=1.5` (the server's), `add=0.3` (of the
+global adapter's last change), `stack` (nothing cut).
 Every row is measured on the coordinator's reporting examples, to choose by, and on test examples, to report. Rows go
-to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on (`relay`, `tail`,
-`fitted` and `moments` begin again).
+to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on (`chains`,
+`tail`, `fitted` and `moments` begin again).
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class Bench:
                 training = dataclasses.replace(training, **{name: type(getattr(training, name))(value)})
         if row.option("cosine") is not None:
             training = dataclasses.replace(training, lr_scheduler_type="cosine", lr_scheduler_rounds=ROUNDS)
-        plan = dataclasses.replace(plan, training=training)
+        sites = dataclasses.replace(plan.sites, min_sites=1)  # one takes part in a relay's rounds
+        plan = dataclasses.replace(plan, training=training, sites=sites)
         place = Workspace(self.root / row.variant)
         if not place.data.exists():
             place.root.mkdir(parents=True, exist_ok=True)
@@ -164,11 +166,12 @@ class Bench:
             copied.rename(place.data)
         return place, plan
 
-    def num_rounds(self, plan: Plan) -> int:
-        """As many as the work of ROUNDS rounds makes with this plan's steps."""
+    def rounds_of(self, plan: Plan, row: Row) -> tuple[int, int]:
+        """How many rounds make the work of ROUNDS rounds with this row's steps, and how many of them one site's."""
         rounds, rest = divmod(ROUNDS * self.federation.steps, plan.training.max_steps)
         assert not rest, f"{plan.training.max_steps} steps a round do not divide {ROUNDS * self.federation.steps}"
-        return rounds
+        relay = (rounds - 1) * len(plan.sites.names) if row.option("relay") is not None else 0
+        return relay + 1 if relay else rounds, relay
 
     def adapters(self, row: Row) -> Iterator[Adapter]:
         """Train a row; its adapters, in the order of its names."""
@@ -187,11 +190,11 @@ class Bench:
         elif row.kind == "fitted":
             rows = measuring.sample(coordinator_examples.half(self.split, "decide"), NUM_FITTING, "focus")
             items = measuring.prepare(self.lm, plan, rows, "focus")
-            yield Fit(self.lm, plan, LastRound(place, plan, self.num_rounds(plan)), items).run()
+            yield Fit(self.lm, plan, LastRound(place, plan, place.newest_round()), items).run()
         elif row.kind == "tail":
             yield from self.average_tails(place, plan)
-        elif row.kind == "relay":
-            yield self.relay(place, plan)
+        elif row.kind == "chains":
+            yield self.chains(place, plan)
         else:
             trained = [Workspace(path) for path in sorted(self.root.iterdir())]
             trained = [one for one in trained if one.newest_round() == ROUNDS]
@@ -205,7 +208,7 @@ class Bench:
         settings = coordinator.default_settings(place)
         if momentum := row.option("momentum"):
             settings = dataclasses.replace(settings, server_momentum=float(momentum))
-        last, moments = self.num_rounds(plan), row.option("moments") is not None
+        (last, relay), moments = self.rounds_of(plan, row), row.option("moments") is not None
         if moments and place.newest_round() < last:
             assert not place.adapters.exists(), f"{place.root}: was stopped; remove it, moments do not go on"
         carried = mock.patch.object(torch.optim, "AdamW", CarriedMoments(len(plan.sites.names)))
@@ -218,6 +221,7 @@ class Bench:
                 settings,
                 training=fedmed.SiteSettings(max_eval_samples=10),
                 max_eval_samples=NUM_DECIDING,
+                relay=relay,
                 events_for=lambda name, number: fedmed.Events(say=print),
             )
             for summary in rounds:
@@ -241,10 +245,10 @@ class Bench:
         result = fedmed.personalise(place, site, settings=settings, base=self.base, events=fedmed.Events(say=print))
         print(f"{row.text} {site}: {result.losses}, share {result.share}, {result.change}", flush=True)
         made = archive.personal_adapter(place, plan, site)
-        return made.adapter if made else archive.archived_global(place, plan, self.num_rounds(plan)).adapter
+        return made.adapter if made else archive.archived_global(place, plan, place.newest_round()).adapter
 
     def combine_again(self, place: Workspace, plan: Plan, row: Row) -> Adapter:
-        updates = LastRound(place, plan, self.num_rounds(plan))
+        updates = LastRound(place, plan, place.newest_round())
         step = float(row.option("step") or updates.server_lr)
         method = "stack" if row.option("stack") is not None else "svd"
         share = row.option("add")
@@ -254,7 +258,7 @@ class Bench:
 
     def average_tails(self, place: Workspace, plan: Plan) -> Iterator[Adapter]:
         """The last round again, each site's adapter the mean of its factors over the second half of its steps."""
-        number, steps = self.num_rounds(plan), plan.training.max_steps
+        number, steps = place.newest_round(), plan.training.max_steps
         updates, ends = LastRound(place, plan, number), []
         for site in updates.names:
             seen: dict[str, list[Factors]] = defaultdict(list)
@@ -281,21 +285,22 @@ class Bench:
         each = [prompts.encode(one, plan.prompt, self.lm.tokenizer, plan.training.max_length) for one in rows]
         return [tokens for tokens in each if tokens is not None]
 
-    def relay(self, place: Workspace, plan: Plan) -> Adapter:
-        """Two rounds from hand to hand, the second in reverse, and one that is averaged."""
-        encoded = {site: self._encoded(place, plan, site) for site in self.federation.names}
+    def chains(self, place: Workspace, plan: Plan) -> Adapter:
+        """As many chains as hospitals, each through all of them."""
+        names = self.federation.names
+        start = archive.starting_adapter(place, plan, 1)
+        ends = [start] * len(names)
+        for number in range(1, ROUNDS + 1):
+            ends = [
+                self._train_site(place, plan, site, before, number)
+                for site, before in zip(names, [*ends[-1:], *ends[:-1]], strict=True)
+            ]
+        return _mean(plan, start, ends)
 
-        def step(site: str, start: Adapter, number: int) -> Adapter:
-            seed, steps = order_seed(plan, site, number), plan.training.max_steps
-            print(f"relay: round {number}, site {site}", flush=True)
-            return train(self.lm, plan, start, encoded[site], steps, seed=seed, round_number=number).adapter
-
-        adapter = archive.starting_adapter(place, plan, 1)
-        for number, order in ((1, self.federation.names), (2, self.federation.names[::-1])):
-            for site in order:
-                adapter = step(site, adapter, number)
-        ends = [step(site, adapter, 3) for site in self.federation.names]
-        return _mean(plan, adapter, ends)
+    def _train_site(self, place: Workspace, plan: Plan, site: str, start: Adapter, number: int) -> Adapter:
+        print(f"round {number}, site {site}", flush=True)
+        seed, encoded = order_seed(plan, site, number), self._encoded(place, plan, site)
+        return train(self.lm, plan, start, encoded, plan.training.max_steps, seed=seed, round_number=number).adapter
 
     def measure(self, use: str, adapter: Adapter | None) -> tuple[Losses, list[str], list[str]]:
         """Losses on one of the two sets, with each example's group and the site it is of."""

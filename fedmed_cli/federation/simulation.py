@@ -59,10 +59,12 @@ def run_rounds(
     *,
     training: SiteSettings = SiteSettings(),  # frozen
     max_eval_samples: int | None = None,
+    relay: int = 0,
     events_for: Callable[[str, int], Events] = lambda name, round_number: Events(),
 ) -> Iterator[RoundSummary]:
     """Run rounds until round `until` exists, yielding a summary of each.
 
+    All sites take part in a round, but in the first `relay` rounds one: see `taking_part`.
     It resumes: a site's contribution that already lies in `adapters/` for the round is taken as it is.
     `events_for(site or "coordinator", round)` gives where each step reports to. The caller holds the lock.
     """
@@ -80,7 +82,8 @@ def run_rounds(
     for round_number in range(newest + 1, until + 1):
         parent = archive.starting_adapter(workspace, plan, round_number)
         contributions = {}
-        for name in plan.sites.names:
+        names = taking_part(plan, round_number, relay)
+        for name in names:
             events = events_for(name, round_number)
             existing = _find_contribution(workspace, name, round_number, parent.digest)
             if existing is not None:
@@ -105,12 +108,21 @@ def run_rounds(
         make_evaluator = None
         if deciding is not None:
             make_evaluator = partial(measuring.evaluator, workspace, plan, lm, deciding, events.measured)
-        paths = [workspace.contribution(name) for name in plan.sites.names]
+        paths = [workspace.contribution(name) for name in names]
         aggregated = coordinator.aggregate(workspace, paths, settings, make_evaluator=make_evaluator, say=events.say)
         before = after = change = None
         if reporting is not None:
             before, after, change = _measure_round(workspace, plan, lm, round_number, reporting, events)
         yield RoundSummary(contributions, aggregated.record, before, after, change)
+
+
+def taking_part(plan: Plan, round_number: int, relay: int) -> tuple[str, ...]:
+    """The sites of a round: all, but in the first `relay` rounds one, in the plan's order and back."""
+    names = plan.sites.names
+    if round_number > relay:
+        return names
+    walk, place = divmod(round_number - 1, len(names))
+    return ((names[::-1] if walk % 2 else names)[place],)
 
 
 def _tell_other_steps(workspace: Workspace, plan: Plan, existing: Contribution, wanted: SiteSettings, say: Say) -> None:

@@ -52,7 +52,7 @@ def test_a_round_and_the_same_by_hand_give_the_same_bytes(workspace, base, tmp_p
     for name in ("data", "federation.toml"):
         copy = shutil.copytree if (workspace / name).is_dir() else shutil.copy
         copy(workspace / name, tmp_path / name)
-    coordinator = by_hand(tmp_path, base.folder, tmp_path / "hand", 1, ["--max-eval-samples", "2"])
+    coordinator = by_hand(tmp_path, base.folder, tmp_path / "hand", ["ABC"], ["--max-eval-samples", "2"])
     for file in ADAPTER_FILES:
         path = f"rounds/001/global/{file}"
         assert (workspace / path).read_bytes() == (coordinator / path).read_bytes()

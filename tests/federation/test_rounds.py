@@ -21,12 +21,18 @@ pytestmark = pytest.mark.usefixtures("float32")
 
 
 @pytest.mark.slow
-def test_two_rounds_and_the_same_by_hand_in_three_folders_give_the_same_bytes(split_workspace, tiny_base, tmp_path):
-    root = split_workspace.root
-    assert main(["round", "-q", "--rounds", "2", "-C", str(root), "--base", str(tiny_base)]) == 0
-    coordinator = by_hand(root, tiny_base, tmp_path / "hand", 2)
-    for number in (1, 2):
-        for name in ("A", "B", "C", "global"):
+@pytest.mark.parametrize("rounds", [["ABC", "ABC"], ["A", "B", "C", "C", "ABC"]], ids=["all", "relay"])
+def test_rounds_and_the_same_by_hand_in_three_folders_give_the_same_bytes(split_workspace, tiny_base, tmp_path, rounds):
+    root, relay = split_workspace.root, [sites for sites in rounds if len(sites) == 1]
+    if relay:
+        plan = root / "federation.toml"
+        plan.write_text(plan.read_text().replace("min_sites = 2", "min_sites = 1"))
+    argv = ["round", "-q", "--rounds", str(len(rounds)), "--relay", str(len(relay))]
+    assert main([*argv, "-C", str(root), "--base", str(tiny_base)]) == 0
+    coordinator = by_hand(root, tiny_base, tmp_path / "hand", rounds)
+    for number, sites in enumerate(rounds, 1):
+        assert {path.name for path in (root / f"rounds/{number:03d}").iterdir()} == {*sites, "global"}
+        for name in (*sites, "global"):
             for file in ADAPTER_FILES:
                 path = f"rounds/{number:03d}/{name}/{file}"
                 assert (root / path).read_bytes() == (coordinator / path).read_bytes(), path
@@ -42,6 +48,16 @@ def test_two_rounds_and_the_same_by_hand_in_three_folders_give_the_same_bytes(sp
                         del decision["contribution"]
             del one["run"], two["run"]
             assert one == two
+    assert main(["verify", "-q", "--recompute", "-C", str(root)]) == 0
+
+
+def test_a_relay_under_a_plan_that_requires_more_sites_is_refused_before_anything_is_trained(
+    split_workspace, tiny_base, capsys
+):
+    argv = ["round", "--rounds", "3", "--relay", "2", "-C", str(split_workspace.root), "--base", str(tiny_base)]
+    assert main(argv) == 2
+    assert "one site takes part in a round, and the plan requires 2" in capsys.readouterr().err
+    assert not split_workspace.adapters.exists()
 
 
 @pytest.mark.slow

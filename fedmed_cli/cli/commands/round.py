@@ -19,6 +19,12 @@ def run_round(
     rounds: Annotated[
         int | None, typer.Option("--rounds", min=1, help=r"Run until this round exists \[one more round].")
     ] = None,
+    relay: Annotated[
+        int,
+        typer.Option(
+            "--relay", min=0, metavar="N", help="Rounds at the beginning that one site takes part in, in turn."
+        ),
+    ] = 0,
     training: o.TrainingOptions = o.TrainingOptions(),
     max_eval_samples: Annotated[
         int | None, typer.Option("--max-eval-samples", min=2, help="Examples to measure on [100].")
@@ -31,11 +37,14 @@ def run_round(
 
     It resumes where it stopped, and does nothing that train-local, aggregate and report would not do.
 
+    With --relay N each of the first N rounds has one site, in the plan's order and back (A, B, C, C, B, A): it trains
+    on from the adapter of the site before it. Nothing is mixed into that adapter, and no agent can reject it.
+
     Example: fedmed round --rounds 3
     """
     from fedmed_cli.adapters import archive
     from fedmed_cli.data import coordinator_examples
-    from fedmed_cli.errors import TrustError
+    from fedmed_cli.errors import TrustError, UsageError
     from fedmed_cli.federation.coordinator import default_weights
 
     screen, place = common.open()
@@ -44,6 +53,11 @@ def run_round(
         raise TrustError(
             f"the plan pins keys for {', '.join(plan.sites.keys)}: no one machine holds all of them",
             hint="each site runs 'fedmed train-local --key FILE', the coordinator 'fedmed aggregate'",
+        )
+    if relay and plan.sites.min_sites > 1:
+        raise UsageError(
+            f"--relay: one site takes part in a round, and the plan requires {plan.sites.min_sites}",
+            hint="set min_sites = 1 in federation.toml",
         )
     settings = aggregation.settings(partial(default_weights, place, screen.say), start_rounds=True)
     newest = place.newest_round()
@@ -56,6 +70,15 @@ def run_round(
         lines = [f"round {until} exists already; the newest is {newest}"]
         screen.result({"rounds": [], "report": page}, *lines, *([f"wrote {page}"] if page else []))
         return
+    if newest < (last_turn := min(relay, until)):
+        screen.say(
+            f"rounds {newest + 1} to {last_turn} have one site each: the next site trains from its adapter, which "
+            "nothing is mixed into and no agent can reject"
+        )
+    if relay >= until:
+        screen.say(
+            f"round {until} is of one site, which has more say than the others; one of all sites: --rounds {relay + 1}"
+        )
     site_settings = training.site_settings(max_eval_samples)
     with place.lock(), contextlib.ExitStack() as stack:
         base = model.base_model(screen, training.load_in_4bit)
@@ -82,6 +105,7 @@ def run_round(
             settings,
             training=site_settings,
             max_eval_samples=max_eval_samples,
+            relay=relay,
             events_for=events_for,
         ):
             stack.close()
