@@ -10,6 +10,7 @@ from helpers.crashing import snapshot
 from helpers.plain import answer_loss, loaded_logits
 
 from fedmed_cli.cli.app import main
+from fedmed_cli.federation import simulation
 from fedmed_cli.federation.status import read_status
 from fedmed_cli.records.aggregate import Aggregate
 from fedmed_cli.records.comparison import Comparison
@@ -49,6 +50,12 @@ def test_rounds_and_the_same_by_hand_in_three_folders_give_the_same_bytes(split_
             del one["run"], two["run"]
             assert one == two
     assert main(["verify", "-q", "--recompute", "-C", str(root)]) == 0
+
+
+def test_the_order_of_a_relay(split_workspace):
+    plan = split_workspace.read_plan()
+    found = ["".join(simulation.taking_part(plan, number, relay=7)) for number in range(1, 9)]
+    assert found == ["A", "B", "C", "C", "B", "A", "A", "ABC"]
 
 
 def test_a_relay_under_a_plan_that_requires_more_sites_is_refused_before_anything_is_trained(
