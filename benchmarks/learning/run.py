@@ -1,6 +1,6 @@
 """What brings three unlike hospitals nearer to training on all records in one place, a row at a time.
 
-    python benchmarks/learning/run.py FOLDER --medquad FILE train rounds:2e-4 rounds:5e-4 pooled:5e-4 relay:5e-4
+    python benchmarks/learning/run.py FOLDER --medquad FILE train rounds:2e-4 rounds:5e-4 pooled:5e-4 rounds:5e-4:relay
     python benchmarks/learning/run.py FOLDER table [--on report] [--bound pooled:1e-3] [--against rounds:2e-4]
 
 A row is KIND:RATE[:OPTION...]. Kinds: `rounds` (fedmed's own), `pooled` and `pooled-parallel` (upper bounds, with as
@@ -175,7 +175,8 @@ class Bench:
 
     def adapters(self, row: Row) -> Iterator[Adapter]:
         """Train a row; its adapters, in the order of its names."""
-        methods.truncate = truncate if row.option("balanced") is None else _truncate_balanced
+        factors = {"balanced": _truncate_balanced, "conserved": _truncate_conserved}
+        methods.truncate = next((form for name, form in factors.items() if row.option(name) is not None), truncate)
         place, plan = self.workspace(row)
         if row.kind == "rounds":
             yield self.run_rounds(place, plan, row)
@@ -190,14 +191,14 @@ class Bench:
         elif row.kind == "fitted":
             rows = measuring.sample(coordinator_examples.half(self.split, "decide"), NUM_FITTING, "focus")
             items = measuring.prepare(self.lm, plan, rows, "focus")
-            yield Fit(self.lm, plan, LastRound(place, plan, place.newest_round()), items).run()
+            yield Fit(self.lm, plan, LastRound(place, plan, self.rounds_of(plan, row)[0]), items).run()
         elif row.kind == "tail":
-            yield from self.average_tails(place, plan)
+            yield from self.average_tails(place, plan, row)
         elif row.kind == "chains":
             yield self.chains(place, plan)
         else:
             trained = [Workspace(path) for path in sorted(self.root.iterdir())]
-            trained = [one for one in trained if one.newest_round() == ROUNDS]
+            trained = [one for one in trained if one.newest_round() == ROUNDS and "relay" not in one.root.name]
             assert trained, "train a row of rounds first: a bound has as many steps as they have"
             (wanted,) = pooled.gather(trained[0], trained[0].read_plan(), [row.kind], None, print)
             with place.lock():
@@ -209,6 +210,7 @@ class Bench:
         if momentum := row.option("momentum"):
             settings = dataclasses.replace(settings, server_momentum=float(momentum))
         (last, relay), moments = self.rounds_of(plan, row), row.option("moments") is not None
+        assert not (relay and (moments or row.option("cosine") is not None)), f"{row.text}: is not made for a relay"
         if moments and place.newest_round() < last:
             assert not place.adapters.exists(), f"{place.root}: was stopped; remove it, moments do not go on"
         carried = mock.patch.object(torch.optim, "AdamW", CarriedMoments(len(plan.sites.names)))
@@ -245,10 +247,10 @@ class Bench:
         result = fedmed.personalise(place, site, settings=settings, base=self.base, events=fedmed.Events(say=print))
         print(f"{row.text} {site}: {result.losses}, share {result.share}, {result.change}", flush=True)
         made = archive.personal_adapter(place, plan, site)
-        return made.adapter if made else archive.archived_global(place, plan, place.newest_round()).adapter
+        return made.adapter if made else archive.archived_global(place, plan, self.rounds_of(plan, row)[0]).adapter
 
     def combine_again(self, place: Workspace, plan: Plan, row: Row) -> Adapter:
-        updates = LastRound(place, plan, place.newest_round())
+        updates = LastRound(place, plan, self.rounds_of(plan, row)[0])
         step = float(row.option("step") or updates.server_lr)
         method = "stack" if row.option("stack") is not None else "svd"
         share = row.option("add")
@@ -256,9 +258,9 @@ class Bench:
         coefficients = [step * weight for weight in updates.weights]
         return COMBINE[method](plan, updates.parent, updates.ends, coefficients, momentum)[0]
 
-    def average_tails(self, place: Workspace, plan: Plan) -> Iterator[Adapter]:
+    def average_tails(self, place: Workspace, plan: Plan, row: Row) -> Iterator[Adapter]:
         """The last round again, each site's adapter the mean of its factors over the second half of its steps."""
-        number, steps = place.newest_round(), plan.training.max_steps
+        number, steps = self.rounds_of(plan, row)[0], plan.training.max_steps
         updates, ends = LastRound(place, plan, number), []
         for site in updates.names:
             seen: dict[str, list[Factors]] = defaultdict(list)
@@ -286,7 +288,7 @@ class Bench:
         return [tokens for tokens in each if tokens is not None]
 
     def chains(self, place: Workspace, plan: Plan) -> Adapter:
-        """As many chains as hospitals, each through all of them."""
+        """As many chains as hospitals, each through ROUNDS of them."""
         names = self.federation.names
         start = archive.starting_adapter(place, plan, 1)
         ends = [start] * len(names)
@@ -374,6 +376,18 @@ def _truncate_balanced(product: Product, r: int, scaling: float, initial_a: np.n
     (a, b), cut, total = truncate(product, r, scaling, initial_a)
     rows, columns = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=0)
     ratio = np.where(columns > 0, np.sqrt(columns / rows), 1).astype(np.float32)
+    return (a * ratio[:, None], b / ratio), cut, total
+
+
+def _truncate_conserved(
+    product: Product, r: int, scaling: float, initial_a: np.ndarray
+) -> tuple[Factors, float, float]:
+    """As `truncate`, with a² - b² of each component what it is in the plan's initial adapter."""
+    (a, b), cut, total = truncate(product, r, scaling, initial_a)
+    rows, columns = np.linalg.norm(a, axis=1).astype(np.float64), np.linalg.norm(b, axis=0)
+    initial = np.linalg.norm(initial_a.astype(np.float64), axis=1) ** 2
+    wanted = np.sqrt((initial + np.sqrt(initial**2 + 4 * (rows * columns) ** 2)) / 2)
+    ratio = (wanted / rows).astype(np.float32)
     return (a * ratio[:, None], b / ratio), cut, total
 
 

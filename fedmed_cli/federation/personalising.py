@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedmed_cli.adapters import archive, card
+from fedmed_cli.adapters import card
 from fedmed_cli.adapters.adapter import Adapter, adapter_files, file_digests
 from fedmed_cli.adapters.folder import PERSONAL_NAME, GlobalFolder
 from fedmed_cli.aggregation.methods import COMBINE
@@ -27,7 +26,7 @@ from fedmed_cli.records.checks import PERSONAL
 from fedmed_cli.records.measures import Interval
 from fedmed_cli.records.personal import Personal
 from fedmed_cli.records.plan import Plan
-from fedmed_cli.workspace import Workspace, utc_now
+from fedmed_cli.workspace import utc_now
 from fedmed_cli.workspace.durable import private_files
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -52,8 +51,8 @@ class PersonalResult:
 def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> PersonalResult:
     """Train from the global adapter `start` on a site's own examples and write `personal/SITE/` if that helps there.
 
-    It takes the plan's steps of all rounds that a site could take part in so far, if the settings say nothing else:
-    what the hospital could have walked alone.
+    It takes as many steps as the plan has in all rounds so far, if the settings say nothing else: what the hospital
+    could have walked alone.
     The share of the training that is mixed in is the one of SHARES with the least loss on one half of the validation
     examples. It is adopted where it is better than the global adapter on the other half beyond chance (95 %); else an
     older private adapter is set aside. The caller holds the workspace's lock.
@@ -72,7 +71,7 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
         )
     settings = task.settings
     if settings.max_steps is None and settings.num_train_epochs is None:
-        settings = replace(settings, max_steps=plan.training.max_steps * _rounds_of_a_site(workspace, plan, start))
+        settings = replace(settings, max_steps=plan.training.max_steps * start.record.round)
     one_schedule = replace(plan, training=replace(plan.training, lr_scheduler_rounds=1))  # the rounds' own may be over
     training = replace(task, plan=one_schedule, settings=settings)
     prepared = prepare(training, replace(data, validation=[]))  # which this divides by itself
@@ -117,14 +116,6 @@ def personalise_site(task: Task, data: SiteData, start: GlobalFolder) -> Persona
         workspace.replace_folder(path, {**files, PERSONAL_NAME: record.to_bytes()})
     checkpoints.remove()
     return replace(result, record=record, path=path)
-
-
-def _rounds_of_a_site(workspace: Workspace, plan: Plan, start: GlobalFolder) -> int:
-    """In how many rounds up to `start` the site took part that took part in most; a round that is not here counts."""
-    number = start.record.round
-    earlier = [archive.archived_global(workspace, plan, n).record for n in workspace.list_rounds() if n < number]
-    took_part = Counter(site for record in (*earlier, start.record) for site in record.sites)
-    return max(took_part.values()) + number - 1 - len(earlier)
 
 
 def mix(plan: Plan, start: Adapter, trained: Adapter, share: float) -> Adapter:

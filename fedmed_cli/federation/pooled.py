@@ -163,8 +163,7 @@ def gather(
     newest = workspace.newest_round()
     if not newest:
         raise InputError("--pooled: there is no round to compare with", hint="run 'fedmed round' first")
-    rounds = [_read_contributions(workspace, plan, number) for number in range(1, newest + 1)]
-    records = [record for contributions in rounds for record in contributions]
+    records = [record for number in range(1, newest + 1) for record in _read_contributions(workspace, plan, number)]
     sizes = Counter((record.per_device_train_batch_size, record.gradient_accumulation_steps) for record in records)
     (size, accumulation), _ = sizes.most_common(1)[0]
     if len(sizes) > 1:
@@ -181,9 +180,15 @@ def gather(
         accumulation=accumulation,
         learning_rate=learning_rate,
     )
-    one_site = sum(max(record.num_steps for record in contributions) for contributions in rounds)
-    num_sites = max(map(len, rounds))
-    parallel = replace(sequential, bound=POOLED_PARALLEL, steps=one_site, batch_size=size * num_sites)
+    steps_of_sites: Counter[str] = Counter()
+    for record in records:
+        steps_of_sites[record.site] += record.num_steps
+    parallel = replace(
+        sequential,
+        bound=POOLED_PARALLEL,
+        steps=max(steps_of_sites.values()),
+        batch_size=size * len(steps_of_sites),
+    )
     wanted = [one for one in (sequential, parallel) if one.bound in bounds]
     for one in wanted:
         if one.steps > MOST_STEPS:

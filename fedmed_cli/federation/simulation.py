@@ -83,6 +83,9 @@ def run_rounds(
         parent = archive.starting_adapter(workspace, plan, round_number)
         contributions = {}
         names = taking_part(plan, round_number, relay)
+        for name in sorted(set(plan.sites.names) - set(names)):
+            if _find_contribution(workspace, name, round_number, parent.digest) is not None:
+                say(f"site {name}: its contribution to round {round_number} is left out: it is the turn of {names[0]}")
         for name in names:
             events = events_for(name, round_number)
             existing = _find_contribution(workspace, name, round_number, parent.digest)

@@ -205,17 +205,6 @@ def test_after_a_newer_round_it_is_named_as_old_and_takes_the_steps_of_both(plac
     assert walked[-1] == (2 * place.read_plan().training.max_steps,) * 2
 
 
-def test_after_a_relay_it_takes_the_steps_of_the_rounds_that_a_site_took_part_in(split_workspace, tiny_base):
-    plan = split_workspace.root / "federation.toml"
-    plan.write_text(plan.read_text().replace("min_sites = 2", "min_sites = 1"))
-    argv = ["round", "-q", "--rounds", "4", "--relay", "3", "-C", str(split_workspace.root), "--base", str(tiny_base)]
-    assert main(argv) == 0
-    walked = []
-    events = Events(step=lambda step: walked.append(step.max_steps))
-    steps.personalise(split_workspace, "C", base=BaseModel(str(tiny_base)), events=events)
-    assert walked[-1] == 2 * split_workspace.read_plan().training.max_steps
-
-
 def test_it_does_not_leave(place, fails, tmp_path):
     words = "is a private adapter of site C, which does not leave the hospital"
     assert words in fails(7, "pack", place.personal("C"), "-C", place.root, "-o", tmp_path / "it.fedmed.tar")

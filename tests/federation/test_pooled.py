@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 
+from fedmed_cli.adapters import archive
 from fedmed_cli.cli.app import main
 from fedmed_cli.errors import InputError, UsageError
 from fedmed_cli.federation import steps
 from fedmed_cli.federation.pooled import gather
 from fedmed_cli.records.comparison import Comparison, Pooled
 from fedmed_cli.records.contribution import Contribution
+from fedmed_cli.workspace import Workspace
 
 
 @pytest.fixture
@@ -157,6 +159,17 @@ def test_only_the_bounds_that_are_asked_for_may_not_be_too_long(round_workspace,
     with pytest.raises(InputError, match="--pooled: 9 steps in all rounds are more than a record can hold") as caught:
         gather(round_workspace, plan, ["pooled", "pooled-parallel"], None, said.append)
     assert "--pooled-parallel alone" in caught.value.hint
+
+
+def test_after_rounds_of_one_site_the_parallel_bound_does_the_work_of_all(round_workspace, monkeypatch):
+    plan = round_workspace.read_plan()
+    by_site = [archive.archived_contribution(round_workspace, plan, 1, site).record for site in "ABC"]
+    in_turn = {1: by_site[:1], 2: by_site[1:2], 3: by_site[2:]}
+    monkeypatch.setattr(Workspace, "newest_round", lambda self: 3)
+    monkeypatch.setattr("fedmed_cli.federation.pooled._read_contributions", lambda place, plan, n: in_turn[n])
+    pooled, parallel = gather(round_workspace, plan, ["pooled", "pooled-parallel"], None, print)
+    assert (parallel.steps, parallel.batch_size) == (3, 3 * pooled.batch_size)
+    assert parallel.steps * parallel.batch_size == pooled.steps * pooled.batch_size
 
 
 @pytest.mark.slow

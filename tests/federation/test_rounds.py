@@ -58,13 +58,30 @@ def test_the_order_of_a_relay(split_workspace):
     assert found == ["A", "B", "C", "C", "B", "A", "A", "ABC"]
 
 
-def test_a_relay_under_a_plan_that_requires_more_sites_is_refused_before_anything_is_trained(
-    split_workspace, tiny_base, capsys
-):
+def test_a_relay_that_cannot_be_made_is_refused_before_anything_is_trained(split_workspace, tiny_base, fails):
+    plan = split_workspace.root / "federation.toml"
     argv = ["round", "--rounds", "3", "--relay", "2", "-C", str(split_workspace.root), "--base", str(tiny_base)]
-    assert main(argv) == 2
-    assert "one site takes part in a round, and the plan requires 2" in capsys.readouterr().err
+    assert "and the plan requires 2" in fails(2, *argv)
+    plan.write_text(plan.read_text().replace("min_sites = 2", "min_sites = 1"))
+    assert "robust means" in fails(2, *argv, "--robust", "geometric-median")
+    assert "crosseval" in fails(2, *argv, "--weights", "crosseval")
+    assert "momentum" in fails(2, *argv, "--server-momentum", "0.5")
     assert not split_workspace.adapters.exists()
+
+
+def test_a_relay_says_whose_turn_it_is_and_where_it_ends(trained_workspace, tiny_base, capsys):
+    plan = trained_workspace.root / "federation.toml"
+    plan.write_text(plan.read_text().replace("min_sites = 2", "min_sites = 1"))
+    argv = ["round", "-C", str(trained_workspace.root), "--base", str(tiny_base)]
+    assert main([*argv, "--rounds", "1", "--relay", "2"]) == 0
+    said = capsys.readouterr().err
+    assert "rounds of one site each: 1 A;" in said
+    assert "--rounds 3 ends with all" in said
+    assert "site B: its contribution to round 1 is left out: it is the turn of A" in said
+    assert main([*argv, "--rounds", "2"]) == 0
+    assert "round 1 was of one site; from here on all take part" in capsys.readouterr().err
+    assert main([*argv, "--rounds", "3", "--relay", "2"]) == 0
+    assert "--relay 2: these rounds are made already" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -13,8 +13,7 @@ from fedmed_cli.cli import options as o
 def personalise(
     site: Annotated[str, typer.Option("--site", help="This hospital's name in the plan.")],
     max_steps: Annotated[
-        int | None,
-        o.option("--max-steps", "Training steps [the plan's, for all rounds that a site took part in].", min=1),
+        int | None, o.option("--max-steps", "Training steps [the plan's in all rounds so far].", min=1)
     ] = None,
     max_eval_samples: Annotated[
         int, typer.Option("--max-eval-samples", min=2, help="Validation examples to measure on, in each half.")

@@ -12,6 +12,9 @@ from fedmed_cli.cli import options as o
 from fedmed_cli.cli.commands.report import renew_report
 
 if TYPE_CHECKING:
+    from fedmed_cli.aggregation.state import AggregationSettings
+    from fedmed_cli.events import Say
+    from fedmed_cli.records.plan import Plan
     from fedmed_cli.workspace import Workspace
 
 
@@ -21,9 +24,7 @@ def run_round(
     ] = None,
     relay: Annotated[
         int,
-        typer.Option(
-            "--relay", min=0, metavar="N", help="Rounds at the beginning that one site takes part in, in turn."
-        ),
+        typer.Option("--relay", min=0, metavar="N", help="Make the first N rounds of one site each, in turn."),
     ] = 0,
     training: o.TrainingOptions = o.TrainingOptions(),
     max_eval_samples: Annotated[
@@ -44,7 +45,7 @@ def run_round(
     """
     from fedmed_cli.adapters import archive
     from fedmed_cli.data import coordinator_examples
-    from fedmed_cli.errors import TrustError, UsageError
+    from fedmed_cli.errors import TrustError
     from fedmed_cli.federation.coordinator import default_weights
 
     screen, place = common.open()
@@ -53,11 +54,6 @@ def run_round(
         raise TrustError(
             f"the plan pins keys for {', '.join(plan.sites.keys)}: no one machine holds all of them",
             hint="each site runs 'fedmed train-local --key FILE', the coordinator 'fedmed aggregate'",
-        )
-    if relay and plan.sites.min_sites > 1:
-        raise UsageError(
-            f"--relay: one site takes part in a round, and the plan requires {plan.sites.min_sites}",
-            hint="set min_sites = 1 in federation.toml",
         )
     settings = aggregation.settings(partial(default_weights, place, screen.say), start_rounds=True)
     newest = place.newest_round()
@@ -70,15 +66,9 @@ def run_round(
         lines = [f"round {until} exists already; the newest is {newest}"]
         screen.result({"rounds": [], "report": page}, *lines, *([f"wrote {page}"] if page else []))
         return
-    if newest < (last_turn := min(relay, until)):
-        screen.say(
-            f"rounds {newest + 1} to {last_turn} have one site each: the next site trains from its adapter, which "
-            "nothing is mixed into and no agent can reject"
-        )
-    if relay >= until:
-        screen.say(
-            f"round {until} is of one site, which has more say than the others; one of all sites: --rounds {relay + 1}"
-        )
+    if newest < min(relay, until):
+        _check_turns(plan, settings)
+    _say_whose_turn(place, plan, relay, until, screen.say)
     site_settings = training.site_settings(max_eval_samples)
     with place.lock(), contextlib.ExitStack() as stack:
         base = model.base_model(screen, training.load_in_4bit)
@@ -115,6 +105,43 @@ def run_round(
     end = f"wrote {place.global_adapter(until)}" if summaries else f"round {newest} existed already and is measured now"
     lines = [f"{end}; next: fedmed compare, fedmed chat", *([f"wrote {page}: open it in a browser"] if page else [])]
     screen.result({"rounds": [summary.to_dict() for summary in summaries], "report": page}, *lines)
+
+
+def _check_turns(plan: Plan, settings: AggregationSettings) -> None:
+    """UsageError where rounds of one site cannot be made under this plan and with these settings."""
+    from fedmed_cli.errors import UsageError
+    from fedmed_cli.records.combining import WEIGHTINGS
+
+    if plan.sites.min_sites > 1:
+        raise UsageError(
+            f"--relay: one site takes part in a round, and the plan requires {plan.sites.min_sites}",
+            hint="set min_sites = 1 in federation.toml",
+        )
+    if settings.robust != "none" or WEIGHTINGS[settings.weights].fewest_sites > 1:
+        raise UsageError("--relay: one site takes part in a round, and robust means and crosseval need several")
+    if settings.server_momentum:
+        raise UsageError("--relay: the server's momentum would mix the step of the site before into a site's adapter")
+
+
+def _say_whose_turn(place: Workspace, plan: Plan, relay: int, until: int, say: Say) -> None:
+    """Say which of the rounds to come are of one site, or that a relay has ended."""
+    from fedmed_cli.adapters import archive
+    from fedmed_cli.federation.simulation import taking_part
+
+    newest = place.newest_round()
+    turns = range(newest + 1, min(relay, until) + 1)
+    if turns:
+        order = ", ".join(f"{number} {taking_part(plan, number, relay)[0]}" for number in turns)
+        say(
+            f"rounds of one site each: {order}; the next site trains on from its adapter, which nothing is "
+            "mixed into and no agent can reject"
+        )
+        if relay >= until:
+            say(f"the last round is of one site, whose questions then count most: --rounds {relay + 1} ends with all")
+    elif relay:
+        say(f"--relay {relay}: these rounds are made already; from here on all sites take part")
+    elif newest and len(archive.archived_global(place, plan, newest).record.sites) == 1 < len(plan.sites.names):
+        say(f"round {newest} was of one site; from here on all take part (a relay goes on with --relay N)")
 
 
 def _is_report_older(place: Workspace) -> bool:

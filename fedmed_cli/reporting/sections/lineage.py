@@ -17,6 +17,7 @@ def bytes_section(records: WorkspaceRecords) -> Section:
     title, base = "Bytes exchanged", records.plan.base.num_bytes
     rows: list[list[str]] = []
     up = down = transfers = 0
+    sites = len(records.plan.sites.names)
     unknown: list[str] = []
     for one in records.rounds:
         for site in sorted(one.contributions):
@@ -25,7 +26,6 @@ def bytes_section(records: WorkspaceRecords) -> Section:
             rows.append([f"{one.number}", f"{site} to the coordinator", f"{size:,}", _share_text(size, base)])
         if one.aggregate is None:
             continue
-        sites = len(one.aggregate.sites)
         if absent := sorted(set(one.aggregate.sites) - set(one.contributions)):
             unknown.append(f"round {one.number}: {', '.join(absent)}")
         size = one.files["global"].folder_bytes
