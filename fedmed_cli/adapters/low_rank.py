@@ -163,8 +163,10 @@ class _Sum:
 def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) -> tuple[Factors, float, float]:
     """The best rank-r adapter of L·T (Eckart-Young) as (A: (r, in), B: (out, r)) in float32.
 
-    A has the right singular vectors at the norms of the plan's initial rows, and B the singular values: a component
-    goes on learning as fast as it began. Balanced factors would slow down all but the first (docs/learning.md).
+    Each component has its singular value divided between its row of A and its column of B so that ‖row‖² − ‖column‖²
+    is what it was in the plan's initial adapter (B = 0). Gradient descent keeps that difference (Du, Hu and Lee, arXiv
+    1806.00900), so a round starts as if one training had led there: small components learn on as fast as they began,
+    and what B holds of the large ones does not make the steps of A longer and longer (docs/learning.md).
     Components that fell to zero get B = 0 and the initial row of A, orthogonalised against the rest, so that they can
     learn again. Returns the factors, ‖what was cut‖² and ‖L·T‖².
     """
@@ -176,8 +178,10 @@ def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) ->
         u, s, vt = decompose(product, r)
         total, cut = float(np.sum(s**2)), float(np.sum(s[r:] ** 2))
         alive = int(np.sum(s[:r] > ZERO_SINGULAR_VALUE * s[0])) if s[0] > 0 else 0
-        a[:alive] = norms[:alive, None] * vt[:alive]
-        b[:, :alive] = u[:, :alive] * (s[:alive] / (scaling * norms[:alive]))
+        initial, sizes = norms[:alive] ** 2, s[:alive] / scaling
+        rows = np.sqrt((initial + np.sqrt(initial**2 + 4 * sizes**2)) / 2)
+        a[:alive] = rows[:, None] * vt[:alive]
+        b[:, :alive] = u[:, :alive] * (sizes / rows)
         if alive:
             _orthogonalise(a, alive)
     return (a.astype(np.float32), b.astype(np.float32)), cut, total

@@ -153,15 +153,14 @@ def test_a_low_rank_site_does_not_shrink_what_it_cannot_see(plan):
     assert np.allclose(dense(result, module), dense(parent, module), atol=1e-6)
 
 
-def test_a_component_of_any_size_learns_as_fast_after_a_round_as_before_the_first(plan):
-    # AdamW moves each entry of B by about the learning rate, whatever s·B·A is worth: the step is as long as A's rows.
+def test_factors_are_as_unlike_as_one_training_from_the_initial_adapter_leaves_them(plan):
+    # Gradient descent keeps A·Aᵀ − Bᵀ·B, and with it how fast a component learns; the initial adapter has B = 0.
     parent = plan_adapter(plan, initial_factors(plan))
     result, _ = svd(plan, parent, [random_adapter(plan, 1), random_adapter(plan, 2)], [0.7, 0.3])
     for module, (initial, _) in initial_factors(plan).items():
         a, b = (part.astype(np.float64) for part in result.factors[module])
-        norms = np.linalg.norm(initial, axis=1)
-        assert np.allclose(a @ a.T, np.diag(norms**2), atol=1e-6)
-        sizes = np.linalg.norm(b, axis=0) * norms
+        assert np.allclose(a @ a.T - b.T @ b, np.diag(np.linalg.norm(initial, axis=1) ** 2), atol=1e-6)
+        sizes = np.linalg.norm(b, axis=0) * np.linalg.norm(a, axis=1)
         assert sizes[0] > 1.2 * sizes[-1]  # components of unlike size
         assert list(sizes) == sorted(sizes, reverse=True)
 
