@@ -9,11 +9,11 @@ adapter of the round before, and the last round's are averaged), `personal` (eac
 global one where `personalise` keeps that). Kinds that do the last round of `rounds` again: `again` (combined in another
 way), `fitted` (a coefficient for each site, projection and third of the layers), `tail` (each site's adapter is the
 mean over the second half of its steps).
-Options: `relay` (rounds of one hospital each, in turn, but the last), `balanced` (factors as they once were), `cosine`
-(one decay over the three rounds), `momentum=0.5` (of the server), `steps=50` (local steps, with as many more rounds),
-`warmup=10` (steps, in each round), `prox=0.01` (FedProx's mu), `moments` (AdamW's second moments go on from round to
-round, as means); of `personal`: `own=100` (steps of its own); of `again`: `step=1.5` (the server's), `add=0.3` (of the
-global adapter's last change), `stack` (nothing cut).
+Options: `relay` (rounds of one hospital each, in turn, but the last), `balanced` and `initial` (factors as they once
+were), `cosine` (one decay over the three rounds), `momentum=0.5` (of the server), `steps=50` (local steps, with as many
+more rounds), `warmup=10` (steps, in each round), `prox=0.01` (FedProx's mu), `moments` (AdamW's second moments go on
+from round to round, as means); of `personal`: `own=100` (steps of its own); of `again`: `step=1.5` (the server's),
+`add=0.3` (of the global adapter's last change), `stack` (nothing cut).
 Every row is measured on the coordinator's reporting examples, to choose by, and on test examples, to report. Rows go
 to FOLDER/rows.jsonl; what is there is not trained again, and a training that was stopped goes on (`chains`,
 `tail`, `fitted` and `moments` begin again).
@@ -175,8 +175,7 @@ class Bench:
 
     def adapters(self, row: Row) -> Iterator[Adapter]:
         """Train a row; its adapters, in the order of its names."""
-        factors = {"balanced": _truncate_balanced, "conserved": _truncate_conserved}
-        methods.truncate = next((form for name, form in factors.items() if row.option(name) is not None), truncate)
+        methods.truncate = next((form for name, form in FACTORS.items() if row.option(name) is not None), truncate)
         place, plan = self.workspace(row)
         if row.kind == "rounds":
             yield self.run_rounds(place, plan, row)
@@ -372,23 +371,21 @@ def _mean(plan: Plan, parent: Adapter, ends: Sequence[Adapter]) -> Adapter:
 
 
 def _truncate_balanced(product: Product, r: int, scaling: float, initial_a: np.ndarray) -> tuple[Factors, float, float]:
-    """As `truncate`, the root of each singular value on both sides, as fedmed did before."""
+    """As `truncate`, the root of each singular value on both sides, as fedmed did at first."""
     (a, b), cut, total = truncate(product, r, scaling, initial_a)
-    rows, columns = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=0)
-    ratio = np.where(columns > 0, np.sqrt(columns / rows), 1).astype(np.float32)
+    columns = np.linalg.norm(b, axis=0)
+    ratio = np.where(columns > 0, np.sqrt(columns / np.linalg.norm(a, axis=1)), 1).astype(np.float32)
     return (a * ratio[:, None], b / ratio), cut, total
 
 
-def _truncate_conserved(
-    product: Product, r: int, scaling: float, initial_a: np.ndarray
-) -> tuple[Factors, float, float]:
-    """As `truncate`, with a² - b² of each component what it is in the plan's initial adapter."""
+def _truncate_initial(product: Product, r: int, scaling: float, initial_a: np.ndarray) -> tuple[Factors, float, float]:
+    """As `truncate`, A's rows as long as the plan's initial ones, as fedmed did then."""
     (a, b), cut, total = truncate(product, r, scaling, initial_a)
-    rows, columns = np.linalg.norm(a, axis=1).astype(np.float64), np.linalg.norm(b, axis=0)
-    initial = np.linalg.norm(initial_a.astype(np.float64), axis=1) ** 2
-    wanted = np.sqrt((initial + np.sqrt(initial**2 + 4 * (rows * columns) ** 2)) / 2)
-    ratio = (wanted / rows).astype(np.float32)
+    ratio = (np.linalg.norm(initial_a, axis=1) / np.linalg.norm(a, axis=1)).astype(np.float32)
     return (a * ratio[:, None], b / ratio), cut, total
+
+
+FACTORS = {"balanced": _truncate_balanced, "initial": _truncate_initial}
 
 
 def read(path: Path) -> list[dict]:
