@@ -164,9 +164,9 @@ def truncate(product: Product, r: int, scaling: float, initial_a: np.ndarray) ->
     """The best rank-r adapter of L·T (Eckart-Young) as (A: (r, in), B: (out, r)) in float32.
 
     Each component has its singular value divided between its row of A and its column of B so that ‖row‖² − ‖column‖²
-    is what it was in the plan's initial adapter (B = 0). Gradient descent keeps that difference (Du, Hu and Lee, arXiv
-    1806.00900), so a round starts as if one training had led there: small components learn on as fast as they began,
-    and what B holds of the large ones does not make the steps of A longer and longer (docs/learning.md).
+    is what it was in the plan's initial adapter (B = 0). Gradient descent in small steps nearly keeps that difference
+    (Du, Hu and Lee, arXiv 1806.00900), AdamW need not: small components learn on as fast as they began, and what B
+    holds of the large ones does not make the steps of A longer and longer (docs/learning.md).
     Components that fell to zero get B = 0 and the initial row of A, orthogonalised against the rest, so that they can
     learn again. Returns the factors, ‖what was cut‖² and ‖L·T‖².
     """

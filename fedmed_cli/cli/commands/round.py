@@ -138,7 +138,7 @@ def _say_whose_turn(place: Workspace, plan: Plan, relay: int, until: int, say: S
         )
         if relay >= until:
             say(f"the last round is of one site, whose questions then count most: --rounds {relay + 1} ends with all")
-    elif relay:
+    elif 0 < relay <= newest < until:
         say(f"--relay {relay}: these rounds are made already; from here on all sites take part")
     elif newest and len(archive.archived_global(place, plan, newest).record.sites) == 1 < len(plan.sites.names):
         say(f"round {newest} was of one site; from here on all take part (a relay goes on with --relay N)")
