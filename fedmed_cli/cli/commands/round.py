@@ -129,8 +129,9 @@ def _say_whose_turn(place: Workspace, plan: Plan, relay: int, until: int, say: S
     from fedmed_cli.federation.simulation import taking_part
 
     newest = place.newest_round()
-    turns = range(newest + 1, min(relay, until) + 1)
-    if turns:
+    if newest >= until:
+        return
+    if turns := range(newest + 1, min(relay, until) + 1):
         order = ", ".join(f"{number} {taking_part(plan, number, relay)[0]}" for number in turns)
         say(
             f"rounds of one site each: {order}; the next site trains on from its adapter, which nothing is "
@@ -138,7 +139,7 @@ def _say_whose_turn(place: Workspace, plan: Plan, relay: int, until: int, say: S
         )
         if relay >= until:
             say(f"the last round is of one site, whose questions then count most: --rounds {relay + 1} ends with all")
-    elif 0 < relay <= newest < until:
+    elif relay:
         say(f"--relay {relay}: these rounds are made already; from here on all sites take part")
     elif newest and len(archive.archived_global(place, plan, newest).record.sites) == 1 < len(plan.sites.names):
         say(f"round {newest} was of one site; from here on all take part (a relay goes on with --relay N)")
